@@ -1,0 +1,58 @@
+"""The affine layer, z = W x + b of lectures 000 and 004, for a batch of rows x."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer, lecun_normal
+from jaxtyping import Array, Float
+
+from diffprog import require
+from diffprog.backprop._layer import Layer
+
+
+def affine(inputs: int, outputs: int, *, bias: bool = True, initializer: Initializer | None = None) -> Layer:
+    """z_i = sum_j W_ij x_j + b_i, with dx = dz W, dW = dz^T x, db = sum of dz over the batch.
+
+    Params: `{"weight": (outputs, inputs), "bias": (outputs,)}`, W as the lectures write it. Their numerator layout has the
+    transpose of dW, x dz.
+
+    Args:
+        inputs: length of x, at least 1.
+        outputs: length of z, at least 1.
+        bias: whether there is a b.
+        initializer: of W, called with shape (inputs, outputs) as `jax.nn.initializers` expects; LeCun normal by default. b starts at 0.
+
+    Raises:
+        TypeError, ValueError: a size that is not a positive integer; at `forward`, x that is not float (batch, inputs).
+
+    >>> layer = affine(2, 1)
+    >>> layer.forward({"weight": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(1)}, jnp.array([[3.0, 2.0]]))[0]
+    Array([[1.]], dtype=float32)
+    """
+    require.integer("inputs", inputs, low=1)
+    require.integer("outputs", outputs, low=1)
+    draw = lecun_normal() if initializer is None else require.function("initializer", initializer)
+
+    def init(key: jax.Array) -> dict[str, Array]:
+        weight = draw(key, (inputs, outputs)).T
+        return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)} if bias else {"weight": weight}
+
+    def forward(params: dict[str, Array], x: Float[Array, "batch inputs"]) -> tuple[Float[Array, "batch outputs"], Any]:
+        _check(x, inputs)
+        z = x @ params["weight"].T
+        return (z + params["bias"] if bias else z), x
+
+    def backward(params: dict[str, Array], x: Any, dz: Float[Array, "batch outputs"]) -> tuple[dict[str, Array], Any]:
+        dparams = {"weight": dz.T @ x}
+        if bias:
+            dparams["bias"] = dz.sum(0)
+        return dparams, dz @ params["weight"]
+
+    return Layer(init, forward, backward)
+
+
+def _check(x: Any, inputs: int) -> None:
+    require.floating("x", x, rank=2)
+    if x.shape[1] != inputs:
+        raise ValueError(f"x must have shape (batch, {inputs}) for this affine layer, got {list(x.shape)}")

@@ -1,0 +1,257 @@
+"""The engine: descent on any variable of any program.
+
+    v_{k+1} = project(v_k + update(dJ/dv (v_k, x_k)))
+
+J is a pure function to a scalar cost, v its free variable, x_k what step k sees (a batch, a random key, its number). optax says how to
+move, a projection says where one may be. Training, visualization and attacks are this with another v.
+
+`descent` gives the pair (init, step), pure functions for any loop of one's own. `run` is the loop: it compiles once for costs of one
+structure, looks at the costs as it goes and stops where it should. It goes in pieces, and a piece in which it has to stop is replayed up
+to that step, so that looking costs a step nothing.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from jaxtyping import Array, Float
+
+from diffprog import loops, require
+from diffprog.program import program
+
+Ending = Literal["steps", "until", "nonfinite"]
+
+_PIECE_SECONDS = 0.5
+_FIRST_PIECE, _LONGEST_PIECE, _LONGEST_PIECE_WITH_AUX = 32, 256, 32
+
+
+class State(NamedTuple):
+    """Where a descent stands: the free variable, and the optimizer's own state."""
+
+    variable: Any
+    optimizer: Any
+
+
+class Info(NamedTuple):
+    """What a step saw: the cost before its update, and what the cost function returned beside it (or None)."""
+
+    cost: Float[Array, ""]
+    aux: Any
+
+
+class Descent(NamedTuple):
+    """A descent as two pure functions.
+
+    Attributes:
+        init: `init(variable) -> State`.
+        step: `step(state, x) -> (State, Info)`.
+    """
+
+    init: Callable[[Any], State]
+    step: Callable[[State, Any], tuple[State, Info]]
+
+
+class Result(NamedTuple):
+    """What a run comes back with.
+
+    Attributes:
+        variable: the free variable after `steps` updates.
+        costs: J(v_k, x_k) for k = 0, 1, ..., a NumPy array: one for each step, and the one it stopped at where the run stopped early.
+        aux: what the cost function returned beside the cost, stacked like `costs`; None if nothing.
+        steps: the updates that lead from the start to `variable`.
+        state: the `State` with that variable, to go on from.
+        ending: "steps" when all were taken; "until" when the cost changed by no more than that; "nonfinite" when it was NaN or infinite
+            at step `len(costs) - 1`: then `variable` is the last one whose cost was finite (or the start).
+    """
+
+    variable: Any
+    costs: np.ndarray
+    aux: Any
+    steps: int
+    state: State
+    ending: Ending
+
+    def __str__(self) -> str:
+        """One sentence on how the run ended."""
+        how = {
+            "steps": "took all its steps",
+            "until": f"stopped at step {self.steps}, where the cost no longer changed",
+            "nonfinite": f"stopped at step {len(self.costs) - 1}, where the cost is not finite",
+        }[self.ending]
+        return f"{how}; {self.steps} updates, costs {self.costs[:1]} to {self.costs[-1:]}"
+
+
+def descent(
+    cost: Callable[[Any, Any], Any],
+    optimizer: optax.GradientTransformation,
+    project: Callable[[Any], Any] | None = None,
+) -> Descent:
+    """The descent of `cost` by `optimizer`, kept in a set by `project`.
+
+    Args:
+        cost: `cost(variable, x) -> J`, a float scalar, or `(J, aux)`; pure. To ascend, return -J.
+        optimizer: any optax optimizer. Line searches and L-BFGS get the `value`, `grad` and `value_fn` they ask for.
+        project: `project(variable) -> variable`, applied after each update; None for anywhere.
+
+    Raises:
+        TypeError: an argument is not of its kind.
+
+    >>> bowl = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.5))
+    >>> float(run(bowl, 8.0, 3).variable)
+    1.0
+    """
+    require.function("cost", cost)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax optimizer, got {type(optimizer).__name__}")
+    if project is not None:
+        require.function("project", project)
+    update = optax.with_extra_args_support(optimizer).update
+
+    def cost_and_aux(variable: Any, x: Any) -> tuple[Any, Any]:
+        returned = cost(variable, x)
+        value, aux = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+        require.scalar("cost", value)
+        return value, aux
+
+    def init(variable: Any) -> State:
+        return State(variable, optimizer.init(variable))
+
+    def step(state: State, x: Any) -> tuple[State, Info]:
+        (value, aux), gradient = jax.value_and_grad(cost_and_aux, has_aux=True)(state.variable, x)
+        value_of = lambda variable: cost_and_aux(variable, x)[0]  # noqa: E731
+        updates, moved = update(gradient, state.optimizer, state.variable, value=value, grad=gradient, value_fn=value_of)
+        variable = optax.apply_updates(state.variable, updates)
+        return State(variable if project is None else project(variable), moved), Info(value, aux)
+
+    return Descent(init, step)
+
+
+def run(
+    descent: Descent,
+    start: Any,
+    xs: Any,
+    *,
+    until: float | None = None,
+    loop: Literal["auto", "device", "host"] = "auto",
+    progress: bool | None = None,
+) -> Result:
+    """Descend from `start`, one step for each of `xs`.
+
+    Args:
+        descent: from `descent`.
+        start: the free variable, a pytree of finite float arrays; or a `State`, to go on from it.
+        xs: what the steps see. A count n: step k sees the integer k. A pytree of finite arrays: step k sees each at k on its leading
+            axis. An iterator of batches: step k sees the k-th.
+        until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, the rule of lecture 004 (which stops on a plateau as well).
+        loop: "device" runs the steps in one compiled loop, "host" calls a compiled step from Python; "auto" takes the one that is fast
+            (see `loops.fast_on_device`). An iterator has only the host.
+        progress: a bar; None shows it for long runs where stderr is a terminal, True always, False never.
+
+    Returns:
+        A `Result`. `result.ending` and `str(result)` say why it ended; a cost that is not finite ends it, and raises nothing.
+
+    Raises:
+        TypeError, ValueError: a start that is not finite floats, a negative count, arrays that are empty, not finite or of several
+            lengths, a cost that is not a float scalar, an optimizer or projection that changes a shape or dtype.
+
+    >>> bowl = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.1))
+    >>> run(bowl, 4.0, 1000, until=1e-6).steps
+    69
+    """
+    if not isinstance(descent, Descent):
+        raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
+    require.choice("loop", loop, ("auto", "device", "host"))
+    until = None if until is None else require.number("until", until, low=0)
+    source, state = loops.Source(xs), _initial_state(descent, start)
+    if loop == "device" and source.iterated:
+        raise ValueError("loop must be 'auto' or 'host' for an iterator of batches, got 'device'")
+    if source.length == 0:
+        return Result(state.variable, np.zeros(0), None, 0, state, "steps")
+    step = program(descent.step)
+    traced = loops.trace(step, state, source.first())
+    info = _checked_info(state, *traced.out_info)
+    on_device = not source.iterated and loop != "host" and (loop == "device" or loops.fast_on_device(traced.jaxpr))
+    longest = _LONGEST_PIECE if info.aux is None else _LONGEST_PIECE_WITH_AUX
+    advance = functools.partial(loops.on_device if on_device else loops.on_host, step, capacity=longest)
+    return _piece_by_piece(advance, source, state, until, longest, progress)
+
+
+def _initial_state(descent: Descent, start: Any) -> State:
+    variable = start.variable if isinstance(start, State) else start
+    require.floating_leaves("start", variable)
+    if any(require.values(leaf) is None for leaf in jax.tree.leaves(variable)):
+        raise TypeError("start must have values, got a traced array; inside jit, grad or vmap loop over descent.step")
+    require.finite("start", variable)
+    state = start if isinstance(start, State) else descent.init(jax.tree.map(_strongly_typed, variable))
+    return jax.tree.map(_strongly_typed, state)
+
+
+def _strongly_typed(leaf: Any) -> jax.Array:
+    """Without JAX's weak type, which the first update would change, for a second compile."""
+    return jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype)
+
+
+def _checked_info(before: State, after: State, info: Info) -> Info:
+    kinds = [[(tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(state)] for state in (before, after)]
+    if kinds[0] != kinds[1]:
+        changed = next((f"{old} to {new}" for old, new in zip(*kinds, strict=False) if old != new), "their number")
+        raise ValueError(f"optimizer and project must keep the shapes and dtypes of the state, got a step that changes {changed}")
+    return info
+
+
+Advance = Callable[[loops.Piece], tuple[State, Info]]
+
+
+def _piece_by_piece(
+    advance: Advance, source: loops.Source, state: State, until: float | None, longest: int, progress: bool | None
+) -> Result:
+    """Advance by a piece, look at its costs, then stop or go on."""
+    infos: list[Info] = []
+    before: loops.Piece | None = None
+    length, first, latest_cost = min(_FIRST_PIECE, longest), 0, np.nan
+    with tqdm.tqdm(total=source.length, disable=None if progress is None else not progress, delay=0 if progress else 1) as bar:
+        while True:
+            xs, count = source.take(first, length)
+            if count == 0:
+                return _result(infos, state, first, "steps")
+            piece, began = loops.Piece(first, first + count, state, xs), time.perf_counter()
+            state, info = advance(piece)
+            ending, at = _stop(np.append(latest_cost, info.cost), until)
+            if ending is not None:
+                infos.append(jax.tree.map(lambda values, last=at + 1: values[:last], info))
+                steps = first + at if ending == "until" else max(first + at - 1, 0)
+                return _result(infos, _replay(advance, before, piece, steps), steps, ending)
+            infos.append(info)
+            before, first, latest_cost = piece, piece.last, float(info.cost[-1])
+            bar.set_postfix(cost=f"{latest_cost:.4g}", refresh=False)
+            bar.update(count)
+            length = int(np.clip(_PIECE_SECONDS * count / (time.perf_counter() - began), 1, longest))
+
+
+def _stop(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:
+    """Why and where among `costs[1:]` the run stops; `costs[0]` is the cost before them, NaN if there is none."""
+    nonfinite = ~np.isfinite(costs[1:])
+    with np.errstate(invalid="ignore"):
+        settled = np.zeros_like(nonfinite) if until is None else np.abs(np.diff(costs)) <= until
+    stops = np.flatnonzero(nonfinite | settled)
+    if len(stops) == 0:
+        return None, 0
+    return "nonfinite" if nonfinite[stops[0]] else "until", int(stops[0])
+
+
+def _replay(advance: Advance, before: loops.Piece | None, piece: loops.Piece, steps: int) -> State:
+    """The state after `steps` updates, which lies in `piece` or in the one before it."""
+    if before is not None and steps < piece.first:
+        piece = before
+    return piece.state if steps == piece.first else advance(piece._replace(last=steps))[0]
+
+
+def _result(infos: list[Info], state: State, steps: int, ending: Ending) -> Result:
+    info = jax.tree.map(lambda *pieces: np.concatenate(pieces), *infos)
+    return Result(state.variable, info.cost, info.aux, steps, state, ending)

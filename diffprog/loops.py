@@ -1,0 +1,142 @@
+"""Loops over a compiled step, in the two forms that JAX has, and which of them is fast where.
+
+    on_device   one compiled loop around the step: no Python between steps; what a GPU and small programs want
+    on_host     a Python loop that calls the compiled step: what the CPU wants for convolutions it was not laid out for
+
+Both run a piece of a longer loop, from the state before it to the state after it, so that a caller can look at what came of a piece
+before it starts the next. A step is a `Program` (state, x) -> (state, info).
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffprog import interpreter, require
+from diffprog.program import Program
+
+
+class Piece(NamedTuple):
+    """Steps `first` to `last` - 1 of a loop: the state before them, and what they see (from `Source.take`)."""
+
+    first: int
+    last: int
+    state: Any
+    xs: Any
+
+
+class Source:
+    """What the steps see: a count (each step its number), arrays (each step its index of the leading axis) or an iterator of batches.
+
+    Attributes:
+        length: the number of steps; None for an iterator, which tells only at its end.
+        iterated: whether it is an iterator.
+    """
+
+    def __init__(self, xs: Any) -> None:
+        self.iterated = isinstance(xs, Iterator)
+        self.length: int | None = None
+        self._xs: Any
+        if isinstance(xs, int) or getattr(xs, "ndim", None) == 0:
+            self._xs, self.length = None, require.integer("xs", xs, low=0)
+        elif self.iterated:
+            self._xs = xs
+        else:
+            self.length = require.batch(xs=xs)
+            require.finite("xs", xs)
+            self._xs = jax.tree.map(jnp.asarray, xs)
+
+    def first(self) -> Any:
+        """What step 0 sees, for its shapes."""
+        if not self.iterated:
+            return jax.eval_shape(_at, self._xs, 0)
+        try:
+            x = next(self._xs)
+        except StopIteration:
+            raise ValueError("xs must hold at least one batch, got an iterator that is at its end") from None
+        self._xs = itertools.chain([x], self._xs)
+        return x
+
+    def take(self, first: int, count: int) -> tuple[Any, int]:
+        """What the steps from `first` on see, and how many there are, at most `count`."""
+        if self.length is not None:
+            return self._xs, min(count, self.length - first)
+        batches = list(itertools.islice(self._xs, count))
+        return batches, len(batches)
+
+
+def fast_on_device(step: interpreter.ClosedJaxpr) -> bool:
+    """Whether a step runs as fast inside a compiled loop as by itself.
+
+    XLA's CPU backend rearranges a convolution for its fast kernel only outside of loops. Inside, one that is not laid out
+    (batch, ..., channels) and (..., inputs, outputs) runs 10 to 100 times slower; autodiff of a convolution makes such ones, the layers
+    of `diffprog.backprop` do not.
+
+    >>> fast_on_device(jax.make_jaxpr(jnp.sin)(1.0))
+    True
+    """
+    return jax.default_backend() != "cpu" or not interpreter.sites(step, _is_slow_in_a_loop)
+
+
+def _is_slow_in_a_loop(equation: interpreter.JaxprEqn) -> bool:
+    if equation.primitive.name != "conv_general_dilated":
+        return False
+    layout = equation.params["dimension_numbers"]
+    rank = len(layout.lhs_spec)
+    images, kernel = (0, rank - 1, *range(1, rank - 1)), (rank - 1, rank - 2, *range(rank - 2))
+    return (layout.lhs_spec, layout.rhs_spec, layout.out_spec) != (images, kernel, images)
+
+
+def trace(step: Program, state: Any, x: Any) -> Any:
+    """The traced step: its `jaxpr` and `out_info`. Nothing is compiled, and neither loop traces it again."""
+    return _step.trace(step, state, x)
+
+
+def on_host(step: Program, piece: Piece, *, capacity: int) -> tuple[Any, Any]:
+    """The state after the piece, and the steps' infos stacked, as NumPy arrays."""
+    state, infos = piece.state, []
+    for k in range(piece.first, piece.last):
+        if isinstance(piece.xs, list):
+            state, info = _step(step, state, piece.xs[k - piece.first])
+        else:
+            state, info = _step_at(step, state, piece.xs, k)
+        infos.append(info)
+    return state, jax.tree.map(lambda *values: np.stack(values), *jax.device_get(infos))
+
+
+def on_device(step: Program, piece: Piece, *, capacity: int) -> tuple[Any, Any]:
+    """The same for a piece of at most `capacity` steps, which alone decides what is compiled."""
+    state, infos = _loop(step, piece.state, piece.xs, piece.first, piece.last, capacity)
+    return state, jax.tree.map(lambda values: values[: piece.last - piece.first], jax.device_get(infos))
+
+
+@jax.jit
+def _step(step: Program, state: Any, x: Any) -> tuple[Any, Any]:
+    return step(state, x)
+
+
+@jax.jit
+def _step_at(step: Program, state: Any, xs: Any, k: Any) -> tuple[Any, Any]:
+    return _step(step, state, _at(xs, k))
+
+
+def _at(xs: Any, k: Any) -> Any:
+    k = jnp.asarray(k, jnp.int32)
+    return k if xs is None else jax.tree.map(lambda leaf: leaf[k], xs)
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def _loop(step: Program, state: Any, xs: Any, first: Any, last: Any, capacity: int) -> tuple[Any, Any]:
+    info = jax.eval_shape(_step, step, state, _at(xs, first))[1]
+    infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), info)
+
+    def body(k: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        state, infos = carry
+        state, info = _step(step, state, _at(xs, k))
+        return state, jax.tree.map(lambda kept, value: kept.at[k - first].set(value), infos, info)
+
+    return jax.lax.fori_loop(first, last, body, (state, infos))

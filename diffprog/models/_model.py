@@ -1,0 +1,59 @@
+"""A model: a pure function with named nodes, built from hand-written layers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from diffprog import backprop, require
+from diffprog.backprop import Layer
+from diffprog.nodes import tap
+
+
+class Model(NamedTuple):
+    """A function of parameters and inputs.
+
+    Attributes:
+        init: `init(key) -> params`, a dict from the name of a node to the parameters of the layer that computes it.
+        apply: `apply(params, x) -> logits`, x: (batch, ...), logits: (batch, classes). Every node is tapped by its name.
+    """
+
+    init: Callable[[jax.Array], dict[str, Any]]
+    apply: Callable[[dict[str, Any], Float[Array, "batch ..."]], Float[Array, "batch classes"]]
+
+
+Stage = tuple[str, Layer]
+
+
+def sequential(stages: Sequence[Stage]) -> Model:
+    """The model that runs named layers one after another, each with its hand-written gradient, tapping every output.
+
+    >>> model = sequential([("hidden", backprop.affine(2, 3)), ("logits", backprop.tanh())])
+    >>> sorted(model.init(jax.random.key(0)))
+    ['hidden']
+    """
+    names = tuple(name for name, _ in stages)
+    layers = tuple(layer for _, layer in stages)
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        drawn = {name: layer.init(key) for name, layer, key in zip(names, layers, jax.random.split(key, len(layers)), strict=True)}
+        return {name: params for name, params in drawn.items() if params != ()}
+
+    def apply(params: dict[str, Any], x: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
+        for name, layer in zip(names, layers, strict=True):
+            x = tap(backprop.differentiable(layer)(params.get(name, ()), x), name)
+        return x
+
+    return Model(init, apply)
+
+
+ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "softmax", "maxout")
+
+
+def activation_layer(activation: str | Layer) -> Layer:
+    """The elementwise or vector activation of that name, or the layer itself."""
+    if isinstance(activation, Layer):
+        return activation
+    require.choice("activation", activation, ACTIVATIONS)
+    return getattr(backprop, activation)()

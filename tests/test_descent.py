@@ -1,0 +1,234 @@
+"""The engine: closed-form paths, the lectures' stopping rule, both loop forms, and what stops a run."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffprog.descent import Descent, State, descent, run
+
+GOLDEN = {example["id"]: example for example in json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())["examples"]}
+every_loop = pytest.mark.parametrize("loop", ["device", "host"])
+
+
+def bowl(v, k):
+    return 0.5 * jnp.sum(v**2)
+
+
+@every_loop
+def test_lecture_004_stops_after_69_steps(loop):
+    example = GOLDEN["gd_convergence_rule"]
+    with jax.enable_x64(True):
+        given, true = example["inputs"], example["true"]
+        result = run(descent(bowl, optax.sgd(given["eta"])), given["theta0"], 1000, until=given["eps"], loop=loop)
+        np.testing.assert_allclose(float(result.variable), true["final_theta"], rtol=1e-12)
+        np.testing.assert_allclose(result.costs[-1], true["final_loss"], rtol=1e-12)
+    assert (result.steps, result.ending, len(result.costs)) == (true["iterations"], "until", 70)
+    assert "stopped at step 69" in str(result)
+
+
+@every_loop
+def test_momentum_follows_the_lecture(loop):
+    given, true = GOLDEN["momentum_quadratic"]["inputs"], GOLDEN["momentum_quadratic"]["true"]
+    with jax.enable_x64(True):
+        engine = descent(lambda v, k: (bowl(v, k), v), optax.sgd(given["eta"], momentum=given["alpha"]))
+        result = run(engine, given["theta0"], 11, loop=loop)
+    np.testing.assert_allclose(result.aux, true["theta"], rtol=1e-12)
+
+
+@every_loop
+def test_ascent_on_the_input_follows_the_lecture(loop):
+    example = GOLDEN["unit_visualisation_linear"]
+    with jax.enable_x64(True):
+        w, lam = jnp.array(example["inputs"]["w"]), example["inputs"]["lam"]
+        engine = descent(lambda x, k: (-(w @ x - lam * bowl(x, k)), x), optax.sgd(example["inputs"]["eta"]))
+        result = run(engine, jnp.zeros(3), 500, loop=loop)
+    np.testing.assert_allclose(result.aux[:4], example["true"]["iterates"], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(result.variable, example["true"]["fixed_point"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 31, 32, 33, 300])
+def test_both_loops_take_the_same_steps(steps):
+    batches = jax.random.normal(jax.random.key(0), (steps, 4, 3))
+    engine = descent(lambda v, x: (jnp.tanh(x @ v) ** 2).mean() + 0.1 * bowl(v, x), optax.adam(0.05))
+    device, host = (run(engine, jnp.ones(3), batches, loop=loop) for loop in ("device", "host"))
+    np.testing.assert_allclose(device.costs, host.costs, rtol=1e-5)
+    np.testing.assert_allclose(device.variable, host.variable, rtol=1e-5)
+    assert len(device.costs) == device.steps == host.steps == steps
+
+
+def test_iterator_gives_what_arrays_give():
+    batches = jax.random.normal(jax.random.key(0), (70, 4, 3))
+    engine = descent(lambda v, x: jnp.mean((x @ v - 1) ** 2), optax.sgd(0.1))
+    arrays, iterator = run(engine, jnp.ones(3), batches, loop="host"), run(engine, jnp.ones(3), iter(batches))
+    np.testing.assert_array_equal(arrays.costs, iterator.costs)
+    assert iterator.steps == 70
+
+
+def test_a_state_goes_on_where_it_was():
+    engine = descent(bowl, optax.adam(0.1))
+    whole, half = run(engine, jnp.ones(3), 20), run(engine, jnp.ones(3), 10)
+    np.testing.assert_array_equal(run(engine, half.state, 10).variable, whole.variable)
+
+
+@every_loop
+@pytest.mark.parametrize("bad", [0, 1, 31, 32, 33, 50])
+def test_nonfinite_cost_ends_the_run_with_the_last_finite_variable(loop, bad):
+    xs = jnp.arange(60.0)
+    engine = descent(lambda v, x: jnp.where(x == bad, jnp.nan, bowl(v, x)), optax.sgd(0.1))
+    result = run(engine, 1.0, xs, loop=loop)
+    assert (result.ending, len(result.costs) - 1, result.steps) == ("nonfinite", bad, max(bad - 1, 0))
+    assert np.isnan(result.costs[-1])
+    assert np.isfinite(result.costs[:-1]).all()
+    np.testing.assert_allclose(float(result.variable), 0.9**result.steps, rtol=1e-5)
+    assert f"step {bad}, where the cost is not finite" in str(result)
+
+
+def test_divergence_ends_the_run():
+    result = run(descent(lambda v, k: jnp.sum(v**4), optax.sgd(1.0)), 2.0, 100)
+    assert result.ending == "nonfinite"
+    assert np.isfinite(result.variable)
+
+
+def test_projection_holds_after_every_step():
+    engine = descent(lambda v, k: (jnp.sum((v - 2) ** 2), v), optax.sgd(0.3), project=lambda v: jnp.clip(v, -1, 1))
+    result = run(engine, jnp.zeros(3), 10)
+    assert result.aux.max() <= 1
+    np.testing.assert_array_equal(result.variable, 1)
+
+
+@every_loop
+@pytest.mark.parametrize(
+    "optimizer", [optax.lbfgs(), optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(10))], ids=["lbfgs", "search"]
+)
+def test_line_searches_get_what_they_ask_for(optimizer, loop):
+    matrix = jnp.diag(jnp.array([1.0, 10.0, 100.0]))
+    result = run(descent(lambda v, k: 0.5 * v @ matrix @ v - v.sum(), optimizer), jnp.ones(3), 100, until=0.0, loop=loop)
+    np.testing.assert_allclose(result.costs[-1], -0.555, rtol=0.02)
+
+
+def test_any_pytree_is_a_variable():
+    result = run(
+        descent(lambda v, k: bowl(v["a"], k) + bowl(v["b"][0], k), optax.sgd(0.5)), {"a": 1.0, "b": [np.ones((2, 2), np.float32)]}, 2
+    )
+    assert jax.tree.map(jnp.shape, result.variable) == {"a": (), "b": [(2, 2)]}
+    np.testing.assert_allclose(result.variable["b"][0], 0.25)
+
+
+def test_count_gives_each_step_its_number():
+    result = run(descent(lambda v, k: v * (k + 1), optax.sgd(1.0)), 0.0, 5)
+    assert float(result.variable) == -15
+
+
+def test_zero_steps_return_the_start():
+    result = run(descent(bowl, optax.sgd(0.1)), 3.0, 0)
+    assert (float(result.variable), result.steps, len(result.costs), result.ending) == (3, 0, 0, "steps")
+
+
+def fitted(weight, seen=None):
+    """A descent whose cost holds an array in its closure, made afresh."""
+
+    def cost(v, k):
+        if seen is not None:
+            seen.append(1)
+        return jnp.sum((v - weight) ** 2)
+
+    return descent(cost, optax.adam(0.1))
+
+
+@every_loop
+def test_runs_of_one_structure_trace_once(loop):
+    jax.clear_caches()
+    seen = []
+    for weight, steps in ((1.0, 40), (2.0, 40), (3.0, 7), (4.0, 300)):
+        run(fitted(jnp.full(4, weight), seen), jnp.zeros(4), steps, loop=loop)
+    assert len(seen) == 1
+
+
+def test_each_run_uses_its_own_arrays():
+    results = [run(fitted(jnp.full(2, weight)), jnp.zeros(2), 300).variable for weight in (1.0, 2.0)]
+    np.testing.assert_allclose(results, [[1, 1], [2, 2]], rtol=1e-3)
+
+
+def test_init_and_step_work_in_a_loop_of_ones_own():
+    engine = descent(bowl, optax.sgd(0.1))
+    state, infos = jax.vmap(lambda v: jax.lax.scan(engine.step, engine.init(v), jnp.arange(5)))(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(state.variable, [0.9**5, 2 * 0.9**5], rtol=1e-6)
+    assert infos.cost.shape == (2, 5)
+
+
+def test_no_bar_unless_asked_for(capfd):
+    run(descent(bowl, optax.sgd(0.1)), 1.0, 5)
+    assert capfd.readouterr().err == ""
+    run(descent(bowl, optax.sgd(0.1)), 1.0, 5, progress=True)
+    assert "5/5" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("bowl", optax.sgd(0.1)), TypeError, "cost must be callable, got str"),
+        ((bowl, 0.1), TypeError, "optimizer must be an optax optimizer, got float"),
+        ((bowl, optax.sgd(0.1), "box"), TypeError, "project must be callable, got str"),
+    ],
+)
+def test_descent_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        descent(*arguments)
+
+
+SGD = descent(bowl, optax.sgd(0.1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((bowl, 1.0, 3), {}, TypeError, "descent must be a Descent, got function"),
+        (
+            (SGD, jnp.array([1.0, jnp.nan]), 3),
+            {},
+            ValueError,
+            r"start must be finite, got 1 NaN or infinite of 2 values, the first at index \(1,\)",
+        ),
+        ((SGD, {"a": jnp.inf}, 3), {}, ValueError, r"start\['a'\] must be finite"),
+        ((SGD, jnp.ones(2, int), 3), {}, TypeError, r"start must be a float array, got int32\[2\]"),
+        ((SGD, {}, 3), {}, ValueError, "start must hold at least one array"),
+        ((SGD, "start", 3), {}, TypeError, "start must be an array, got str"),
+        ((SGD, 1.0, -1), {}, ValueError, "xs must be an integer >= 0, got -1"),
+        ((SGD, 1.0, 2.5), {}, ValueError, "xs must have a leading axis"),
+        ((SGD, 1.0, jnp.zeros((0, 3))), {}, ValueError, "xs must not be empty"),
+        ((SGD, 1.0, (jnp.zeros(2), jnp.zeros(3))), {}, ValueError, r"leading axes must agree, got xs\[0\]: 2, xs\[1\]: 3"),
+        ((SGD, 1.0, jnp.array([0, jnp.nan])), {}, ValueError, "xs must be finite"),
+        ((SGD, 1.0, iter([])), {}, ValueError, "xs must hold at least one batch"),
+        ((SGD, 1.0, 3), {"until": -1.0}, ValueError, "until must be a finite number >= 0, got -1.0"),
+        ((SGD, 1.0, 3), {"until": float("nan")}, ValueError, "until must be a finite number"),
+        ((SGD, 1.0, 3), {"loop": "scan"}, ValueError, "loop must be one of 'auto', 'device', 'host', got 'scan'"),
+        ((SGD, 1.0, iter([1.0])), {"loop": "device"}, ValueError, "loop must be 'auto' or 'host' for an iterator"),
+        ((descent(lambda v, k: v, optax.sgd(0.1)), jnp.ones(2), 3), {}, ValueError, r"cost must return one float scalar, got float32\[2\]"),
+        ((descent(lambda v, k: jnp.sum(v > 0), optax.sgd(0.1)), jnp.ones(2), 3), {}, ValueError, r"cost must return one float scalar, got int32\[\]"),
+        ((descent(bowl, optax.sgd(0.1), lambda v: v[:1]), jnp.ones(2), 3), {}, ValueError, "optimizer and project must keep the shapes"),
+        (
+            (descent(bowl, optax.sgd(0.1), lambda v: v.astype(jnp.float16)), jnp.ones(2), 3),
+            {},
+            ValueError,
+            "optimizer and project must keep",
+        ),
+    ],
+)
+def test_run_refuses(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        run(*arguments, **options)
+
+
+def test_run_refuses_to_be_traced():
+    with pytest.raises(TypeError, match=r"start must have values, got a traced array.*descent\.step"):
+        jax.jit(lambda v: run(SGD, v, 3).variable)(1.0)
+
+
+def test_a_descent_is_its_two_functions():
+    assert Descent._fields == ("init", "step")
+    assert isinstance(SGD.init(jnp.ones(2)), State)

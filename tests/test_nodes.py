@@ -1,0 +1,364 @@
+"""Nodes: what is read is what was computed, patching it back is a no-op, and every construct and framework is passed through."""
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from jax import lax
+
+from diffprog import nodes
+from diffprog.nodes import tap
+from diffprog.program import program
+
+X = jnp.asarray([0.3, -0.7, 1.1])
+IMAGES = jnp.linspace(-1.0, 1.0, 2 * 6 * 6).reshape(2, 6, 6, 1)
+
+
+def straight(x):
+    return jnp.cos(tap(jnp.sin(x), "h") * x)
+
+
+def jitted(x):
+    return jax.jit(jax.jit(straight))(x)
+
+
+def nested_scan(x):
+    def outer(carry, _):
+        return lax.scan(lambda c, s: (straight(c) + s, c), carry, jnp.arange(2.0))
+
+    return lax.scan(outer, x, None, length=3)
+
+
+def counted(x):
+    return lax.fori_loop(0, 3, lambda i, c: straight(c) + i, x)
+
+
+def branched(x):
+    return lax.cond(x[0] > 0, straight, lambda x: 2 * x, x)
+
+
+def rematted(x):
+    return jax.checkpoint(straight)(x)
+
+
+def mapped(x):
+    return jax.vmap(straight)(x)
+
+
+def differentiated(x):
+    return jax.grad(lambda x: straight(x).sum())(x)
+
+
+def beside_a_rule(x):
+    return jax.nn.relu(tap(x, "h")) * 3
+
+
+@jax.custom_vjp
+def cubed(x):
+    return tap(x * x, "square") * x
+
+
+cubed.defvjp(lambda x: (cubed(x), x), lambda x, g: (100.0 * g * x,))
+
+
+def in_while(x):
+    return lax.while_loop(lambda c: c.sum() < 10, lambda c: tap(c + 1, "lost"), tap(x, "kept"))
+
+
+PROGRAMS = {f.__name__: f for f in (straight, jitted, nested_scan, counted, branched, rematted, mapped, differentiated, beside_a_rule)}
+SHAPES = dict.fromkeys(PROGRAMS, (3,)) | {"nested_scan": (3, 2, 3), "counted": (3, 3)}
+
+
+def total(tree):
+    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def close(got, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got, expected)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_putting_back_what_was_read_changes_nothing(name):
+    f = PROGRAMS[name]
+    out, values = nodes.read(f)(X)
+    close(out, f(X))
+    assert {key: value.shape for key, value in values.items()} == {"h": SHAPES[name]}
+    close(nodes.replace(f, values)(X), out)
+    close(nodes.perturb(f, jax.tree.map(jnp.zeros_like, values))(X), out)
+    assert nodes.names(f, X) == {"h": jax.ShapeDtypeStruct(SHAPES[name], "float32")}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_gradient_through_a_perturbation_is_the_difference_quotient(name):
+    f, shape = PROGRAMS[name], SHAPES[name]
+
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.asarray(X, np.float64) + 0.01)
+        cost = jax.jit(lambda delta: total(nodes.perturb(f, {"h": delta})(x)))
+        direction = jnp.cos(jnp.arange(np.prod(shape), dtype=float)).reshape(shape)
+        slope = jnp.vdot(jax.grad(cost)(jnp.zeros(shape)), direction)
+        np.testing.assert_allclose(slope, (cost(1e-6 * direction) - cost(-1e-6 * direction)) / 2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_jit_vmap_and_grad_go_outside(name):
+    f, batch = PROGRAMS[name], jnp.stack([X, -X])
+
+    def reading(x):
+        out, values = nodes.read(f)(x)
+        return total(out) + total(values)
+
+    close(jax.jit(jax.vmap(jax.grad(reading)))(batch), jnp.stack([jax.grad(reading)(x) for x in batch]))
+
+
+def test_values_are_those_of_the_computation():
+    (_, ys), values = nodes.read(nested_scan)(X)
+    close(values["h"], jnp.sin(ys))
+    close(nodes.read(branched)(-X)[1]["h"], 0 * X)
+    close(nodes.read(straight)(X)[1]["h"], jnp.sin(X))
+
+
+def test_replaced_values_are_batched_with_the_arguments():
+    values = jnp.stack([X, 2 * X, 3 * X])
+    got = jax.vmap(lambda v, x: nodes.replace(straight, {"h": v})(x))(values, values)
+    close(got, jnp.cos(values**2))
+
+
+def test_gradient_with_respect_to_a_replaced_value_leaves_out_what_came_before():
+    def f(x):
+        return jnp.sum(tap(x**2, "h") * x)
+
+    v = jnp.asarray([1.0, 2.0, 3.0])
+    close(jax.grad(lambda v: nodes.replace(f, {"h": v})(X))(v), X)
+    close(jax.grad(nodes.replace(f, {"h": v}))(X), v)
+
+
+def test_transformed_functions_can_be_transformed_again():
+    def f(x):
+        return tap(tap(x + 1, "first") * 2, "second")
+
+    out, values = nodes.read(nodes.perturb(f, {"first": X}))(X)
+    close((out, values["second"]), (4 * X + 2, 4 * X + 2))
+    close(nodes.replace(nodes.replace(f, {"first": X}), {"second": 5 * X})(X), 5 * X)
+
+
+def test_pytrees_go_in_and_out():
+    out, values = nodes.read(lambda a, b: {"sum": tap(a["x"] + b[0], "s"), "none": None})({"x": X}, (X,))
+    close((out["sum"], values["s"]), (2 * X, 2 * X))
+    assert out["none"] is None
+
+
+def test_custom_rules_stay():
+    def f(x):
+        return jnp.sum(cubed(tap(x, "h")))
+
+    close(jax.grad(lambda x: nodes.read(f)(x)[0])(X), 100 * X)
+    close(jax.grad(lambda delta: nodes.perturb(f, {"h": delta})(X))(0 * X), 100 * X)
+    close(nodes.read(f)(X)[1]["square"], X**2)
+    close(jax.grad(lambda x: total(nodes.perturb(beside_a_rule, {"h": x})(x)))(0 * X), 0 * X)  # 3 without relu's own rule
+
+
+def test_remat_is_kept():
+    jaxpr = str(jax.make_jaxpr(lambda x: nodes.perturb(rematted, {"h": x})(x))(X))
+    assert "prevent_cse" in jaxpr
+
+
+def test_what_is_not_read_costs_nothing():
+    def flops(f):
+        return jax.jit(f).lower(jnp.ones((8, 8))).compile().cost_analysis()["flops"]
+
+    def f(x):
+        return tap(tap(x @ x, "h") @ x, "g") + jnp.sin(x)
+
+    def bare(x):
+        return x @ x @ x + jnp.sin(x)
+
+    assert flops(lambda x: nodes.read(f)(x)[0]) == flops(f) == flops(bare)
+    assert flops(lambda x: nodes.read(f)(x)[1]["h"]) == flops(lambda x: x @ x)
+
+
+def test_nothing_is_run_for_names_and_operations():
+    def f(x):
+        jax.debug.callback(ran.append, x[0])
+        return tap(x @ x, "h")
+
+    ran = []
+    abstract = jax.ShapeDtypeStruct((4,), "float32")
+    assert list(nodes.names(f, abstract)) == ["h"]
+    assert list(nodes.operations(f, abstract)) == ["matmul:0"]
+    assert nodes.names(f, X)["h"].shape == ()
+    jax.effects_barrier()
+    assert ran == []
+
+
+def test_programs_of_one_structure_compile_once():
+    traces = []
+
+    def network(params, x):
+        traces.append(x.shape)
+        return tap(x * params, "h")
+
+    for scale in (1.0, 2.0, 3.0):
+        model = program(network, jnp.float32(scale))
+        close(nodes.read(model)(X)[1]["h"], scale * X)
+        close(nodes.perturb(model, {"h": scale * X})(X), 2 * scale * X)
+    assert len(traces) == 2
+
+
+def test_a_name_used_twice_is_two_nodes():
+    def f(x):
+        return straight(straight(x))
+
+    assert list(nodes.names(f, X)) == ["h#0", "h#1"]
+    values = nodes.read(f)(X)[1]
+    close(values["h#1"], jnp.sin(straight(X)))
+    close(nodes.replace(f, {"h#1": values["h#1"]})(X), f(X))
+    with pytest.raises(ValueError, match="'h' means 2 nodes, choose from 'h#0', 'h#1'"):
+        nodes.read(f, ["h"])(X)
+
+
+class Block(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.relu(linen.Conv(4, (3, 3))(x))
+
+
+class LinenCNN(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.remat(Block)(name="second")(Block(name="first")(x))
+        return linen.Dense(3)(x.mean((1, 2)))
+
+
+class NnxCNN(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.convolution, self.head = nnx.Conv(1, 4, (3, 3), rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.convolution(x)).mean((1, 2)))
+
+
+class EquinoxCNN(equinox.Module):
+    convolution: equinox.nn.Conv2d
+    head: equinox.nn.Linear
+
+    def __call__(self, x):
+        return self.head(jax.nn.relu(self.convolution(x.transpose(2, 0, 1))).mean((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def linen_model():
+    return program(LinenCNN().apply, jax.jit(LinenCNN().init)(jax.random.key(0), IMAGES))
+
+
+@pytest.fixture(scope="module")
+def equinox_model():
+    first, second = jax.random.split(jax.random.key(0))
+    return EquinoxCNN(equinox.nn.Conv2d(1, 4, 3, key=first), equinox.nn.Linear(4, 3, key=second))
+
+
+def test_operations_of_an_unmodified_linen_model(linen_model):
+    assert nodes.operations(linen_model, IMAGES) == {
+        "conv:0": ((2, 6, 6, 4), jnp.float32, "LinenCNN/first/Conv_0"),
+        "conv:1": ((2, 6, 6, 4), jnp.float32, "LinenCNN/second/Conv_0"),
+        "matmul:0": ((2, 3), jnp.float32, "LinenCNN/Dense_0"),
+    }
+    out, values = nodes.read(linen_model, ["conv:1", "second/Conv_0", "LinenCNN/Dense_0", "Dense_0"])(IMAGES)
+    close(values["conv:1"], values["second/Conv_0"])
+    close(values["Dense_0"], out)  # the bias is still zero
+    close(nodes.replace(linen_model, {"second/Conv_0": values["conv:1"]})(IMAGES), out)
+    with pytest.raises(ValueError, match="'Conv_0' means 2 nodes, choose from 'conv:0', 'conv:1'"):
+        nodes.read(linen_model, ["Conv_0"])(IMAGES)
+
+
+def test_transformations_leave_module_paths_alone(linen_model):
+    def slope(x):
+        return jax.vmap(jax.grad(lambda x: linen_model(x[None]).sum()))(x)
+
+    forward = [operation.scope for operation in nodes.operations(slope, IMAGES).values()][:2]
+    assert forward == ["LinenCNN/first/Conv_0", "LinenCNN/second/Conv_0"]
+
+
+def test_operations_of_an_unmodified_nnx_model():
+    model = NnxCNN()
+    assert [(key, value.shape) for key, value in nodes.operations(model, IMAGES).items()] == [
+        ("conv:0", (2, 6, 6, 4)),
+        ("matmul:0", (2, 3)),
+    ]
+    out, values = nodes.read(model, ["matmul:0"])(IMAGES)
+    close((out, values["matmul:0"]), (model(IMAGES), model(IMAGES)))
+    close(nodes.perturb(model, {"matmul:0": jnp.ones((2, 3))})(IMAGES), out + 1)
+
+
+def test_operations_of_an_unmodified_equinox_model(equinox_model):
+    batched = jax.vmap(equinox_model)
+    (convolution, matmul) = nodes.operations(batched, IMAGES).values()
+    assert (convolution.scope, matmul.scope) == ("eqx.nn.Conv", "eqx.nn.Linear")
+    out, values = nodes.read(equinox_model, ["eqx.nn.Conv"])(IMAGES[0])
+    close(nodes.replace(equinox_model, values)(IMAGES[0]), out)
+    close(out, equinox_model(IMAGES[0]))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(("name", "error"), [("", ValueError), ("a#0", ValueError), ("conv:0", ValueError), (3, TypeError)])
+def test_tap_refuses_names_that_number_nodes(name, error):
+    with pytest.raises(error, match="name must be a string"):
+        tap(X, name)
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    def f(x):
+        return tap(x, "hidden1") @ tap(x, "hidden2")
+
+    for ask in (nodes.read(f, ["hidden"]), nodes.replace(f, {"hidden": X}), nodes.perturb(f, {"": X})):
+        with pytest.raises(ValueError, match="is unknown, expected one of 'hidden1', 'hidden2', 'matmul:0'"):
+            ask(X)
+    with pytest.raises(ValueError, match=r"'h' is unknown.*the program has no nodes"):
+        nodes.read(jnp.sin, ["h"])(X)
+
+
+def test_loops_of_unknown_length_are_refused_by_name_only():
+    assert list(nodes.names(in_while, X)) == list(nodes.read(in_while)(X)[1]) == ["kept"]
+    for ask in (nodes.read(in_while, ["lost"]), nodes.perturb(in_while, {"lost": X})):
+        with pytest.raises(ValueError, match="'lost' is inside a 'while': a loop of unknown length"):
+            ask(X)
+
+
+@pytest.mark.parametrize("change", [nodes.replace, nodes.perturb])
+def test_changes_inside_a_custom_rule_are_refused(change):
+    with pytest.raises(ValueError, match=r"'square'.* inside a 'custom_vjp_call'.* bypass its derivative rule"):
+        change(cubed, {"square": X})(X)
+
+
+@pytest.mark.parametrize(("change", "argument"), [(nodes.replace, "values"), (nodes.perturb, "deltas")])
+def test_given_arrays_are_checked_against_their_nodes(change, argument):
+    with pytest.raises(ValueError, match=rf"{argument}\['h'\] must be float32\[3, 3\] like its node, got float32\[3\]"):
+        change(counted, {"h": X})(X)
+    with pytest.raises(TypeError, match=rf"{argument}\['h'\] must be float32\[3\] like its node, got int32\[3\]"):
+        change(straight, {"h": jnp.arange(3)})(X)
+    with pytest.raises(ValueError, match=rf"{argument}\['h'\] must be finite, got 1 NaN"):
+        change(straight, {"h": X.at[1].set(jnp.nan)})
+    with pytest.raises(TypeError, match=f"{argument} must be a mapping"):
+        change(straight, [X])
+    with pytest.raises(TypeError, match="f must be callable, got int"):
+        change(3, {"h": X})
+
+
+def test_one_node_is_given_once(linen_model):
+    value = jnp.zeros((2, 3))
+    with pytest.raises(ValueError, match="got two for one node among 'Dense_0', 'matmul:0'"):
+        nodes.replace(linen_model, {"matmul:0": value, "Dense_0": value})(IMAGES)
+
+
+def test_selections_are_sequences_of_strings():
+    for names in ("h", [3]):
+        with pytest.raises(TypeError, match="names must be a sequence of strings"):
+            nodes.read(straight, names)
+    for ask in (nodes.read, nodes.names, nodes.operations):
+        with pytest.raises(TypeError, match="f must be callable, got str"):
+            ask("straight")
