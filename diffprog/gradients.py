@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from diffprog import nodes, require
@@ -35,8 +36,8 @@ def wrt_params(cost: Function) -> Function:
     Raises:
         TypeError, ValueError: when called: params that are not finite floats, arguments that are not finite, a cost that is not a scalar.
 
-    >>> wrt_params(lambda w, x: w * x**2)(3.0, 2.0)
-    Array(4., dtype=float32, weak_type=True)
+    >>> wrt_params(lambda w, x: w * x**2)(jnp.float32(3), 2.0)
+    Array(4., dtype=float32)
     """
     return _gradient(require.function("cost", cost), 0, "params")
 
@@ -46,8 +47,8 @@ def wrt_input(cost: Function) -> Function:
 
     Args, Returns, Raises: as `wrt_params`, for x.
 
-    >>> wrt_input(lambda w, x: w * x**2)(3.0, 2.0)
-    Array(12., dtype=float32, weak_type=True)
+    >>> wrt_input(lambda w, x: w * x**2)(3.0, jnp.float32(2))
+    Array(12., dtype=float32)
     """
     return _gradient(require.function("cost", cost), 1, "x")
 
@@ -73,17 +74,16 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
 
     def adjoints(*args: Any) -> dict[str, Array]:
         require.finite("args", args)
-        shapes = jax.eval_shape(nodes.read(f, wanted), *args)
-        require.scalar("f", shapes[0])
-        zeros = {name: jnp.zeros(node.shape, node.dtype) for name, node in shapes[1].items()}
-        return _adjoints(program(f), zeros, args)
+        return _adjoints(program(f), wanted, args)
 
     return adjoints
 
 
-@jax.jit
-def _adjoints(f: Program, zeros: dict[str, Array], args: tuple[Any, ...]) -> dict[str, Array]:
-    return jax.grad(lambda deltas: nodes.perturb(f, deltas)(*args))(zeros)
+@functools.partial(jax.jit, static_argnames="names")
+def _adjoints(f: Program, names: tuple[str, ...] | None, args: tuple[Any, ...]) -> dict[str, Array]:
+    _, found = jax.eval_shape(nodes.read(f, names), *args)
+    zeros = {name: jnp.zeros(node.shape, node.dtype) for name, node in found.items()}
+    return jax.grad(lambda deltas: _scalar("f", nodes.perturb(f, deltas))(*args))(zeros)
 
 
 def per_example(cost: Function) -> Function:
@@ -98,14 +98,15 @@ def per_example(cost: Function) -> Function:
     Raises:
         TypeError, ValueError: when called: as `wrt_params`; leading axes of xs, ys, ... that differ or are empty.
 
-    >>> per_example(lambda w, x: (w * x**2).sum())(3.0, jnp.array([1.0, 2.0]))
+    >>> per_example(lambda w, x: (w * x**2).sum())(jnp.float32(3), jnp.array([1.0, 2.0]))
     Array([1., 4.], dtype=float32)
     """
     require.function("cost", cost)
 
     def gradients(params: Any, *examples: Any) -> Any:
         _check("params", params, (params, *examples))
-        require.batch(**{name: tree for name, tree in zip(("xs", "ys", *map(str, range(len(examples)))), examples, strict=False)})
+        names = ["xs", "ys", *(f"argument {k}" for k in range(3, len(examples) + 1))]
+        require.batch(**dict(zip(names, examples, strict=False)))
         return _per_example(program(cost), params, examples)
 
     return gradients
@@ -122,9 +123,9 @@ def _per_example(cost: Program, params: Any, examples: tuple[Any, ...]) -> Any:
 def jacobian(f: Function) -> Function:
     """dy/dx of y = f(x) in numerator layout: J[i, j] = dy_i / dx_j.
 
-    A scalar counts as a vector of one: y scalar gives a 1 x n row, x scalar an m x 1 column. The derivative of a scalar with respect to a
-    matrix X (n x m) is m x n, entry (i, j) being dy/dX_ji; of a matrix Y (m x n) with respect to a scalar, m x n. Further cases have no agreed
-    layout (lecture 000) and are refused.
+    A scalar counts as a vector of one: y scalar gives a 1 x n row, x scalar an m x 1 column. The derivative of a scalar with respect to
+    a matrix X (n x m) is m x n, entry (i, j) being dy/dX_ji; of a matrix Y (m x n) with respect to a scalar it is m x n. Other cases
+    have no agreed layout (lecture 000) and are refused.
 
     Args:
         f: function of one array.
@@ -202,9 +203,7 @@ def hvp(f: Function) -> Function:
     def product(x: Any, v: Any) -> Any:
         _check("x", x, x)
         _check("v", v, v)
-        if jax.tree.structure(x) != jax.tree.structure(v):
-            raise ValueError(f"v must have the structure of x, {jax.tree.structure(x)}, got {jax.tree.structure(v)}")
-        jax.tree.map(lambda leaf, along: require.same_shape(x=leaf, v=along), x, v)
+        require.same_structure(x=x, v=v)
         return _hvp(program(f), *(jax.tree.map(jnp.asarray, tree) for tree in (x, v)))
 
     return product
@@ -248,7 +247,7 @@ def _in_float64(f: Program) -> Program:
 
 @jax.jit
 def _central_differences(f: Program, x: Any) -> Any:
-    flat, unravel = jax.flatten_util.ravel_pytree(x)
+    flat, unravel = ravel_pytree(x)
     value = _scalar("f", lambda flat: f(unravel(flat)))
 
     def along(i: Array) -> Array:

@@ -104,6 +104,14 @@ def same_shape(**arrays: Any) -> None:
         raise ValueError(f"shapes must agree, got {', '.join(f'{name}: {list(shape)}' for name, shape in shapes.items())}")
 
 
+def same_structure(**trees: Any) -> None:
+    """All pytrees of one structure, with leaves of one shape."""
+    structures = {name: str(jax.tree.structure(tree)) for name, tree in trees.items()}
+    if len(set(structures.values())) > 1:
+        raise ValueError(f"structures must agree, got {', '.join(f'{name}: {structure}' for name, structure in structures.items())}")
+    jax.tree.map(lambda *leaves: same_shape(**dict(zip(trees, leaves, strict=True))), *trees.values())
+
+
 def labels(name: str, value: Any, classes: int) -> None:
     """Integer labels of rank 1 in 0 .. classes - 1."""
     given = array(name, value)

@@ -16,6 +16,14 @@ import jax
 Params = Any  # a pytree of float arrays
 
 
+class Part(NamedTuple):
+    """A layer within a net: its name there, the layer, and the names of the parts (or of the net's inputs) that it reads."""
+
+    name: str
+    layer: "Layer"
+    sources: tuple[str, ...]
+
+
 class Layer(NamedTuple):
     """A function with its hand-written backward pass. Batch first; a layer without parameters has `()` for them.
 
@@ -24,11 +32,15 @@ class Layer(NamedTuple):
         forward: `forward(params, x) -> (y, residuals)`.
         backward: `backward(params, residuals, dy) -> (dparams, dx)`; gradients have the shape of what they are taken with respect to, the
             transpose of the lectures' numerator layout.
+        name: what to call it in reports and errors, such as "affine(64, 10)".
+        parts: the layers of a net, in an order in which they can run; none in a plain layer.
     """
 
     init: Callable[[jax.Array], Any]
     forward: Callable[[Any, Any], tuple[Any, Any]]
     backward: Callable[[Any, Any, Any], tuple[Any, Any]]
+    name: str = "layer"
+    parts: tuple[Part, ...] = ()
 
 
 def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:

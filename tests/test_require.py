@@ -1,0 +1,237 @@
+"""Every check accepts what it should and refuses the rest in one sentence; under a transformation it checks what is known."""
+
+import re
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffprog import require
+
+NAN, INF = float("nan"), float("inf")
+FLOATS, INTEGERS = np.ones((2, 3), np.float32), np.array([0, 1, 2])
+
+ACCEPTED = {
+    "array: jax": lambda: require.array("x", jnp.ones(3)),
+    "array: number": lambda: require.array("x", 1.5),
+    "floating: any rank": lambda: require.floating("x", FLOATS),
+    "floating: number": lambda: require.floating("x", 1.5, rank=0),
+    "floating: bfloat16": lambda: require.floating("x", jnp.ones(3, jnp.bfloat16), rank=1),
+    "floating: one of two ranks": lambda: require.floating("x", FLOATS, rank=(2, 4)),
+    "floating_leaves": lambda: require.floating_leaves("params", {"w": FLOATS, "b": 0.5}),
+    "finite": lambda: require.finite("x", {"a": FLOATS, "b": INTEGERS, "c": 1.0}),
+    "finite: largest half": lambda: require.finite("x", np.array([65504], np.float16)),
+    "finite: bfloat16": lambda: require.finite("x", jnp.array([1e38], jnp.bfloat16)),
+    "finite: key": lambda: require.finite("key", jax.random.key(0)),
+    "finite: only a shape": lambda: require.finite("x", jax.ShapeDtypeStruct((3,), "float32")),
+    "same_shape": lambda: require.same_shape(x=FLOATS, r=jnp.zeros((2, 3))),
+    "labels": lambda: require.labels("y", INTEGERS, 3),
+    "labels: unsigned": lambda: require.labels("y", INTEGERS.astype(np.uint8), 300),
+    "labels: none": lambda: require.labels("y", INTEGERS[:0], 3),
+    "labels: only a shape": lambda: require.labels("y", jax.ShapeDtypeStruct((3,), "int32"), 3),
+    "within": lambda: require.within("x", FLOATS, 0, 1),
+    "within: bounds rounded to the dtype": lambda: require.within("x", np.array([0.1], np.float32), 0.1, 0.3),
+    "choice": lambda: require.choice("norm", "l2", ["linf", "l2"]),
+    "choice: from a dict": lambda: require.choice("norm", "l2", {"linf": 1, "l2": 2}),
+    "scalar": lambda: require.scalar("cost", jax.eval_shape(jnp.sum, FLOATS)),
+}
+
+REFUSED = {
+    "array: list": (lambda: require.array("x", [1.0]), TypeError, "x must be an array, got list"),
+    "floating: integers": (lambda: require.floating("x", INTEGERS), TypeError, "x must be a float array, got int64[3]"),
+    "floating: bool": (lambda: require.floating("x", True), TypeError, "x must be a float array, got bool[]"),
+    "floating: complex": (lambda: require.floating("x", np.ones(2, complex)), TypeError, "x must be a float array, got complex128[2]"),
+    "floating: rank": (lambda: require.floating("x", FLOATS, rank=4), ValueError, "x must have rank 4, got float32[2, 3]"),
+    "floating: ranks": (lambda: require.floating("x", FLOATS, rank=(3, 4)), ValueError, "x must have rank 3 or 4, got float32[2, 3]"),
+    "floating_leaves: empty": (lambda: require.floating_leaves("params", {}), ValueError, "params must hold at least one array, got {}"),
+    "floating_leaves: which": (
+        lambda: require.floating_leaves("params", {"w": FLOATS, "n": INTEGERS}),
+        TypeError,
+        "params['n'] must be a float array, got int64[3]",
+    ),
+    "finite: nan": (
+        lambda: require.finite("x", np.array([[1, 2], [NAN, INF]])),
+        ValueError,
+        "x must be finite, got 2 NaN or infinite of 4 values, the first at index (1, 0)",
+    ),
+    "finite: which leaf": (
+        lambda: require.finite("params", [FLOATS, {"b": jnp.array([0, INF])}]),
+        ValueError,
+        "params[1]['b'] must be finite, got 1 NaN or infinite of 2 values, the first at index (1,)",
+    ),
+    "finite: bfloat16": (
+        lambda: require.finite("x", jnp.array([0, NAN], jnp.bfloat16)),
+        ValueError,
+        "x must be finite, got 1 NaN or infinite of 2 values, the first at index (1,)",
+    ),
+    "finite: imaginary part": (
+        lambda: require.finite("x", np.array([complex(1, NAN)])),
+        ValueError,
+        "x must be finite, got 1 NaN or infinite of 1 values, the first at index (0,)",
+    ),
+    "finite: number": (
+        lambda: require.finite("x", INF),
+        ValueError,
+        "x must be finite, got 1 NaN or infinite of 1 values, the first at index ()",
+    ),
+    "finite: text": (lambda: require.finite("x", ["text"]), TypeError, "x[0] must be an array, got str"),
+    "batch: scalar": (lambda: require.batch(x=1.0), ValueError, "x must have a leading axis of examples, got a scalar"),
+    "batch: mismatch": (lambda: require.batch(x=FLOATS, y=INTEGERS), ValueError, "leading axes must agree, got x: 2, y: 3"),
+    "batch: empty": (lambda: require.batch(x=FLOATS[:0]), ValueError, "x must not be empty, got a leading axis of 0"),
+    "batch: nothing": (lambda: require.batch(x=(), y={}), ValueError, "x and y must hold at least one array"),
+    "batch: text": (lambda: require.batch(x={"a": "text"}), TypeError, "x['a'] must be an array, got str"),
+    "same_shape": (lambda: require.same_shape(x=FLOATS, r=INTEGERS), ValueError, "shapes must agree, got x: [2, 3], r: [3]"),
+    "labels: floats": (
+        lambda: require.labels("y", np.ones(3), 3),
+        TypeError,
+        "y must be integer labels of shape (batch,), got float64[3]",
+    ),
+    "labels: one-hot": (
+        lambda: require.labels("y", np.eye(3, dtype=int), 3),
+        TypeError,
+        "y must be integer labels of shape (batch,), got int64[3, 3]",
+    ),
+    "labels: too large": (lambda: require.labels("y", INTEGERS, 2), ValueError, "y must lie in 0 .. 1, got values from 0 to 2"),
+    "labels: negative": (lambda: require.labels("y", INTEGERS - 1, 3), ValueError, "y must lie in 0 .. 2, got values from -1 to 1"),
+    "within: above": (lambda: require.within("x", 255 * FLOATS, 0, 1), ValueError, "x must lie in 0 .. 1, got values from 255.0 to 255.0"),
+    "within: below": (lambda: require.within("x", -FLOATS, 0, 1), ValueError, "x must lie in 0 .. 1, got values from -1.0 to -1.0"),
+    "bounds: one number": (lambda: require.bounds("bounds", 1.0), TypeError, "bounds must be a pair of numbers (low, high), got 1.0"),
+    "bounds: three": (
+        lambda: require.bounds("bounds", (0, 1, 2)),
+        TypeError,
+        "bounds must be a pair of numbers (low, high), got (0, 1, 2)",
+    ),
+    "bounds: infinite": (lambda: require.bounds("bounds", (0, INF)), ValueError, "bounds[1] must be a finite number, got inf"),
+    "bounds: turned": (
+        lambda: require.bounds("bounds", (1, 0)),
+        ValueError,
+        "bounds must be (low, high) with low < high, got (1, 0)",
+    ),
+    "number: text": (lambda: require.number("epsilon", "1"), TypeError, "epsilon must be a number, got str"),
+    "number: bool": (lambda: require.number("epsilon", True), TypeError, "epsilon must be a number, got bool"),
+    "number: nan": (lambda: require.number("epsilon", NAN), ValueError, "epsilon must be a finite number, got nan"),
+    "number: infinite": (lambda: require.number("epsilon", INF, low=0), ValueError, "epsilon must be a finite number >= 0, got inf"),
+    "number: low": (lambda: require.number("epsilon", -1, low=0), ValueError, "epsilon must be a finite number >= 0, got -1"),
+    "number: above": (
+        lambda: require.number("rate", 0, above=0, high=1),
+        ValueError,
+        "rate must be a finite number > 0 and <= 1, got 0",
+    ),
+    "integer: float": (lambda: require.integer("steps", 3.0, low=0), TypeError, "steps must be an integer, got float"),
+    "integer: bool": (lambda: require.integer("steps", True, low=0), TypeError, "steps must be an integer, got bool"),
+    "integer: low": (lambda: require.integer("steps", -1, low=0), ValueError, "steps must be an integer >= 0, got -1"),
+    "integers: one number": (lambda: require.integers("sizes", 3), ValueError, "sizes must be 0 or more positive integers, got 3"),
+    "integers: text": (lambda: require.integers("sizes", "34"), ValueError, "sizes must be 0 or more positive integers, got '34'"),
+    "integers: too few": (
+        lambda: require.integers("sizes", (3,), least=2),
+        ValueError,
+        "sizes must be 2 or more positive integers, got (3,)",
+    ),
+    "integers: too many": (
+        lambda: require.integers("sizes", (1, 2, 3), least=1, most=2),
+        ValueError,
+        "sizes must be 1 to 2 positive integers, got (1, 2, 3)",
+    ),
+    "integers: not so many": (
+        lambda: require.integers("window", (1,), least=2, most=2),
+        ValueError,
+        "window must be 2 positive integers, got (1,)",
+    ),
+    "integers: zero": (lambda: require.integers("sizes", (3, 0)), ValueError, "sizes[1] must be an integer >= 1, got 0"),
+    "integers: float": (lambda: require.integers("sizes", [3, 2.5]), TypeError, "sizes[1] must be an integer, got float"),
+    "choice": (lambda: require.choice("norm", "l3", ["linf", "l2"]), ValueError, "norm must be one of 'linf', 'l2', got 'l3'"),
+    "choice: array": (
+        lambda: require.choice("norm", np.array([1, 2]), ["linf", "l2"]),
+        ValueError,
+        "norm must be one of 'linf', 'l2', got array([1, 2])",
+    ),
+    "function": (lambda: require.function("cost", 3), TypeError, "cost must be callable, got int"),
+    "scalar: vector": (
+        lambda: require.scalar("cost", jax.ShapeDtypeStruct((5,), "float32")),
+        ValueError,
+        "cost must return one float scalar, got float32[5]; sum or average over the examples",
+    ),
+    "scalar: integer": (
+        lambda: require.scalar("cost", jax.ShapeDtypeStruct((), "int32")),
+        ValueError,
+        "cost must return one float scalar, got int32[]; sum or average over the examples",
+    ),
+    "scalar: pair": (
+        lambda: require.scalar("cost", (1, 2)),
+        ValueError,
+        "cost must return one float scalar, got tuple; sum or average over the examples",
+    ),
+}
+
+
+@pytest.mark.parametrize("check", ACCEPTED.values(), ids=ACCEPTED)
+def test_accepts(check):
+    check()
+
+
+@pytest.mark.parametrize(("check", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_refuses_with_one_sentence(check, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        check()
+
+
+def test_what_is_checked_is_handed_back():
+    assert require.array("x", FLOATS) is FLOATS
+    assert require.array("x", 2.0).shape == ()
+    assert require.batch(x=FLOATS, y={"a": INTEGERS[:2], "b": INTEGERS[1:]}) == 2
+    assert require.number("x", Fraction(1, 4), low=0.25, high=0.25) == 0.25
+    assert require.number("x", np.float32(2), above=1) == 2
+    assert require.integer("n", np.int64(3), low=3) == 3
+    assert require.integer("n", jnp.int32(3), low=0) == 3
+    assert require.integers("sizes", [3, np.int32(4)], least=2, most=2) == (3, 4)
+    assert require.bounds("bounds", [-1, 1]) == (-1, 1)
+    assert require.function("f", abs) is abs
+    assert require.values(jnp.arange(3)).tolist() == [0, 1, 2]
+
+
+def bad_values(x, y):
+    """Checks of values, none of which would pass if the values were known."""
+    require.finite("x", x)
+    require.within("x", x, 0, 1)
+    require.labels("y", y, 2)
+    assert require.values(x) is None
+    return x.sum()
+
+
+def over_a_batch(f):
+    return lambda *args: jax.vmap(f)(*(arg[None] for arg in args))
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.make_jaxpr, over_a_batch, lambda f: jax.jit(jax.grad(f))])
+def test_values_pass_under_a_transformation(transform):
+    transform(bad_values)(jnp.array([[NAN, INF], [7.0, -7.0]]), jnp.array([0, 7]))
+
+
+def test_float_values_pass_under_grad():
+    jax.grad(lambda x: bad_values(x, np.array([0, 1])))(jnp.array([NAN, INF]))
+
+
+def bad_shapes(x):
+    with pytest.raises(ValueError, match=r"x must have rank 4, got float32\[2, 3\]"):
+        require.floating("x", x, rank=4)
+    with pytest.raises(TypeError, match=r"x must be a float array, got int32\[2, 3\]"):
+        require.floating("x", x.astype(jnp.int32))
+    with pytest.raises(ValueError, match="leading axes must agree, got x: 2, y: 3"):
+        require.batch(x=x, y=x.T)
+    with pytest.raises(ValueError, match="shapes must agree"):
+        require.same_shape(x=x, y=x.T)
+    with pytest.raises(TypeError, match="y must be integer labels"):
+        require.labels("y", x, 3)
+    return x.sum()
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+def test_shapes_and_dtypes_are_checked_under_a_transformation(transform):
+    transform(bad_shapes)(FLOATS)
+
+
+def test_a_traced_count_is_refused():
+    with pytest.raises(TypeError, match="steps must be an integer, got "):
+        jax.jit(lambda n: require.integer("steps", n, low=0))(3)
