@@ -99,6 +99,11 @@ def test_projections_in_the_box_by_hand():
     np.testing.assert_allclose(norms.l1.project_in_box(r, x, 0.5), [[0.3, 0.2]], rtol=1e-6)
 
 
+def test_a_large_entry_without_room_takes_no_digits_from_the_others():
+    r, x = np.array([[1e6, 0.3, 0.2996]], np.float32), np.array([[1.0, 0.5, 0.5]], np.float32)
+    np.testing.assert_allclose(norms.l1.project_in_box(r, x, 1e-3), [[0, 7e-4, 3e-4]], atol=1e-7)
+
+
 def sequential_quadratic_programming(name, r, x, epsilon):
     """The joint projection from scipy, in units of epsilon; for l1 in sizes p, q >= 0 with r = p - q, where its ball is smooth."""
     n, r, low, high = r.size, r / epsilon, -x / epsilon, (1 - x) / epsilon

@@ -33,8 +33,8 @@ def sequential(stages: Sequence[Stage]) -> Model:
     >>> sorted(model.init(jax.random.key(0)))
     ['hidden']
     """
-    names = tuple(name for name, _ in stages)
-    layers = tuple(layer for _, layer in stages)
+    names, layers = tuple(name for name, _ in stages), tuple(layer for _, layer in stages)
+    _check(names, layers)
 
     def init(key: jax.Array) -> dict[str, Any]:
         drawn = {name: layer.init(key) for name, layer, key in zip(names, layers, jax.random.split(key, len(layers)), strict=True)}
@@ -46,6 +46,16 @@ def sequential(stages: Sequence[Stage]) -> Model:
         return x
 
     return Model(init, apply)
+
+
+def _check(names: tuple[str, ...], layers: tuple[Layer, ...]) -> None:
+    if not names:
+        raise ValueError("stages must hold at least one layer, got none")
+    for name, layer in zip(names, layers, strict=True):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"the layer {name!r} must be a Layer, got {type(layer).__name__}")
+        if names.count(name) > 1:
+            raise ValueError(f"names of stages must differ, got {name!r} twice")
 
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "softmax", "maxout")

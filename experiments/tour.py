@@ -1,0 +1,240 @@
+"""A first walk through diffprog: one model, and four variables made free.
+
+    make tour        or        python -m experiments.tour [--fast]
+
+trains a convolutional network on scikit-learn's real handwritten digits (the parameters are free), makes the images its units look for
+(the input is free), makes adversarial examples (a small perturbation is free), and holds gradients written by hand against `jax.grad`.
+It writes figures, numbers and one self-contained page, results/tour/index.html, and prints what came out.
+
+To see your own model instead, change `MODEL`: anything with `init(key)` and `apply(params, images)` that taps a node `CHANNELS`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import diffprog as dp
+from diffprog.plotting import Section, Table
+
+MODEL = dp.models.cnn((8, 8, 1), channels=(32, 64), hidden=(128,))
+CHANNELS, SHOWN_CHANNELS = "conv2", 20
+EPOCHS, BATCH, LEARNING_RATE = 60, 64, 2e-3
+VISUALIZATION_STEPS, PLAINNESS = 200, 0.01
+EPSILONS, ATTACK_STEPS, SHOWN_EPSILON = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), 40, 0.2
+
+
+class Trained(NamedTuple):
+    """The trained program, its parameters, the cost of each step and the accuracy on images it has not seen."""
+
+    program: dp.Program
+    params: Any
+    costs: np.ndarray
+    accuracy: float
+
+
+def train(digits: dp.data.Dataset, epochs: int, key: jax.Array) -> Trained:
+    """Descend on the parameters: cross-entropy of minibatches, each image shifted by a fraction of a pixel."""
+    init_key, order_key, shift_key = jax.random.split(key, 3)
+    steps = len(digits.x_train) // BATCH
+    orders = [jax.random.permutation(key, len(digits.x_train))[: steps * BATCH] for key in jax.random.split(order_key, epochs)]
+    batches = jnp.concatenate(orders).reshape(-1, BATCH)
+
+    def cost(params: Any, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
+        batch, key = seen
+        logits = MODEL.apply(params, shifted(digits.x_train[batch], key))
+        return dp.losses.softmax_cross_entropy(logits, digits.y_train[batch]).mean()
+
+    optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, len(batches)), weight_decay=0.01)
+    descent = dp.descent.descent(cost, optimizer)
+    result = dp.descent.run(descent, MODEL.init(init_key), (batches, jax.random.split(shift_key, len(batches))))
+    program = dp.program(MODEL.apply, result.variable)
+    return Trained(program, result.variable, result.costs, float((program(digits.x_test).argmax(-1) == digits.y_test).mean()))
+
+
+def shifted(images: jax.Array, key: jax.Array, *, reach: float = 0.6) -> jax.Array:
+    """Each image moved by its own random fraction of a pixel, up to `reach` in both directions."""
+    shifts = jax.random.uniform(key, (len(images), 2), minval=-reach, maxval=reach)
+    move = lambda image, shift: jax.image.scale_and_translate(image, image.shape, (0, 1), jnp.ones(2), shift, "linear")  # noqa: E731
+    return jax.vmap(move)(images, shifts)
+
+
+def visualize(program: dp.Program, node: str, units: jax.Array, images: jax.Array, steps: int, key: jax.Array) -> jax.Array:
+    """Descend on the input: one image for each unit, the one that excites it most; a channel of a convolution by its mean.
+
+    An image is mean + L z with L L^T the covariance of `images`, and |z|^2 is kept small: otherwise the most exciting image is noise.
+    """
+    flat = images.reshape(len(images), -1)
+    mean, spread = flat.mean(0), jnp.linalg.cholesky(jnp.cov(flat.T) + 1e-4 * jnp.eye(flat.shape[1]))
+    paint = lambda z: jnp.clip(mean + z @ spread.T, 0, 1).reshape(-1, *images.shape[1:])  # noqa: E731
+
+    def cost(z: jax.Array, key: jax.Array) -> jax.Array:
+        _, values = dp.nodes.read(program, [node])(shifted(paint(z), key))
+        activations = values[node].mean((1, 2)) if values[node].ndim == 4 else values[node]
+        excitement = jnp.take_along_axis(activations, units[:, None], 1).sum() / activations.std()
+        return -excitement + PLAINNESS * (z**2).sum()
+
+    descent = dp.descent.descent(cost, optax.adam(0.05))
+    start = 0.1 * jax.random.normal(key, (len(units), flat.shape[1]))
+    return paint(dp.descent.run(descent, start, jax.random.split(key, steps)).variable)
+
+
+def attack(program: dp.Program, images: jax.Array, labels: jax.Array, epsilon: float, steps: int, key: jax.Array) -> jax.Array:
+    """Descend on a perturbation: projected gradient steps that raise the loss within |r| <= epsilon and pixels in [0, 1]."""
+    radius = jnp.float32(epsilon)
+    ascend = optax.stateless(lambda gradient, _: 2.5 / steps * radius * dp.norms.linf.ascent(-gradient))
+
+    def cost(perturbation: jax.Array, step: jax.Array) -> jax.Array:
+        return -dp.losses.softmax_cross_entropy(program(images + perturbation), labels).mean()
+
+    nearest = lambda perturbation: dp.norms.linf.project_in_box(perturbation, images, radius)  # noqa: E731
+    start = nearest(dp.norms.linf.sample(key, images.shape, epsilon))
+    return images + dp.descent.run(dp.descent.descent(cost, ascend, nearest), start, steps).variable
+
+
+def gradients_by_hand(digits: dp.data.Dataset, key: jax.Array) -> list[list[Any]]:
+    """The MLP of lecture 000, x - linear - relu - linear - L2, on real digits: each gradient by hand against `jax.grad`, in float64."""
+    with jax.enable_x64(True):
+        layers = [dp.backprop.affine(64, 32), dp.backprop.relu(), dp.backprop.affine(32, 10)]
+        params = [layer.init(key) for layer, key in zip(layers, jax.random.split(key, 3), strict=True)]
+        params = jax.tree.map(lambda leaf: leaf.astype(float), params)
+        x, target = digits.x_train[:256].reshape(256, 64).astype(float), jax.nn.one_hot(digits.y_train[:256], 10, dtype=float)
+
+        def cost(params: Any, x: jax.Array) -> jax.Array:
+            for layer, theta in zip(layers, params, strict=True):
+                x, _ = layer.forward(theta, x)
+            return dp.losses.half_squared_error(x, target).sum()
+
+        y, saved = x, []
+        for layer, theta in zip(layers, params, strict=True):
+            y, residuals = layer.forward(theta, y)
+            saved.append(residuals)
+        adjoint, by_hand = y - target, []
+        for layer, theta, residuals in reversed(list(zip(layers, params, saved, strict=True))):
+            dtheta, adjoint = layer.backward(theta, residuals, adjoint)
+            by_hand.insert(0, dtheta)
+
+        automatic = jax.grad(cost, (0, 1))(params, x)
+        rows = []
+        for (path, mine), theirs in zip(jax.tree.leaves_with_path((by_hand, adjoint)), jax.tree.leaves(automatic), strict=True):
+            name = NAMES[jax.tree_util.keystr(path)]
+            rows.append([name, "x".join(map(str, mine.shape)), float(jnp.abs(theirs).max()), float(jnp.abs(mine - theirs).max())])
+        return rows
+
+
+NAMES = {
+    "[0][0]['bias']": "dJ/db₁",
+    "[0][0]['weight']": "dJ/dW₁",
+    "[0][2]['bias']": "dJ/db₂",
+    "[0][2]['weight']": "dJ/dW₂",
+    "[1]": "dJ/dx",
+}
+
+
+def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Run the tour, write its page and figures to `folder`, and return its numbers."""
+    digits = dp.data.digits()
+    names = [str(digit) for digit in range(10)]
+    epochs, steps, attack_steps = (2, 20, 5) if fast else (EPOCHS, VISUALIZATION_STEPS, ATTACK_STEPS)
+    train_key, see_key, attack_key, hand_key = jax.random.split(jax.random.key(seed), 4)
+
+    trained = train(digits, epochs, train_key)
+    logits = visualize(trained.program, "logits", jnp.arange(10), digits.x_train, steps, see_key)
+    channels = visualize(trained.program, CHANNELS, jnp.arange(SHOWN_CHANNELS), digits.x_train, steps, see_key)
+    attacked = {eps: attack(trained.program, digits.x_test, digits.y_test, eps, attack_steps, attack_key) for eps in EPSILONS}
+    robust = [float((trained.program(images).argmax(-1) == digits.y_test).mean()) for images in attacked.values()]
+    gradients = gradients_by_hand(digits, hand_key)
+
+    first = np.array([np.flatnonzero(np.asarray(digits.y_test) == digit)[0] for digit in range(10)])
+    shown = (digits.x_test[first], attacked[SHOWN_EPSILON][first])
+    figures = {
+        "training": dp.plotting.draw_costs(trained.costs, scale="log", cost="cross-entropy of a batch"),
+        "logits": dp.plotting.draw_images(logits, [f"“{name}”" for name in names], columns=10),
+        "channels": dp.plotting.draw_images(channels, [str(channel) for channel in range(SHOWN_CHANNELS)], columns=10),
+        "adversarial": dp.plotting.draw_adversarial(
+            *shown, digits.y_test[first], *(jax.nn.softmax(trained.program(images)) for images in shown), names
+        ),
+        "robustness": dp.plotting.draw_accuracy(np.array(EPSILONS), np.array(robust), norm="L∞"),
+    }
+    numbers = {
+        "accuracy": trained.accuracy,
+        "last cost": float(trained.costs[-1]),
+        "robust accuracy": dict(zip(map(str, EPSILONS), robust, strict=True)),
+        "largest difference to jax.grad": max(row[-1] for row in gradients),
+    }
+    write(folder, numbers, figures, gradients)
+    return numbers
+
+
+def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradients: list[list[Any]]) -> None:
+    """The page, the figures as files, and the numbers as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
+    robust = [[float(eps), share] for eps, share in numbers["robust accuracy"].items()]
+    sections = [
+        Section(
+            "The parameters are free: training",
+            "A convolutional network learns 1,437 of scikit-learn's handwritten digits, 8 x 8 pixels each, by descent on its parameters. "
+            f"It reads {numbers['accuracy']:.1%} of the 360 it has not seen.",
+            figures["training"],
+            caption="Cross-entropy of each training batch.",
+        ),
+        Section(
+            "The input is free: what a unit looks for",
+            "The same descent on the image instead: for each of the ten outputs, the image that excites it most.",
+            figures["logits"],
+            caption="The image that excites each output most.",
+        ),
+        Section(
+            "Inside: what a hidden channel looks for",
+            f"And for single channels of the hidden layer {CHANNELS!r}, by the mean over the image.",
+            figures["channels"],
+            caption=f"The image that excites each of the first {SHOWN_CHANNELS} channels of {CHANNELS} most.",
+        ),
+        Section(
+            "A perturbation is free: adversarial examples",
+            f"Descent on a perturbation r that must stay small, |r| <= {SHOWN_EPSILON} in every pixel, towards any wrong answer.",
+            figures["adversarial"],
+            caption="Digits, the perturbation found, and what the network reads after it.",
+        ),
+        Section(
+            "How robust is it?",
+            f"The share of the 360 test digits still read rightly when every pixel may change by epsilon. {ATTACK_STEPS} steps of "
+            "projected gradient ascent from a random start: an upper bound, as a stronger attack may find more.",
+            figures["robustness"],
+            Table(["epsilon", "robust accuracy"], robust),
+            caption="Accuracy under attack against the size of the perturbation.",
+        ),
+        Section(
+            "The gradient, opened up",
+            "The network of lecture 000, linear, relu, linear, squared error, in float64 on 256 digits: every gradient written by hand, "
+            "layer by layer, against jax.grad.",
+            table=Table(["gradient", "shape", "largest entry", "largest difference to jax.grad"], gradients),
+        ),
+    ]
+    summary = (
+        "One engine, descent on a scalar cost, and four variables made free: parameters, inputs, perturbations, and the gradient itself."
+    )
+    page = dp.plotting.write_page(folder / "index.html", "A tour of diffprog", sections, summary=summary)
+
+    print(f"accuracy on held-out digits      {numbers['accuracy']:.2%}")
+    for eps, share in robust:
+        print(f"  under attack, epsilon {eps:<5g}    {share:.2%}")
+    print(f"hand-written gradient - jax.grad {numbers['largest difference to jax.grad']:.1e}")
+    print(f"page                             {page}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fast", action="store_true", help="a few steps of everything, to see that it runs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("results/tour"))
+    options = parser.parse_args()
+    main(options.folder, fast=options.fast, seed=options.seed)

@@ -1,0 +1,57 @@
+"""Which loop form is chosen where."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from diffprog import backprop, loops, models
+from diffprog.descent import descent, run
+
+IMAGES = jnp.ones((2, 8, 8, 1))
+KERNEL = jnp.ones((3, 3, 1, 2))
+
+
+def convolved(kernel, x):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def by_hand(kernel, x):
+    layer = backprop.convolution(1, 2)
+    return backprop.differentiable(layer)({"weight": kernel, "bias": jnp.zeros(2)}, x)
+
+
+def gradient(f):
+    return jax.make_jaxpr(jax.jit(jax.grad(lambda kernel: (f(kernel, IMAGES) ** 2).sum())))(KERNEL)
+
+
+def test_autodiff_of_a_convolution_is_slow_in_a_loop_and_the_hand_written_one_is_not():
+    assert jax.default_backend() == "cpu"
+    assert loops.fast_on_device(jax.make_jaxpr(convolved)(KERNEL, IMAGES))
+    assert not loops.fast_on_device(gradient(convolved))
+    assert loops.fast_on_device(gradient(by_hand))
+
+
+@pytest.mark.parametrize(("f", "form"), [(convolved, "on_host"), (by_hand, "on_device")])
+def test_run_chooses_that_form(f, form, monkeypatch):
+    used = []
+    for name in ("on_host", "on_device"):
+        real = getattr(loops, name)
+        monkeypatch.setattr(loops, name, lambda *args, name=name, real=real, **options: used.append(name) or real(*args, **options))
+    run(descent(lambda kernel, k: (f(kernel, IMAGES) ** 2).mean(), optax.sgd(0.01)), KERNEL, 3)
+    assert used == [form]
+
+
+@pytest.mark.parametrize("model", [models.mlp((64, 8, 10)), models.cnn(channels=(2, 3), hidden=(4,))])
+def test_our_models_train_on_the_device(model):
+    params = model.init(jax.random.key(0))
+    x = IMAGES if "conv1" in params else IMAGES.reshape(2, 64)
+    assert loops.fast_on_device(jax.make_jaxpr(jax.grad(lambda params: model.apply(params, x).sum()))(params))
+
+
+def test_a_source_hands_out_what_is_left():
+    assert loops.Source(10).take(8, 5)[1] == 2
+    assert loops.Source(jnp.zeros((10, 3))).take(8, 5)[1] == 2
+    source = loops.Source(iter(range(7)))
+    assert source.first() == 0
+    assert [source.take(0, 5), source.take(5, 5), source.take(7, 5)] == [([0, 1, 2, 3, 4], 5), ([5, 6], 2), ([], 0)]
