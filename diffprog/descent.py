@@ -194,6 +194,8 @@ def _initial_state(descent: Descent, start: Any) -> State:
 
 def _strongly_typed(leaf: Any) -> jax.Array:
     """Without JAX's weak type, which the first update would change, for a second compile."""
+    if isinstance(leaf, jax.Array) and not leaf.weak_type:
+        return leaf
     return jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype)
 
 

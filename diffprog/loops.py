@@ -53,7 +53,8 @@ class Source:
     def first(self) -> Any:
         """What step 0 sees, for its shapes."""
         if not self.iterated:
-            return jax.eval_shape(_at, self._xs, 0)
+            like = jnp.zeros(1, jnp.int32) if self._xs is None else self._xs
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
         try:
             x = next(self._xs)
         except StopIteration:
@@ -69,6 +70,7 @@ class Source:
         return batches, len(batches)
 
 
+@functools.lru_cache(maxsize=256)
 def fast_on_device(step: interpreter.ClosedJaxpr) -> bool:
     """Whether a step runs as fast inside a compiled loop as by itself.
 

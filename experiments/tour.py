@@ -111,10 +111,11 @@ def gradients_by_hand(digits: dp.data.Dataset, key: jax.Array) -> list[list[Any]
             return dp.losses.half_squared_error(x, target).sum()
 
         y, saved = x, []
+        by_hand: list[Any] = []
         for layer, theta in zip(layers, params, strict=True):
             y, residuals = layer.forward(theta, y)
             saved.append(residuals)
-        adjoint, by_hand = y - target, []
+        adjoint = y - target
         for layer, theta, residuals in reversed(list(zip(layers, params, saved, strict=True))):
             dtheta, adjoint = layer.backward(theta, residuals, adjoint)
             by_hand.insert(0, dtheta)
@@ -151,14 +152,13 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     gradients = gradients_by_hand(digits, hand_key)
 
     first = np.array([np.flatnonzero(np.asarray(digits.y_test) == digit)[0] for digit in range(10)])
-    shown = (digits.x_test[first], attacked[SHOWN_EPSILON][first])
+    shown, shown_attacked = digits.x_test[first], attacked[SHOWN_EPSILON][first]
+    before, after = (jax.nn.softmax(trained.program(images)) for images in (shown, shown_attacked))
     figures = {
         "training": dp.plotting.draw_costs(trained.costs, scale="log", cost="cross-entropy of a batch"),
         "logits": dp.plotting.draw_images(logits, [f"“{name}”" for name in names], columns=10),
         "channels": dp.plotting.draw_images(channels, [str(channel) for channel in range(SHOWN_CHANNELS)], columns=10),
-        "adversarial": dp.plotting.draw_adversarial(
-            *shown, digits.y_test[first], *(jax.nn.softmax(trained.program(images)) for images in shown), names
-        ),
+        "adversarial": dp.plotting.draw_adversarial(shown, shown_attacked, digits.y_test[first], before, after, names),
         "robustness": dp.plotting.draw_accuracy(np.array(EPSILONS), np.array(robust), norm="L∞"),
     }
     numbers = {

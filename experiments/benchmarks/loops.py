@@ -1,7 +1,7 @@
 """An epoch of `dp.descent.run` against an optax step written by hand, in a Python loop and in `lax.scan`.
 
-Four cases: an MLP and a CNN, on the digits (8 x 8) and on 60,000 random images of 28 x 28. All three take the same batches of the same model
-from data on the device. Wanted: `run` at most 1.05 of the better of the two.
+Four cases: an MLP and a CNN, on the digits (8 x 8) and on 60,000 random images of 28 x 28. All three take the same batches of the same
+model from data on the device. Wanted: `run` at most 1.05 of the better of the two.
 """
 
 from collections.abc import Callable
