@@ -28,7 +28,7 @@ from diffprog.program import program
 Ending = Literal["steps", "until", "nonfinite"]
 
 _PIECE_SECONDS = 0.5
-_FIRST_PIECE, _LONGEST_PIECE, _LONGEST_PIECE_WITH_AUX = 32, 256, 32
+_FIRST_PIECE, _LONGEST_PIECE, _LONGEST_PIECE_WITH_AUX = 32, 1024, 32
 
 
 class State(NamedTuple):
@@ -200,9 +200,10 @@ def _strongly_typed(leaf: Any) -> jax.Array:
 
 
 def _checked_info(before: State, after: State, info: Info) -> Info:
-    kinds = [[(tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(state)] for state in (before, after)]
+    kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] for state in (before, after)]
     if kinds[0] != kinds[1]:
-        changed = next((f"{old} to {new}" for old, new in zip(*kinds, strict=False) if old != new), "their number")
+        pairs = zip(*([f"{dtype}{list(shape)}" for shape, dtype in leaves] for leaves in kinds), strict=False)
+        changed = next((f"{old} to {new}" for old, new in pairs if old != new), "their number")
         raise ValueError(f"optimizer and project must keep the shapes and dtypes of the state, got a step that changes {changed}")
     return info
 
@@ -231,9 +232,9 @@ def _piece_by_piece(
                 return _result(infos, _replay(advance, before, piece, steps), steps, ending)
             infos.append(info)
             before, first, latest_cost = piece, piece.last, float(info.cost[-1])
-            bar.set_postfix(cost=f"{latest_cost:.4g}", refresh=False)
+            bar.set_postfix_str(f"cost={latest_cost:.4g}", refresh=False)
             bar.update(count)
-            length = int(np.clip(_PIECE_SECONDS * count / (time.perf_counter() - began), 1, longest))
+            length = min(max(int(_PIECE_SECONDS * count / (time.perf_counter() - began)), 1), longest)
 
 
 def _stop(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:
