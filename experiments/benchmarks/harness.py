@@ -96,7 +96,7 @@ def compare(contenders: Mapping[str, Callable[[], Any]], *, baseline: str, round
 def machine() -> dict[str, Any]:
     """What the times depend on beside the code."""
     return {
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processor": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
