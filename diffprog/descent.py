@@ -23,7 +23,7 @@ import tqdm
 from jaxtyping import Array, Float
 
 from diffprog import loops, require
-from diffprog.program import program
+from diffprog.program import Program, program
 
 Ending = Literal["steps", "until", "nonfinite"]
 
@@ -188,8 +188,13 @@ def _initial_state(descent: Descent, start: Any) -> State:
     if any(require.values(leaf) is None for leaf in jax.tree.leaves(variable)):
         raise TypeError("start must have values, got a traced array; inside jit, grad or vmap loop over descent.step")
     require.finite("start", variable)
-    state = start if isinstance(start, State) else descent.init(jax.tree.map(_strongly_typed, variable))
+    state = start if isinstance(start, State) else _init(program(descent.init), jax.tree.map(_strongly_typed, variable))
     return jax.tree.map(_strongly_typed, state)
+
+
+@jax.jit
+def _init(init: Program, variable: Any) -> State:
+    return init(variable)
 
 
 def _strongly_typed(leaf: Any) -> jax.Array:
