@@ -99,42 +99,22 @@ def attack(program: dp.Program, images: jax.Array, labels: jax.Array, epsilon: f
 
 def gradients_by_hand(digits: dp.data.Dataset, key: jax.Array) -> list[list[Any]]:
     """The MLP of lecture 000, x - linear - relu - linear - L2, on real digits: each gradient by hand against `jax.grad`, in float64."""
+    bp = dp.backprop
+    net, loss = bp.chain([bp.affine(64, 32), bp.relu(), bp.affine(32, 10)]), bp.sum_over_examples(bp.half_squared_error())
     with jax.enable_x64(True):
-        layers = [dp.backprop.affine(64, 32), dp.backprop.relu(), dp.backprop.affine(32, 10)]
-        params = [layer.init(key) for layer, key in zip(layers, jax.random.split(key, 3), strict=True)]
-        params = jax.tree.map(lambda leaf: leaf.astype(float), params)
+        params = jax.tree.map(lambda leaf: leaf.astype(float), net.init(key))
         x, target = digits.x_train[:256].reshape(256, 64).astype(float), jax.nn.one_hot(digits.y_train[:256], 10, dtype=float)
-
-        def cost(params: Any, x: jax.Array) -> jax.Array:
-            for layer, theta in zip(layers, params, strict=True):
-                x, _ = layer.forward(theta, x)
-            return dp.losses.half_squared_error(x, target).sum()
-
-        y, saved = x, []
-        by_hand: list[Any] = []
-        for layer, theta in zip(layers, params, strict=True):
-            y, residuals = layer.forward(theta, y)
-            saved.append(residuals)
-        adjoint = y - target
-        for layer, theta, residuals in reversed(list(zip(layers, params, saved, strict=True))):
-            dtheta, adjoint = layer.backward(theta, residuals, adjoint)
-            by_hand.insert(0, dtheta)
-
-        automatic = jax.grad(cost, (0, 1))(params, x)
-        rows = []
-        for (path, mine), theirs in zip(jax.tree.leaves_with_path((by_hand, adjoint)), jax.tree.leaves(automatic), strict=True):
-            name = NAMES[jax.tree_util.keystr(path)]
-            rows.append([name, "x".join(map(str, mine.shape)), float(jnp.abs(theirs).max()), float(jnp.abs(mine - theirs).max())])
-        return rows
-
-
-NAMES = {
-    "[0][0]['bias']": "dJ/db₁",
-    "[0][0]['weight']": "dJ/dW₁",
-    "[0][2]['bias']": "dJ/db₂",
-    "[0][2]['weight']": "dJ/dW₂",
-    "[1]": "dJ/dx",
-}
+        by_hand = bp.value_and_grads(net, loss, params, x, target)
+        automatic = jax.grad(lambda params, x: loss.forward((), (net.forward(params, x)[0], target))[0], (0, 1))(params, x)
+        pairs = {
+            "dJ/dW₁": (by_hand.dparams[0]["weight"], automatic[0][0]["weight"]),
+            "dJ/db₁": (by_hand.dparams[0]["bias"], automatic[0][0]["bias"]),
+            "dJ/dW₂": (by_hand.dparams[2]["weight"], automatic[0][2]["weight"]),
+            "dJ/db₂": (by_hand.dparams[2]["bias"], automatic[0][2]["bias"]),
+            "dJ/dx": (by_hand.dx, automatic[1]),
+        }
+        shape = lambda array: " x ".join(map(str, array.shape))  # noqa: E731
+        return [[name, shape(a), float(jnp.abs(b).max()), float(jnp.abs(a - b).max())] for name, (a, b) in pairs.items()]
 
 
 def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -188,7 +168,8 @@ def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradie
         ),
         Section(
             "The input is free: what a unit looks for",
-            "The same descent on the image instead: for each of the ten outputs, the image that excites it most.",
+            "The same descent on the image instead: for each of the ten outputs, the image that excites it most. An image is made of what "
+            "varies between real digits, their mean and covariance; free pixels would end in noise that excites the output just as well.",
             figures["logits"],
             caption="The image that excites each output most.",
         ),

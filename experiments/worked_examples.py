@@ -5,7 +5,9 @@
 One table for each example. A row is one number (equal ones of an array share a row): as printed in the source, if it is; its true value;
 the value found with the backward passes written by hand; and how far from the truth are those, `jax.grad` of the forward passes, and
 finite differences: about 1e-16, 1e-16 and 1e-11. The last column compares what is printed with the truth: "rounded" is right, "truncated"
-is one unit off in the last digit, "MISPRINT" is neither. After the tables come the facts that the lectures derive, checked in numbers.
+is less than one unit off in the last digit, "MISPRINT" is neither: a slip, or the source went on from rounded numbers. Where nothing is
+printed, the example's numbers are ours. The notes are those kept with the true values, where the sources are called seeds. After the tables
+come the facts that the lectures derive, in numbers.
 
 Everything goes to results/worked_examples/numbers.json too. `--fast` leaves finite differences out.
 """
@@ -19,17 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.source_examples import EXAMPLES, Route, by_autodiff, by_differences, by_hand, golden, quantities
+from experiments.sources import EXAMPLES, Route, by_autodiff, by_differences, by_hand, golden, quantities
 
 RESULTS = Path("results/worked_examples")
 ROUTES: dict[str, Route] = {"by hand": by_hand, "jax.grad": by_autodiff, "differences": by_differences}
-LECTURES = {
-    "000": "lecture 000, backpropagation and differentiable programming",
-    "001": "lecture 001, neural networks and backpropagation",
-    "002": "source 002, exercise notes on a tanh network",
-    "003": "source 003, notes on computation graphs",
-    "004": "lecture 004, backpropagation",
-}
 
 
 class Number(NamedTuple):
@@ -100,11 +95,13 @@ def _label(quantity: str, places: list[int], shape: tuple[int, ...]) -> str:
 def table(numbers: list[Number]) -> str:
     """The numbers of one example in columns."""
     routes = list(numbers[0].found)
-    header = ["quantity", "printed", "true", "ours", *(f"off: {route}" for route in routes), ""]
+    header = ["quantity", "printed", "true", "ours", *(f"off: {route}" for route in routes), "as printed"]
     rows = [
-        [n.label, n.printed, _digits(n.true), _digits(n.found["by hand"]), *(f"{abs(n.found[r] - n.true):.0e}" for r in routes), n.verdict]
+        [n.label, n.printed, _digits(n.true), _digits(n.found["by hand"]), *(_power(n.found[r] - n.true) for r in routes), n.verdict]
         for n in numbers
     ]
+    if not any(n.verdict for n in numbers):
+        header, *rows = ([*row[:1], *row[2:-1], ""] for row in [header, *rows])
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]] for row in [header, *rows]]
     return "\n".join("  ".join(line).rstrip() for line in lines)
@@ -113,6 +110,10 @@ def table(numbers: list[Number]) -> str:
 def _digits(value: float) -> str:
     # Zero but for rounding is shown as 0; the columns after say how far off it is.
     return f"{0.0 if abs(value) < 1e-14 else value:.8g}"
+
+
+def _power(error: float) -> str:
+    return f"{abs(error):.0e}" if error else "0"
 
 
 # ---- what the lectures derive
@@ -203,8 +204,8 @@ def main(names: list[str], fast: bool) -> None:
     routes = {route: ROUTES[route] for route in list(ROUTES)[: 2 if fast else 3]}
     everything = {name: worked(name, examples[name], routes) for name in names}
     for name, numbers in everything.items():
-        source = LECTURES[examples[name]["seed"].split(",")[0]]
-        print(f"\n{name}: {source}, “{examples[name]['where']}” (rows {EXAMPLES[name][0]})\n{table(numbers)}")
+        sources = examples[name]["seed"].replace(",", " and ")
+        print(f"\n{name}: source {sources}, “{examples[name]['where']}” (rows {EXAMPLES[name][0]})\n{table(numbers)}")
         if examples[name]["note"]:
             print(f"note: {examples[name]['note']}")
     facts = [fact(examples) for fact in FACTS]

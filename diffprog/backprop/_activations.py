@@ -1,4 +1,4 @@
-"""Activations: the elementwise ones of lecture 001, maxout, and softmax, a vector activation.
+"""Activations: the elementwise ones of lecture 001, maxout, and the vector activations softmax and log-softmax.
 
 An elementwise y = f(z) has the diagonal Jacobian f'(z), so dz = dy f'(z). Each rule below keeps the residual from which f' is
 cheapest: y itself for sigmoid (y (1 - y)) and tanh (1 - y^2), z for the others.
@@ -21,12 +21,12 @@ from diffprog.backprop._layer import Layer
 Values = Float[Array, "batch ..."]
 
 
-def _without_params(forward: Callable[[Values], tuple[Values, Any]], backward: Callable[[Any, Values], Values]) -> Layer:
+def _without_params(name: str, forward: Callable[[Values], tuple[Values, Any]], backward: Callable[[Any, Values], Values]) -> Layer:
     def checked_forward(params: tuple[()], z: Values) -> tuple[Values, Any]:
         require.floating("z", z)
         return forward(z)
 
-    return Layer(lambda key: (), checked_forward, lambda params, residuals, dy: ((), backward(residuals, dy)))
+    return Layer(lambda key: (), checked_forward, lambda params, residuals, dy: ((), backward(residuals, dy)), name)
 
 
 def sigmoid() -> Layer:
@@ -40,7 +40,7 @@ def sigmoid() -> Layer:
         y = jax.nn.sigmoid(z)
         return y, y
 
-    return _without_params(forward, lambda y, dy: dy * y * (1 - y))
+    return _without_params("sigmoid", forward, lambda y, dy: dy * y * (1 - y))
 
 
 def tanh() -> Layer:
@@ -54,7 +54,7 @@ def tanh() -> Layer:
         y = jnp.tanh(z)
         return y, y
 
-    return _without_params(forward, lambda y, dy: dy * (1 - y * y))
+    return _without_params("tanh", forward, lambda y, dy: dy * (1 - y * y))
 
 
 def relu(*, at_zero: float = 0.0) -> Layer:
@@ -72,7 +72,8 @@ def relu(*, at_zero: float = 0.0) -> Layer:
         positive = (z > 0).astype(z.dtype)
         return positive + at_zero * (z == 0) if at_zero else positive
 
-    return _without_params(lambda z: (jnp.maximum(z, 0), z), lambda z, dy: dy * slope(z))
+    name = f"relu(at_zero={at_zero:g})" if at_zero else "relu"
+    return _without_params(name, lambda z: (jnp.maximum(z, 0), z), lambda z, dy: dy * slope(z))
 
 
 def leaky_relu(slope: float = 0.1) -> Layer:
@@ -85,7 +86,11 @@ def leaky_relu(slope: float = 0.1) -> Layer:
     Array([[-0.1,  2. ]], dtype=float32)
     """
     slope = require.number("slope", slope, low=0, high=1)
-    return _without_params(lambda z: (jnp.where(z >= 0, z, slope * z), z), lambda z, dy: jnp.where(z >= 0, dy, slope * dy))
+
+    def forward(z: Values) -> tuple[Values, Values]:
+        return jnp.where(z >= 0, z, slope * z), z
+
+    return _without_params(f"leaky_relu({slope:g})", forward, lambda z, dy: jnp.where(z >= 0, dy, slope * dy))
 
 
 def elu(alpha: float = 1.0) -> Layer:
@@ -102,7 +107,7 @@ def elu(alpha: float = 1.0) -> Layer:
     def forward(z: Values) -> tuple[Values, Values]:
         return jnp.where(z >= 0, z, alpha * jnp.expm1(jnp.minimum(z, 0))), z
 
-    return _without_params(forward, lambda z, dy: dy * jnp.where(z >= 0, 1, alpha * jnp.exp(jnp.minimum(z, 0))))
+    return _without_params(f"elu({alpha:g})", forward, lambda z, dy: dy * jnp.where(z >= 0, 1, alpha * jnp.exp(jnp.minimum(z, 0))))
 
 
 def softmax() -> Layer:
@@ -118,7 +123,52 @@ def softmax() -> Layer:
         y = jax.nn.softmax(z)
         return y, y
 
-    return _without_params(forward, lambda y, dy: y * (dy - (dy * y).sum(-1, keepdims=True)))
+    return _without_params("softmax", forward, lambda y, dy: y * (dy - (dy * y).sum(-1, keepdims=True)))
+
+
+def log_softmax() -> Layer:
+    """y_i = z_i - log sum_j e^{z_j} over the last axis; dz_j = dy_j - e^{y_j} sum_i dy_i.
+
+    This is dz = dy J with the full Jacobian J_ij = d_ij - e^{y_j}, never formed.
+
+    >>> log_softmax().forward((), jnp.zeros((1, 1)))[0]
+    Array([[0.]], dtype=float32)
+    """
+
+    def forward(z: Values) -> tuple[Values, Values]:
+        y = jax.nn.log_softmax(z)
+        return y, y
+
+    return _without_params("log_softmax", forward, lambda y, dy: dy - jnp.exp(y) * dy.sum(-1, keepdims=True))
+
+
+def softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
+    """J_ij = dy_i / dz_j = y_i (d_ij - y_j) of y = softmax(z), rows outputs and columns inputs. Symmetric; its rows sum to 0.
+
+    Args:
+        y: probabilities, the output of `softmax`.
+
+    Source: lecture 004, "Special case 1. Vector activations".
+
+    >>> softmax_jacobian(jnp.array([0.5, 0.5]))
+    Array([[ 0.25, -0.25],
+           [-0.25,  0.25]], dtype=float32)
+    """
+    return y[..., :, None] * log_softmax_jacobian(y)
+
+
+def log_softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
+    """J_ij = d log y_i / dz_j = d_ij - y_j of y = softmax(z), rows outputs and columns inputs. Its rows sum to 0.
+
+    Args:
+        y: probabilities, the output of `softmax` (for `log_softmax`, the exponential of its output).
+
+    >>> log_softmax_jacobian(jnp.array([0.5, 0.5]))
+    Array([[ 0.5, -0.5],
+           [-0.5,  0.5]], dtype=float32)
+    """
+    require.floating("y", y)
+    return jnp.eye(y.shape[-1], dtype=y.dtype) - y[..., None, :]
 
 
 def maxout(inputs: int, outputs: int, *, pieces: int = 2, initializer: Initializer | None = None) -> Layer:
@@ -149,4 +199,4 @@ def maxout(inputs: int, outputs: int, *, pieces: int = 2, initializer: Initializ
         share = dy / won.sum(-1)
         return linear.backward(params, kept, (won * share[..., None]).reshape(len(dy), -1).astype(dy.dtype))
 
-    return Layer(linear.init, forward, backward)
+    return Layer(linear.init, forward, backward, name=f"maxout({inputs}, {outputs})")

@@ -49,7 +49,43 @@ def affine(inputs: int, outputs: int, *, bias: bool = True, initializer: Initial
             dparams["bias"] = dz.sum(0)
         return dparams, dz @ params["weight"]
 
-    return Layer(init, forward, backward)
+    return Layer(init, forward, backward, name=f"affine({inputs}, {outputs})")
+
+
+def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | None = None) -> Layer:
+    """z_i = sum_{j >= 0} w_ij y_j with y_0 = 1: lecture 004's extended notation, in which the bias is the weight w_i0.
+
+    With y = (1, x) there is one rule for all weights, dw = dz^T y, and dx = dz w without the column of y_0.
+
+    Params: `{"weight": (outputs, inputs + 1)}`, the bias in column 0.
+
+    Args:
+        inputs: length of x, at least 1.
+        outputs: length of z, at least 1.
+        initializer: of all but column 0, which starts at 0; as for `affine`.
+
+    Raises:
+        TypeError, ValueError: as for `affine`.
+
+    >>> layer = extended_affine(2, 1)
+    >>> layer.forward({"weight": jnp.array([[5.0, 1.0, -1.0]])}, jnp.array([[3.0, 2.0]]))[0]
+    Array([[6.]], dtype=float32)
+    """
+    plain = affine(inputs, outputs, initializer=initializer)
+
+    def init(key: jax.Array) -> dict[str, Array]:
+        drawn = plain.init(key)
+        return {"weight": jnp.concatenate([drawn["bias"][:, None], drawn["weight"]], 1)}
+
+    def forward(params: dict[str, Array], x: Float[Array, "batch inputs"]) -> tuple[Float[Array, "batch outputs"], Any]:
+        _check(x, inputs)
+        y = jnp.concatenate([jnp.ones_like(x[:, :1]), x], 1)
+        return y @ params["weight"].T, y
+
+    def backward(params: dict[str, Array], y: Any, dz: Float[Array, "batch outputs"]) -> tuple[dict[str, Array], Any]:
+        return {"weight": dz.T @ y}, dz @ params["weight"][:, 1:]
+
+    return Layer(init, forward, backward, name=f"extended_affine({inputs}, {outputs})")
 
 
 def _check(x: Any, inputs: int) -> None:

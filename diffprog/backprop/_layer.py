@@ -33,7 +33,11 @@ class Layer(NamedTuple):
         backward: `backward(params, residuals, dy) -> (dparams, dx)`; gradients have the shape of what they are taken with respect to, the
             transpose of the lectures' numerator layout.
         name: what to call it in reports and errors, such as "affine(64, 10)".
-        parts: the layers of a net, in an order in which they can run; none in a plain layer.
+        parts: the layers of a net, in an order in which they can run, the last one its output; none in a plain layer.
+        inputs: the names by which the parts of a net know x or, where there are several, each entry of x; none in a plain layer.
+
+    A layer of several inputs takes x as a tuple and gives dx as one. An input that has no derivative, such as integers or a random key,
+    has `None` for its dx.
     """
 
     init: Callable[[jax.Array], Any]
@@ -41,6 +45,13 @@ class Layer(NamedTuple):
     backward: Callable[[Any, Any, Any], tuple[Any, Any]]
     name: str = "layer"
     parts: tuple[Part, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+
+def require_layer(name: str, value: Any) -> None:
+    """A `Layer`."""
+    if not isinstance(value, Layer):
+        raise TypeError(f"{name} must be a Layer, got {type(value).__name__}")
 
 
 def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
@@ -53,8 +64,7 @@ def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
     >>> jax.grad(lambda x: differentiable(tanh())((), x).sum())(jax.numpy.zeros((1, 2)))
     Array([[1., 1.]], dtype=float32)
     """
-    if not isinstance(layer, Layer):
-        raise TypeError(f"layer must be a Layer, got {type(layer).__name__}")
+    require_layer("layer", layer)
     return functools.partial(_apply, layer)
 
 

@@ -74,7 +74,7 @@ def convolution(
         dx = _input_gradient(params["weight"], x, dz, pads(x), stride)
         return {"weight": _kernel_gradient(window, x, dz, pads(x), stride), "bias": dz.sum((0, 1, 2))}, dx
 
-    return Layer(init, forward, backward)
+    return Layer(init, forward, backward, name=f"convolution({inputs}, {outputs}, {window})")
 
 
 def _convolve(x: Array, kernel: Array, pads: list[Pair], *, stride: int = 1, spread: int = 1, kernel_spread: int = 1) -> Array:
@@ -137,7 +137,7 @@ def max_pool(window: int = 2) -> Layer:
         share = dy / largest.sum((2, 4), dtype=dy.dtype)
         return (), _from_patches(jnp.where(largest, share[:, :, None, :, None, :], 0), x.shape)
 
-    return Layer(lambda key: (), forward, backward)
+    return Layer(lambda key: (), forward, backward, name=f"max_pool({window})")
 
 
 def average_pool(window: int = 2) -> Layer:
@@ -162,7 +162,7 @@ def average_pool(window: int = 2) -> Layer:
         shared = jnp.broadcast_to((dy / window**2)[:, :, None, :, None, :], (batch, rows, window, columns, window, channels))
         return (), _from_patches(shared, (batch, *residuals.shape[1:]))
 
-    return Layer(lambda key: (), forward, backward)
+    return Layer(lambda key: (), forward, backward, name=f"average_pool({window})")
 
 
 def _patches(x: Images, window: int) -> Float[Array, "batch rows window columns window channels"]:
@@ -189,7 +189,7 @@ def flatten() -> Layer:
         require.floating("x", x)
         return x.reshape(len(x), -1), jnp.zeros_like(x, shape=(0, *x.shape[1:]))
 
-    return Layer(lambda key: (), forward, lambda params, like, dy: ((), dy.reshape(len(dy), *like.shape[1:])))
+    return Layer(lambda key: (), forward, lambda params, like, dy: ((), dy.reshape(len(dy), *like.shape[1:])), "flatten")
 
 
 def _check(x: Any, least: int, channels: int | None = None) -> None:

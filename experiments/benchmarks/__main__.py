@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.benchmarks import harness
 
-BENCHMARKS = ["loops", "cnn"]
+BENCHMARKS = ["loops", "cnn", "backprop"]
 RESULTS = Path("results/benchmarks")
 
 

@@ -8,18 +8,55 @@ import numpy as np
 import pytest
 
 from diffprog import backprop as bp
+from diffprog import losses
 
 IMAGE = (3, 7, 6, 2)
+
+
+def uniform(*shape):
+    return lambda random: random.uniform(0.2, 0.8, shape)
+
+
+def ids(*shape, below):
+    return lambda random: random.integers(0, below, shape, np.int32)
+
+
+def distributions(*shape):
+    return lambda random: random.dirichlet(np.ones(shape[1]), shape[0])
+
+
+def random_key(random):
+    return jax.random.key(1)
+
+
+# Layer, and its input: the shape of normal numbers, a function of a NumPy generator, or a tuple of these.
 LAYERS = {
     "affine": (bp.affine(4, 3), (5, 4)),
     "affine without bias": (bp.affine(4, 3, bias=False), (5, 4)),
+    "extended_affine": (bp.extended_affine(4, 3), (5, 4)),
     "sigmoid": (bp.sigmoid(), (5, 4)),
     "tanh": (bp.tanh(), (5, 4)),
     "relu": (bp.relu(), (5, 4)),
     "leaky_relu": (bp.leaky_relu(), (5, 4)),
     "elu": (bp.elu(0.7), (5, 4)),
     "softmax": (bp.softmax(), (5, 4)),
+    "log_softmax": (bp.log_softmax(), (5, 4)),
     "maxout": (bp.maxout(4, 3, pieces=3), (5, 4)),
+    "add": (bp.add(), ((5, 4), (5, 4), (5, 4))),
+    "multiply": (bp.multiply(), ((5, 4), (5, 4), (5, 4))),
+    "copy": (bp.copy(3), (5, 4)),
+    "max_over": (bp.max_over([[0, 1, 3], [1, 2], [3]]), (5, 4)),
+    "pairwise_product": (bp.pairwise_product(), (5, 4)),
+    "power_product": (bp.power_product(4, 3), uniform(5, 4)),
+    "layer_norm": (bp.layer_norm(4), (5, 4)),
+    "layer_norm of sequences": (bp.layer_norm(4), (2, 3, 4)),
+    "batch_norm": (bp.batch_norm(4), (5, 4)),
+    "batch_norm of images": (bp.batch_norm(2), IMAGE),
+    "dropout": (bp.dropout(0.4), ((5, 4), random_key)),
+    "embedding": (bp.embedding(4, 3), ids(5, 2, below=4)),
+    "attention": (bp.attention(4), (2, 3, 4)),
+    "causal attention": (bp.attention(4, causal=True), (2, 3, 4)),
+    "residual": (bp.residual(bp.affine(4, 4)), (5, 4)),
     "flatten": (bp.flatten(), IMAGE),
     "max_pool": (bp.max_pool(2), IMAGE),
     "max_pool of 3": (bp.max_pool(3), IMAGE),
@@ -30,20 +67,89 @@ LAYERS = {
     "convolution 3 stride 2": (bp.convolution(2, 3, 3, stride=2), IMAGE),
     "convolution 2 stride 3 valid": (bp.convolution(2, 3, 2, stride=3, padding="VALID"), IMAGE),
     "convolution 3 stride 3 valid": (bp.convolution(2, 3, 3, stride=3, padding="VALID"), IMAGE),
+    "half_squared_error": (bp.half_squared_error(), ((5, 4), (5, 4))),
+    "softmax_cross_entropy": (bp.softmax_cross_entropy(), ((5, 4), ids(5, below=4))),
+    "softmax_kl": (bp.softmax_kl(), ((5, 4), distributions(5, 4))),
+    "sigmoid_kl": (bp.sigmoid_kl(), ((5,), uniform(5))),
+    "sum of a loss": (bp.sum_over_examples(bp.half_squared_error()), ((5, 4), (5, 4))),
+    "mean of a loss": (bp.mean_over_examples(bp.softmax_cross_entropy()), ((5, 4), ids(5, below=4))),
+    "chain": (bp.chain([bp.affine(4, 3), bp.tanh()]), (5, 4)),
+    "dag": (bp.dag({"h": (bp.affine(4, 4), "a"), "y": (bp.multiply(), ("h", "b"))}, output="y", inputs=("a", "b")), ((5, 4), (5, 4))),
 }
-every_layer = pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
+every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
-def problem(layer, shape):
-    """Params, input and cotangent of one layer, in float64."""
-    keys = jax.random.split(jax.random.key(3), 3)
-    params = jax.tree.map(lambda leaf: leaf.astype(float), layer.init(keys[0]))
-    x = jax.random.normal(keys[1], shape, float)
-    return params, x, jax.random.normal(keys[2], layer.forward(params, x)[0].shape, float)
+def drawn(given, random):
+    if callable(given):
+        return given(random)
+    if isinstance(given[0], int):
+        return random.normal(size=given)
+    return tuple(drawn(each, random) for each in given)
 
 
-def automatic(layer, params, x, dy):
-    return jax.vjp(lambda params, x: layer.forward(params, x)[0], params, x)[1](dy)
+def is_float(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def split(x):
+    """The float leaves of x, and the function that puts others in their place."""
+    leaves, tree = jax.tree.flatten(x)
+
+    def joined(floats):
+        floats = iter(floats)
+        return jax.tree.unflatten(tree, [next(floats) if is_float(leaf) else leaf for leaf in leaves])
+
+    return [leaf for leaf in leaves if is_float(leaf)], joined
+
+
+def problem(layer, given):
+    """Params and input of one layer, in float64. Drawn with NumPy, for which nothing is compiled."""
+    random = np.random.default_rng(3)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), jax.eval_shape(layer.init, jax.random.key(0)))
+    return params, drawn(given, random)
+
+
+def inner(a, b):
+    return sum(jnp.vdot(*pair) for pair in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def normal_like(tree):
+    random = np.random.default_rng(7)
+    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype), tree)
+
+
+@functools.cache
+def computed(name):
+    """Everything that is held against something else below, of one layer, in one compilation (the compiler in no hurry to optimise)."""
+    layer, given = LAYERS[name]
+
+    def everything(params, floats):
+        forward = lambda params, floats: layer.forward(params, joined(floats))[0]  # noqa: E731
+        by_hand = lambda params, floats: bp.differentiable(layer)(params, joined(floats))  # noqa: E731
+        y, residuals = layer.forward(params, joined(floats))
+        dy = normal_like(y)
+        dparams, dx = layer.backward(params, residuals, dy)
+
+        def gradient(f):
+            return jax.grad(lambda params, floats: inner(dy, jax.tree.map(jnp.square, f(params, floats))), (0, 1))
+
+        def second(f):
+            return jax.jvp(gradient(f), (params, floats), normal_like((params, floats)))[1]
+
+        batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.7 * leaf]), floats)
+        return {
+            "backward": (dparams, jax.tree.leaves(dx)),
+            "automatic": jax.vjp(forward, params, floats)[1](dy),
+            "second": second(by_hand),
+            "second automatic": second(forward),
+            "batched": jax.vmap(gradient(by_hand), (None, 0), axis_size=2)(params, batch),
+            "looped": jax.lax.map(lambda i: gradient(by_hand)(params, [leaf[i] for leaf in batch]), jnp.arange(2)),
+        }
+
+    with jax.enable_x64(True):
+        params, x = problem(layer, given)
+        floats, joined = split(x)
+        return jax.jit(everything, compiler_options={"xla_backend_optimization_level": 0})(params, floats)
 
 
 def close(got, want, tolerance=1e-12):
@@ -52,11 +158,50 @@ def close(got, want, tolerance=1e-12):
 
 
 @every_layer
-def test_backward_equals_autodiff_of_forward(layer, shape):
-    with jax.enable_x64(True):
-        params, x, dy = problem(layer, shape)
-        by_hand = layer.backward(params, layer.forward(params, x)[1], dy)
-        close(by_hand, automatic(layer, params, x, dy))
+def test_backward_equals_autodiff_of_forward(name):
+    close(computed(name)["backward"], computed(name)["automatic"])
+
+
+@every_layer
+def test_differentiable_is_exact_to_second_order(name):
+    close(computed(name)["second"], computed(name)["second automatic"], 1e-11)
+
+
+@every_layer
+def test_batched_by_vmap_equals_looped(name):
+    close(computed(name)["batched"], computed(name)["looped"])
+
+
+@every_layer
+def test_gradients_have_the_structure_of_their_variables(name):
+    layer, given = LAYERS[name]
+    params, x = problem(layer, given)
+    dparams, dx = jax.eval_shape(lambda params, x: layer.backward(params, *layer.forward(params, x)[::-1]), params, x)
+    assert jax.tree.map(jnp.shape, dparams) == jax.tree.map(jnp.shape, params)
+    is_none = lambda leaf: leaf is None  # noqa: E731
+    shapes = jax.tree.map(lambda leaf: leaf.shape if is_float(leaf) else None, x)
+    assert jax.tree.map(lambda leaf: getattr(leaf, "shape", None), dx, is_leaf=is_none) == shapes
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_keeps_the_dtype(name, dtype):
+    layer, given = LAYERS[name]
+    with jax.enable_x64(False):
+        cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf)
+        params, x = jax.eval_shape(lambda: cast(problem(layer, given)))
+        y, residuals = jax.eval_shape(layer.forward, params, x)
+        gradients = jax.eval_shape(layer.backward, params, residuals, y)
+    assert {leaf.dtype for leaf in jax.tree.leaves((y, gradients))} == {jnp.dtype(dtype)}
+
+
+def test_names_tell_layers_apart():
+    names = {name: layer.name for name, (layer, _) in LAYERS.items()}
+    assert "layer" not in names.values()
+    assert names["affine"] == "affine(4, 3)"
+    assert names["leaky_relu"] == "leaky_relu(0.1)"
+    assert names["convolution 3"] == "convolution(2, 3, 3)"
+    assert names["mean of a loss"] == "mean of softmax_cross_entropy"
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
@@ -64,43 +209,9 @@ def test_backward_equals_autodiff_of_forward(layer, shape):
 @pytest.mark.parametrize("window", [1, 2, 3, 5])
 def test_convolution_gradients_have_the_shapes_of_their_variables(window, stride, padding):
     layer, x = bp.convolution(2, 3, window, stride=stride, padding=padding), jnp.ones((2, 9, 8, 2))
-    params = layer.init(jax.random.key(0))
-    dparams, dx = jax.eval_shape(lambda: layer.backward(params, x, layer.forward(params, x)[0]))
+    params = jax.eval_shape(layer.init, jax.random.key(0))
+    dparams, dx = jax.eval_shape(lambda params: layer.backward(params, x, layer.forward(params, x)[0]), params)
     assert jax.tree.map(jnp.shape, (dparams, dx)) == jax.tree.map(jnp.shape, (params, x))
-
-
-@every_layer
-def test_differentiable_is_exact_to_second_order(layer, shape):
-    with jax.enable_x64(True):
-        params, x, dy = problem(layer, shape)
-
-        def bend(f):
-            squared = lambda params, x: (dy * f(params, x) ** 2).sum()  # noqa: E731
-            gradient = jax.grad(squared, (0, 1))
-            inner = lambda params, x: sum(jax.tree.leaves(jax.tree.map(lambda leaf: (leaf**3).sum(), gradient(params, x))))  # noqa: E731
-            return jax.jit(jax.grad(inner, (0, 1)))(params, x)
-
-        close(bend(bp.differentiable(layer)), bend(lambda params, x: layer.forward(params, x)[0]), 1e-9)
-
-
-@every_layer
-def test_batched_by_vmap_equals_looped(layer, shape):
-    params = layer.init(jax.random.key(0))
-    xs = jax.random.normal(jax.random.key(1), (2, *shape))
-    gradient = jax.grad(lambda params, x: (bp.differentiable(layer)(params, x) ** 2).sum(), (0, 1))
-    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[gradient(params, x) for x in xs])
-    close(jax.vmap(gradient, (None, 0))(params, xs), looped, 1e-4)
-
-
-@every_layer
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_keeps_the_dtype(layer, shape, dtype):
-    with jax.enable_x64(False):
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), layer.init(jax.random.key(0)))
-        x = jnp.ones(shape, dtype)
-        y, residuals = jax.eval_shape(layer.forward, params, x)
-        gradients = jax.eval_shape(layer.backward, params, residuals, y)
-    assert {leaf.dtype for leaf in jax.tree.leaves((y, gradients))} == {jnp.dtype(dtype)}
 
 
 def test_max_pool_shares_the_gradient_on_a_tie():
@@ -118,6 +229,103 @@ def test_kinks_follow_jax_nn():
     for layer, function in ((bp.relu(), jax.nn.relu), (bp.leaky_relu(), jax.nn.leaky_relu), (bp.elu(), jax.nn.elu)):
         ours = jax.grad(lambda x, layer=layer: bp.differentiable(layer)((), x)[0])(jnp.zeros(1))
         np.testing.assert_array_equal(ours, jax.grad(lambda x, function=function: function(x)[0])(jnp.zeros(1)))
+
+
+def test_max_over_shares_the_gradient_on_a_tie_within_a_subset():
+    layer, z = bp.max_over([[0, 1, 2], [1, 3]]), jnp.array([[1.0, 5.0, 2.0, 5.0]])
+    y, kept = layer.forward((), z)
+    np.testing.assert_array_equal(y, [[5, 5]])
+    np.testing.assert_array_equal(layer.backward((), kept, jnp.array([[10.0, 1.0]]))[1], [[0, 10.5, 0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("z", "alpha", "y", "dz", "dalpha"),
+    [
+        ([0.0, 3.0], [1.0, 2.0], 0, [9, 0], [0, 0]),
+        ([0.0, 0.0], [1.0, 1.0], 0, [0, 0], [0, 0]),
+        ([0.0, 3.0], [0.0, 1.0], 3, [0, 1], [0, 3 * np.log(3)]),
+        ([0.0, 3.0], [2.0, 1.0], 0, [0, 0], [0, 0]),
+        ([-2.0, 3.0], [3.0, 1.0], -24, [36, -8], [0, -24 * np.log(3)]),
+        ([-2.0, 3.0], [-1.0, 1.0], -1.5, [-0.75, -0.5], [0, -1.5 * np.log(3)]),
+    ],
+)
+def test_power_product_at_zero_and_below(z, alpha, y, dz, dalpha):
+    layer, params = bp.power_product(2, 1), {"alpha": jnp.array(alpha)[:, None]}
+    got, kept = layer.forward(params, jnp.array([z]))
+    dparams, dx = layer.backward(params, kept, jnp.ones((1, 1)))
+    np.testing.assert_allclose(got, [[y]], rtol=1e-6)
+    np.testing.assert_allclose(dx, [dz], rtol=1e-6)
+    np.testing.assert_allclose(dparams["alpha"][:, 0], dalpha, rtol=1e-6)
+
+
+def test_power_product_mixed_derivative_at_exponent_zero():
+    slope = lambda alpha: bp.power_product(1, 1).backward({"alpha": alpha}, jnp.array([[2.0]]), jnp.ones((1, 1)))[1].sum()  # noqa: E731
+    np.testing.assert_allclose(jax.grad(slope)(jnp.zeros((1, 1))), 1 / 2)
+
+
+def test_jacobians_of_softmax_and_of_its_logarithm_are_those_of_autodiff():
+    with jax.enable_x64(True):
+        z = np.random.default_rng(0).normal(size=(3, 4))
+        y = jax.nn.softmax(z)
+        close(bp.softmax_jacobian(y), jax.vmap(jax.jacfwd(jax.nn.softmax))(z))
+        close(bp.log_softmax_jacobian(y), jax.vmap(jax.jacfwd(jax.nn.log_softmax))(z))
+
+
+def test_layer_norm_and_batch_norm_leave_mean_zero_and_variance_one():
+    x = 5 + 3 * np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    for layer, axis in ((bp.layer_norm(6), 1), (bp.batch_norm(6), 0)):
+        y = layer.forward(layer.init(jax.random.key(0)), x)[0]
+        np.testing.assert_allclose(y.mean(axis), 0, atol=1e-5)
+        np.testing.assert_allclose(y.var(axis), 1, rtol=1e-4)
+
+
+def test_dropout_follows_its_key_and_keeps_the_mean():
+    layer, x = bp.dropout(0.25), jnp.ones((100, 100))
+    y = layer.forward((), (x, jax.random.key(0)))[0]
+    np.testing.assert_array_equal(y, layer.forward((), (x, jax.random.key(0)))[0])
+    assert (y != layer.forward((), (x, jax.random.key(1)))[0]).any()
+    assert {round(float(value), 4) for value in np.unique(y)} == {0, 1.3333}
+    # A mean of 10,000 draws of deviation sqrt(1/3): five sigma.
+    np.testing.assert_allclose(y.mean(), 1, atol=5 * (1 / 3) ** 0.5 / 100)
+
+
+def test_causal_attention_does_not_look_ahead():
+    layer = bp.attention(4, causal=True)
+    params, x = problem(layer, (1, 5, 4))
+    changed = x.copy()
+    changed[:, 3:] += 1
+    y, other = (layer.forward(params, each)[0] for each in (x, changed))
+    np.testing.assert_array_equal(y[:, :3], other[:, :3])
+    assert (y[:, 3:] != other[:, 3:]).all()
+    full = bp.attention(4)
+    assert (full.forward(params, x)[0][:, :3] != full.forward(params, changed)[0][:, :3]).all()
+
+
+def test_extended_affine_is_affine_with_the_bias_in_column_zero():
+    params, x = problem(bp.affine(4, 3), (5, 4))
+    together = {"weight": np.concatenate([params["bias"][:, None], params["weight"]], 1)}
+    y, kept = bp.extended_affine(4, 3).forward(together, x)
+    close(y, bp.affine(4, 3).forward(params, x)[0], 1e-6)
+    dparams, dx = bp.affine(4, 3).backward(params, x, y)
+    found, found_dx = bp.extended_affine(4, 3).backward(together, kept, y)
+    close(found["weight"], jnp.concatenate([dparams["bias"][:, None], dparams["weight"]], 1), 1e-5)
+    close(found_dx, dx, 1e-5)
+
+
+def test_losses_have_the_values_of_the_losses_module():
+    for name in ("half_squared_error", "softmax_cross_entropy", "softmax_kl", "sigmoid_kl"):
+        layer, given = LAYERS[name]
+        pair = jax.tree.map(jnp.asarray, problem(layer, given)[1])
+        np.testing.assert_array_equal(layer.forward((), pair)[0], getattr(losses, name)(*pair))
+
+
+def test_one_hot_targets_have_finite_gradients():
+    logits, onehot = jnp.array([[-1.0, 2.0, 0.0]]), jnp.array([[0.0, 1.0, 0.0]])
+    for layer, x in ((bp.softmax_kl(), (logits, onehot)), (bp.sigmoid_kl(), (logits[0], onehot[0]))):
+        value, kept = layer.forward((), x)
+        dx = layer.backward((), kept, jnp.ones_like(value))[1]
+        automatic = jax.grad(lambda x, layer=layer: layer.forward((), x)[0].sum())(x)
+        close(dx, automatic, 1e-6)
 
 
 def test_elu_far_below_zero_has_a_finite_gradient():
@@ -140,6 +348,25 @@ def test_elu_far_below_zero_has_a_finite_gradient():
         (lambda: bp.max_pool(0), ValueError, "window must be"),
         (lambda: bp.average_pool(-1), ValueError, "window must be"),
         (lambda: bp.differentiable(jnp.tanh), TypeError, "layer must be a Layer"),
+        (lambda: bp.extended_affine(0, 3), ValueError, "inputs must be an integer >= 1, got 0"),
+        (lambda: bp.copy(0), ValueError, "count must be an integer >= 1, got 0"),
+        (lambda: bp.max_over([]), ValueError, "subsets must be a sequence of at least one subset"),
+        (lambda: bp.max_over([[0], []]), ValueError, r"subsets\[1\] must be at least one position, none twice, got \[\]"),
+        (lambda: bp.max_over([[1, 1]]), ValueError, r"subsets\[0\] must be at least one position, none twice"),
+        (lambda: bp.max_over([[0, -1]]), ValueError, r"subsets\[0\] must be an integer >= 0, got -1"),
+        (lambda: bp.max_over([0, 1]), ValueError, r"subsets\[0\] must be at least one position"),
+        (lambda: bp.power_product(2, 0), ValueError, "outputs must be"),
+        (lambda: bp.power_product(2, 1, initializer=1), TypeError, "initializer must be callable"),
+        (lambda: bp.layer_norm(0), ValueError, "features must be an integer >= 1, got 0"),
+        (lambda: bp.batch_norm(3, epsilon=0), ValueError, "epsilon must be a finite number > 0, got 0"),
+        (lambda: bp.dropout(1), ValueError, "rate must be below 1"),
+        (lambda: bp.dropout(-0.1), ValueError, "rate must be a finite number >= 0"),
+        (lambda: bp.embedding(0, 2), ValueError, "count must be"),
+        (lambda: bp.attention(2.0), TypeError, "width must be an integer, got float"),
+        (lambda: bp.residual("affine"), TypeError, "layer must be a Layer, got str"),
+        (lambda: bp.sum_over_examples(losses.softmax_kl), TypeError, "loss must be a Layer, got function"),
+        (lambda: bp.mean_over_examples(None), TypeError, "loss must be a Layer, got NoneType"),
+        (lambda: bp.softmax_jacobian(jnp.ones(2, int)), TypeError, "y must be a float array"),
     ],
 )
 def test_refuses_bad_settings(make, error, message):
@@ -160,6 +387,31 @@ def test_refuses_bad_settings(make, error, message):
         (bp.average_pool(3), jnp.ones((1, 2, 1)), ValueError, "x must have rank 4"),
         (bp.tanh(), jnp.ones((1, 2), int), TypeError, "z must be a float array"),
         (bp.flatten(), jnp.ones((1, 2), int), TypeError, "x must be a float array"),
+        (bp.extended_affine(4, 3), jnp.ones((5, 5)), ValueError, r"x must have shape \(batch, 4\)"),
+        (bp.add(), jnp.ones(3), TypeError, "x must be a tuple of arrays"),
+        (bp.add(), (jnp.ones(3), jnp.ones(2)), ValueError, r"shapes must agree, got x\[0\]: \[3\], x\[1\]: \[2\]"),
+        (bp.multiply(), (jnp.ones(3), jnp.ones(3, int)), TypeError, r"x\[1\] must be a float array"),
+        (bp.copy(2), jnp.ones(3, int), TypeError, "x must be a float array"),
+        (bp.max_over([[0, 4]]), jnp.ones((1, 4)), ValueError, r"z must have shape \(batch, 5\) or longer"),
+        (bp.pairwise_product(), jnp.ones((1, 3)), ValueError, r"z must have shape \(batch, 2 n\)"),
+        (bp.power_product(2, 1), jnp.ones((1, 3)), ValueError, r"z must have shape \(batch, 2\)"),
+        (bp.power_product(2, 1), -jnp.ones((1, 2)), ValueError, r"z \*\* alpha must be a finite real number, got z\[0, 0\] = -1.0"),
+        (bp.layer_norm(3), jnp.ones((2, 4)), ValueError, r"x must have shape \(batch, ..., 3\) for this layer_norm layer, got \[2, 4\]"),
+        (bp.batch_norm(3), jnp.ones((1, 3)), ValueError, "at least two values of each feature"),
+        (bp.dropout(0.5), jnp.ones((1, 3)), TypeError, r"x must be a tuple \(values, key\)"),
+        (bp.dropout(0.5), (jnp.ones((1, 3)), jnp.ones(2)), TypeError, "key must be a random key"),
+        (bp.dropout(0.5), (jnp.ones((1, 3)), 3.0), TypeError, "key must be a random key"),
+        (bp.embedding(3, 2), 1.0, TypeError, "ids must be integers, got float64"),
+        (bp.embedding(3, 2), jnp.ones((2, 1)), TypeError, "ids must be integers, got float32"),
+        (bp.embedding(3, 2), jnp.array([0, 3]), ValueError, r"ids must lie in 0 .. 2, got values from 0 to 3"),
+        (bp.attention(3), jnp.ones((1, 2, 4)), ValueError, r"x must have shape \(batch, length, 3\)"),
+        (bp.attention(3), jnp.ones((1, 0, 3)), ValueError, "a length of at least 1"),
+        (bp.residual(bp.affine(3, 2)), jnp.ones((1, 3)), ValueError, r"shapes must agree, got x: \[1, 3\], affine\(3, 2\) of x: \[1, 2\]"),
+        (bp.half_squared_error(), jnp.ones((1, 3)), TypeError, r"x must be a tuple \(prediction, target\)"),
+        (bp.softmax_cross_entropy(), (jnp.ones((1, 3)), jnp.array([3])), ValueError, "labels must lie in 0 .. 2"),
+        (bp.softmax_kl(), (jnp.ones((1, 2)), jnp.ones((1, 2))), ValueError, "target must hold distributions"),
+        (bp.sigmoid_kl(), (jnp.ones(2), jnp.full(2, 1.5)), ValueError, "target must lie in 0 .. 1"),
+        (bp.sum_over_examples(bp.tanh()), jnp.ones((2, 3)), ValueError, "the output of tanh must have rank 1"),
     ],
 )
 def test_forward_refuses_bad_input(layer, x, error, message):

@@ -1,0 +1,68 @@
+"""The numeric examples of the five sources as programs.
+
+Each takes the inputs of one example of `tests/golden.json` and a route, a way to differentiate a net, and returns the quantities of that
+example by the names they have there.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.sources import lecture_000, lecture_001, lecture_004, notes_002_003
+from experiments.sources.pieces import Given, Quantities
+from experiments.sources.routes import Route, by_autodiff, by_differences, by_hand
+
+__all__ = ["EXAMPLES", "Route", "by_autodiff", "by_differences", "by_hand", "golden", "quantities"]
+
+GOLDEN = Path(__file__).parent.parent.parent / "tests" / "golden.json"
+
+# The id of an example, the rows of the sources that it stands for, and its program.
+EXAMPLES: dict[str, tuple[str, Callable[[Given, Route], Quantities]]] = {
+    "mit_tanh_221": ("0.17", lecture_000.mit_tanh_221),
+    "mit_mlp_relu": ("0.5, 0.8, 4.4", lecture_000.mit_mlp_relu),
+    "numerator_layout_shapes": ("0.3", lecture_000.numerator_layout_shapes),
+    "lecture_dims_chain": ("0.4", lecture_000.lecture_dims_chain),
+    "affine_rules": ("0.7, 4.2, 4.9, 4.10", lecture_000.affine_rules),
+    "momentum_quadratic": ("0.12", lecture_000.momentum_quadratic),
+    "unit_visualisation_linear": ("0.13, 0.14", lecture_000.unit_visualisation_linear),
+    "adversarial_linear_softmax": ("0.16", lecture_000.adversarial_linear_softmax),
+    "sigmoid_221": ("1.8, 1.9, 1.11", lecture_001.sigmoid_221),
+    "sigmoid_222_2_f_1_m1": ("1.3, 1.4", lecture_001.sigmoid_222_2),
+    "sigmoid_222_2_f_0_0": ("1.3, 1.4", lecture_001.sigmoid_222_2),
+    "param_count": ("1.5", lecture_001.param_count),
+    "digit_input": ("1.5", lecture_001.digit_input),
+    "activations": ("1.2, 1.10", lecture_001.activations),
+    "leaky_relu": ("1.2, 4.7", lecture_001.leaky_relu),
+    "maxout": ("1.2", lecture_001.maxout),
+    "exercise_4433_sq": ("0.9, 2.1, 2.2", notes_002_003.exercise_4433_sq),
+    "exercise_4433_softmax_ce": ("2.5", notes_002_003.exercise_4433_softmax_ce),
+    "exercise_4433_two_examples": ("2.3, 4.8", notes_002_003.exercise_4433_two_examples),
+    "chain_rt": ("1.6, 2.4", notes_002_003.chain_rt),
+    "xyz": ("1.7, 3.1", notes_002_003.xyz),
+    "wx_norm2": ("3.2", notes_002_003.wx_norm2),
+    "gd_convergence_rule": ("0.1, 4.1", lecture_004.gd_convergence_rule),
+    "softmax_jacobian": ("4.5, 4.9", lecture_004.softmax_jacobian),
+    "two_or_not_two": ("4.11", lecture_004.two_or_not_two),
+    "digit_softmax_kl_10": ("1.1, 4.11", lecture_004.digit_softmax_kl),
+    "digit_softmax_kl_11": ("4.11", lecture_004.digit_softmax_kl),
+    "multiplicative_prod_pow": ("4.6", lecture_004.multiplicative_prod_pow),
+    "multiplicative_pairs": ("3.1, 4.6", lecture_004.multiplicative_pairs),
+    "relu_at_0": ("4.7", lecture_004.relu_at_0),
+    "max_subset": ("3.1, 4.7", lecture_004.max_subset),
+}
+
+
+def golden() -> dict[str, dict[str, Any]]:
+    """The examples by their id: inputs, true values, what the source prints and how that compares."""
+    return {example["id"]: example for example in json.loads(GOLDEN.read_text(encoding="utf-8"))["examples"]}
+
+
+def quantities(name: str, inputs: Given, route: Route) -> dict[str, np.ndarray]:
+    """The quantities of one example by one route, in float64."""
+    given = {key: value if isinstance(value, str | dict) else np.asarray(value, np.float64) for key, value in inputs.items()}
+    with jax.enable_x64(True):
+        return {key: np.asarray(value, np.float64) for key, value in EXAMPLES[name][1](given, route).items()}
