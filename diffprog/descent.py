@@ -11,6 +11,7 @@ to that step, so that looking costs a step nothing.
 """
 
 import functools
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -67,7 +68,8 @@ class Result(NamedTuple):
         steps: the updates that lead from the start to `variable`.
         state: the `State` with that variable, to go on from.
         ending: "steps" when all were taken; "until" when the cost changed by no more than that; "nonfinite" when it was NaN or infinite
-            at step `len(costs) - 1`: then `variable` is the last one whose cost was finite (or the start).
+            at step `len(costs) - 1`, or that step, the last, led to a variable that is: then `variable` is the last one that was finite
+            and had a finite cost (or the start).
     """
 
     variable: Any
@@ -82,7 +84,7 @@ class Result(NamedTuple):
         how = {
             "steps": "took all its steps",
             "until": f"stopped at step {self.steps}, where the cost no longer changed",
-            "nonfinite": f"stopped at step {len(self.costs) - 1}, where the cost is not finite",
+            "nonfinite": f"stopped at step {len(self.costs) - 1}, where the cost is not finite or what it leads to is not",
         }[self.ending]
         return f"{how}; {self.steps} updates, costs {self.costs[:1]} to {self.costs[-1:]}"
 
@@ -96,7 +98,8 @@ def descent(
 
     Args:
         cost: `cost(variable, x) -> J`, a float scalar, or `(J, aux)`; pure. To ascend, return -J.
-        optimizer: any optax optimizer. Line searches and L-BFGS get the `value`, `grad` and `value_fn` they ask for.
+        optimizer: any optax optimizer. Those that ask for more than a gradient, such as line searches, get the `value`, `grad`, `value_fn`
+            and `grad_fn` they ask for.
         project: `project(variable) -> variable`, applied after each update; None for anywhere.
 
     Raises:
@@ -108,10 +111,12 @@ def descent(
     """
     require.function("cost", cost)
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax optimizer, got {type(optimizer).__name__}")
+        hint = "; pass its .gradient_transformation()" if isinstance(optimizer, optax.MultiSteps) else ""
+        raise TypeError(f"optimizer must be an optax optimizer, got {type(optimizer).__name__}{hint}")
     if project is not None:
         require.function("project", project)
     update = optax.with_extra_args_support(optimizer).update
+    wanted = _extra_arguments(update)
 
     def cost_and_aux(variable: Any, x: Any) -> tuple[Any, Any]:
         returned = cost(variable, x)
@@ -125,11 +130,21 @@ def descent(
     def step(state: State, x: Any) -> tuple[State, Info]:
         (value, aux), gradient = jax.value_and_grad(cost_and_aux, has_aux=True)(state.variable, x)
         value_of = lambda variable: cost_and_aux(variable, x)[0]  # noqa: E731
-        updates, moved = update(gradient, state.optimizer, state.variable, value=value, grad=gradient, value_fn=value_of)
+        gradient_of = lambda variable, *_: jax.grad(value_of)(variable)  # noqa: E731
+        known = {"value": value, "grad": gradient, "value_fn": value_of, "grad_fn": gradient_of}
+        updates, moved = update(gradient, state.optimizer, state.variable, **{name: known[name] for name in wanted})
         variable = optax.apply_updates(state.variable, updates)
         return State(variable if project is None else project(variable), moved), Info(value, aux)
 
     return Descent(init, step)
+
+
+def _extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of the things a step knows the optimizer's `update` takes."""
+    takes = inspect.signature(update).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
+    names = {parameter.name for parameter in takes}
+    return tuple(name for name in ("value", "grad", "value_fn", "grad_fn") if name in names or (takes_all and name != "grad_fn"))
 
 
 def run(
@@ -147,7 +162,7 @@ def run(
         descent: from `descent`.
         start: the free variable, a pytree of finite float arrays; or a `State`, to go on from it.
         xs: what the steps see. A count n: step k sees the integer k. A pytree of finite arrays: step k sees each at k on its leading
-            axis. An iterator of batches: step k sees the k-th.
+            axis. An iterator of batches: step k sees the k-th; up to some hundred are read ahead.
         until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, the rule of lecture 004 (which stops on a plateau as well).
         loop: "device" runs the steps in one compiled loop, "host" calls a compiled step from Python; "auto" takes the one that is fast
             (see `loops.fast_on_device`). An iterator has only the host.
@@ -185,11 +200,17 @@ def run(
 def _initial_state(descent: Descent, start: Any) -> State:
     variable = start.variable if isinstance(start, State) else start
     require.floating_leaves("start", variable)
-    if any(require.values(leaf) is None for leaf in jax.tree.leaves(variable)):
-        raise TypeError("start must have values, got a traced array; inside jit, grad or vmap loop over descent.step")
+    require.concrete("start", variable, "inside jit, grad or vmap loop over descent.step")
     require.finite("start", variable)
-    state = start if isinstance(start, State) else _init(program(descent.init), jax.tree.map(_strongly_typed, variable))
-    return jax.tree.map(_strongly_typed, state)
+    if not all(np.size(leaf) for leaf in jax.tree.leaves(variable)):
+        raise ValueError("start must hold numbers, got an array of size 0")
+    variable = jax.tree.map(_strongly_typed, variable)
+    if not isinstance(start, State):
+        return jax.tree.map(_strongly_typed, _init(program(descent.init), variable))
+    expected, given = (jax.tree.structure(state) for state in (jax.eval_shape(descent.init, variable), start))
+    if str(expected) != str(given):
+        raise ValueError(f"start must be a State of this descent, {expected}, got {given}")
+    return jax.tree.map(_strongly_typed, start)
 
 
 @jax.jit
@@ -199,13 +220,18 @@ def _init(init: Program, variable: Any) -> State:
 
 def _strongly_typed(leaf: Any) -> jax.Array:
     """Without JAX's weak type, which the first update would change, for a second compile."""
-    if isinstance(leaf, jax.Array) and not leaf.weak_type:
+    if isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False):
         return leaf
     return jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype)
 
 
 def _checked_info(before: State, after: State, info: Info) -> Info:
     kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] for state in (before, after)]
+    if str(jax.tree.structure(before)) != str(jax.tree.structure(after)):
+        raise ValueError(
+            "optimizer and project must keep the structure of the state, got a step from "
+            f"{jax.tree.structure(before)} to {jax.tree.structure(after)}"
+        )
     if kinds[0] != kinds[1]:
         pairs = zip(*([f"{dtype}{list(shape)}" for shape, dtype in leaves] for leaves in kinds), strict=False)
         changed = next((f"{old} to {new}" for old, new in pairs if old != new), "their number")
@@ -227,6 +253,8 @@ def _piece_by_piece(
         while True:
             xs, count = source.take(first, length)
             if count == 0:
+                if before is not None and not _is_finite(state.variable):
+                    return _result(infos, _replay(advance, before, before, first - 1), first - 1, "nonfinite")
                 return _result(infos, state, first, "steps")
             piece, began = loops.Piece(first, first + count, state, xs), time.perf_counter()
             state, info = advance(piece)
@@ -240,6 +268,10 @@ def _piece_by_piece(
             bar.set_postfix_str(f"cost={latest_cost:.4g}", refresh=False)
             bar.update(count)
             length = min(max(int(_PIECE_SECONDS * count / (time.perf_counter() - began)), 1), longest)
+
+
+def _is_finite(variable: Any) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(variable))
 
 
 def _stop(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:

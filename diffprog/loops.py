@@ -47,6 +47,7 @@ class Source:
             self._xs = xs
         else:
             self.length = require.batch(xs=xs)
+            require.concrete("xs", xs, "inside jit, grad or vmap loop over descent.step")
             require.finite("xs", xs)
             self._xs = jax.tree.map(jnp.asarray, xs)
 

@@ -54,7 +54,8 @@ def softmax_cross_entropy(logits: Float[ArrayLike, "batch classes"], labels: Int
 
     Raises:
         TypeError: logits that are no floats, labels that are no integers of rank 1.
-        ValueError: wrong rank, batches that differ or are empty, NaN or infinity, labels out of range.
+        ValueError: wrong rank, batches that differ or are empty, NaN or infinity, labels out of range (under `jax.jit` these cannot be
+            seen in time, and make their loss and its gradient NaN).
 
     Source: lecture 004, "Special case 1"; source 002, Question 1.
 
@@ -64,7 +65,10 @@ def softmax_cross_entropy(logits: Float[ArrayLike, "batch classes"], labels: Int
     _check(rank=2, logits=logits)
     require.labels("labels", labels, jnp.shape(logits)[1])
     require.batch(logits=logits, labels=labels)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), jnp.asarray(labels))
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # Where labels have no values yet, under jit, one out of range makes its loss and gradient NaN instead of another class's.
+    return loss * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan).astype(loss.dtype)
 
 
 def softmax_kl(logits: Float[ArrayLike, "batch classes"], target: Float[ArrayLike, "batch classes"]) -> Float[Array, "batch"]:

@@ -219,7 +219,8 @@ def _radii(epsilon: Any, batch: int, dtype: Any) -> _Column:
         raise ValueError(f"epsilon must be a number or have one value for each of {batch} examples, got shape {list(epsilon.shape)}")
     require.finite("epsilon", epsilon)
     require.within("epsilon", epsilon, 0, np.inf)
-    return jnp.broadcast_to(jnp.asarray(epsilon, dtype), (batch,))[:, None]
+    radii = jnp.broadcast_to(jnp.asarray(epsilon, dtype), (batch,))[:, None]
+    return jnp.where(radii >= 0, radii, jnp.nan)  # for a radius that is traced, and so could not be refused
 
 
 def _rows(r: Float[Array, "batch ..."]) -> _Rows:

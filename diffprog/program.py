@@ -8,13 +8,20 @@ compiled in as constants (slow to compile, and again for every other value), and
     code and all else    -> structure, compared by what it says: another number is another program
 
 So the toolkit hands programs to its own jitted functions, and two programs of one structure and the same shapes compile once.
+
+What a function reads from its module's globals belongs to it as much as its closure does, and is opened with it: a notebook cell that is
+run again with another weight is the same program of other arrays, one with another number another program. Only installed packages are
+trusted not to change their globals.
 """
 
 import dis
 import functools
+import sysconfig
 import types
-from collections.abc import Callable, Hashable
-from typing import Any
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,16 +32,26 @@ _NOTHING = object()
 
 
 class _Structure:
-    """Anything that is not an array, compared by an `identity` that says what it is rather than where it lies."""
+    """Anything that is not an array. There is one `_Structure` for one identity, so comparing two is comparing where they lie."""
 
-    def __init__(self, value: Any, identity: Hashable) -> None:
-        self.value, self.identity = value, identity
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Structure) and self.identity == other.identity
 
-    def __hash__(self) -> int:
-        return hash(self.identity)
+_EVERY_STRUCTURE: weakref.WeakValueDictionary[Hashable, _Structure] = weakref.WeakValueDictionary()
+
+
+def _structure(value: Any, identity: Hashable) -> _Structure:
+    """The structure that says `identity`; `value` is kept for it if it is the first to say so."""
+    found = _EVERY_STRUCTURE.get(identity)
+    if found is None:
+        found = _EVERY_STRUCTURE[identity] = _Structure(value)
+    return found
+
+
+def _same(value: Any) -> _Structure:
+    """The very object, whatever becomes of it."""
+    return _structure(value, ("same", id(value)))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["join"])
@@ -70,7 +87,8 @@ def program(apply: Callable[..., Any], params: Any = _NOTHING) -> Program:
 
     Args:
         apply: a plain function, with `params`; or alone any callable: an equinox or flax nnx module, a `jax.tree_util.Partial`, a closure.
-            A callable object that is not a pytree, and what a function reads from its globals, stay inside as constants.
+            A callable object that is not a pytree stays inside as a constant; a program made after one of its attributes was set again
+            is another program.
         params: any pytree; its arrays become leaves, the rest structure.
 
     Returns:
@@ -86,36 +104,41 @@ def program(apply: Callable[..., Any], params: Any = _NOTHING) -> Program:
     require.function("apply", apply)
     if params is _NOTHING and isinstance(apply, Program):
         return apply
-    opened = _open(apply if params is _NOTHING else functools.partial(apply, params), frozenset())
+    opened = _open(apply if params is _NOTHING else functools.partial(apply, params), frozenset(), {})
     leaves, treedef = jax.tree.flatten(opened)
     fixed = tuple(leaf if isinstance(leaf, _Structure) else None for leaf in leaves)
     arrays = [jax.numpy.asarray(leaf) for leaf in leaves if not isinstance(leaf, _Structure)]
-    return Program(arrays, _Structure((treedef, fixed), (treedef, fixed)))
+    return Program(arrays, _structure((treedef, fixed), (treedef, fixed)))
 
 
-def _open(tree: Any, within: frozenset[int]) -> Any:
-    """`tree` with every callable leaf taken apart, and every other leaf either an array or a `_Structure`."""
-    return jax.tree.map(lambda leaf: _open_leaf(leaf, within), tree, is_leaf=lambda node: isinstance(node, (functools.partial, Program)))
+def _open(tree: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+    """`tree` with every callable leaf taken apart (once each: `done`), and every other leaf either an array or a `_Structure`."""
+    is_leaf = lambda node: isinstance(node, (functools.partial, Program))  # noqa: E731
+    return jax.tree.map(lambda leaf: _open_leaf(leaf, within, done), tree, is_leaf=is_leaf)
 
 
-def _open_leaf(leaf: Any, within: frozenset[int]) -> Any:
+def _open_leaf(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
     if _is_array(leaf) or isinstance(leaf, _Structure):
         return leaf
     if id(leaf) in within:
         raise _RefersToItself(id(leaf))
-    try:
-        return _take_apart(leaf, within | {id(leaf)})
-    except _RefersToItself as recursion:
-        if recursion.args != (id(leaf),):
-            raise
-        return _Structure(leaf, (types.FunctionType, id(leaf)))
+    if id(leaf) not in done:
+        try:
+            opened = _take_apart(leaf, within | {id(leaf)}, done)
+        except _RefersToItself as recursion:
+            if recursion.args != (id(leaf),):
+                raise
+            opened = _same(leaf)
+        # With the leaf itself: an object that is gone could leave its id to another.
+        done[id(leaf)] = leaf, opened
+    return done[id(leaf)][1]
 
 
 class _RefersToItself(Exception):
     """A recursive function cannot be rebuilt around new arrays; it stays whole."""
 
 
-def _take_apart(leaf: Any, within: frozenset[int]) -> Any:
+def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
     """Parts and join of a callable that holds arrays; a `_Structure` that names its parts of one that holds none."""
     parts: Any
     code: Hashable
@@ -129,52 +152,100 @@ def _take_apart(leaf: Any, within: frozenset[int]) -> Any:
             parts, code = (leaf.__func__, leaf.__self__), ("method",)
             join = lambda parts: types.MethodType(*parts)  # noqa: E731
         case types.FunctionType():
-            parts, code = _function_parts(leaf), (leaf.__code__, id(leaf.__globals__))
+            use = _use(leaf.__code__)
+            parts, code = _function_parts(leaf, use), (leaf.__code__, id(leaf.__globals__) if use.installed else None)
             join = functools.partial(_function_from_parts, leaf)
         case Program():
             parts, code = leaf.arrays, ("program", leaf.structure)
             join = lambda arrays: Program(arrays, leaf.structure)  # noqa: E731
         case _:
-            return _Structure(leaf, _identity(leaf))
-    opened = _open(parts, within)
+            return _structure(leaf, _identity(leaf))
+    opened = _open(parts, within, done)
     leaves, treedef = jax.tree.flatten(opened)
     if any(not isinstance(part, _Structure) for part in leaves):
-        return _Opened(opened, _Structure(join, code))
-    return _Structure(leaf, (code, treedef, tuple(leaves)))
+        return _Opened(opened, _structure(join, code))
+    return _structure(leaf, (code, treedef, tuple(leaves)))
 
 
-def _function_parts(function: types.FunctionType) -> tuple[Any, ...]:
-    """Contents of the closure's cells, and the default arguments."""
+class _Use(NamedTuple):
+    """What a function's code, nested functions included, does with names that are not its own.
+
+    Attributes:
+        globals: those it reads from its module; none for an installed package, whose globals are taken for constants.
+        written: those it assigns: numbers among them are counters of their owner.
+        records: whether it changes containers: lists, dicts and sets are then records of their owner.
+        installed: whether it belongs to an installed package, the standard library, or diffprog.
+    """
+
+    globals: tuple[str, ...]
+    written: frozenset[str]
+    records: bool
+    installed: bool
+
+
+_PACKAGES = tuple({*(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")), str(Path(__file__).parent)})
+_CHANGES = frozenset(("append", "extend", "insert", "add", "update", "setdefault", "pop", "remove", "clear"))
+
+
+@functools.lru_cache(maxsize=4096)
+def _use(code: types.CodeType) -> _Use:
+    if code.co_filename.startswith(_PACKAGES):
+        return _Use((), frozenset(), False, True)
+    steps = list(_steps(code))
+    reads = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    written = {step.argval for step in steps if step.opname in ("STORE_DEREF", "STORE_GLOBAL")}
+    records = any(
+        step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") or step.argval in _CHANGES for step in steps if _is_hashable(step.argval)
+    )
+    return _Use(tuple(sorted(reads)), frozenset(written), records, False)
+
+
+def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
+    yield from dis.get_instructions(code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _steps(constant)
+
+
+def _function_parts(function: types.FunctionType, use: _Use) -> tuple[Any, ...]:
+    """Contents of the closure's cells, the default arguments, and the globals that are read."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    contents = tuple(_contents(cell, name in _written_cells(function.__code__)) for name, cell in cells)
-    return contents, function.__defaults__, tuple((function.__kwdefaults__ or {}).values())
+    contents = tuple(_contents(name, cell, use) for name, cell in cells)
+    found = {name: function.__globals__[name] for name in use.globals if name in function.__globals__}
+    read = {name: value if name not in use.written else _same(value) for name, value in found.items()}
+    kept = {name: _kept(value, use) for name, value in read.items()}
+    return contents, function.__defaults__, tuple((function.__kwdefaults__ or {}).values()), kept
 
 
-def _contents(cell: types.CellType, written: bool) -> Any:
-    """What a cell holds. The owner's state stays itself: a number that the code writes, a list, dict or set without arrays."""
+def _contents(name: str, cell: types.CellType, use: _Use) -> Any:
     try:
         content = cell.cell_contents
     except ValueError:
-        return _Structure(cell, id(cell))
-    if written and isinstance(content, (int, float)):
-        return _Structure(cell, id(cell))
-    if isinstance(content, (list, dict, set)) and not any(map(_is_array, jax.tree.leaves(content))):
-        return _Structure(content, id(content))
-    return content
+        return _same(cell)
+    if name in use.written and isinstance(content, (int, float)):
+        return _same(cell)
+    return _kept(content, use)
+
+
+def _kept(value: Any, use: _Use) -> Any:
+    """A container that the code changes stays the very same, so that its owner sees the changes."""
+    return _same(value) if use.records and isinstance(value, (list, dict, set)) else value
 
 
 def _function_from_parts(original: types.FunctionType, parts: tuple[Any, ...]) -> types.FunctionType:
-    contents, defaults, keyword_defaults = parts
+    contents, defaults, keyword_defaults, read = parts
     cells = tuple(value if isinstance(value, types.CellType) else types.CellType(value) for value in contents)
-    function = types.FunctionType(original.__code__, original.__globals__, original.__name__, defaults, cells)
+    # Functions that read no arrays from their module keep its own dict.
+    names = (
+        {**original.__globals__, **read} if any(map(_is_array, jax.tree.leaves(read))) or _rebuilt(original, read) else original.__globals__
+    )
+    function = types.FunctionType(original.__code__, names, original.__name__, defaults, cells)
     function.__kwdefaults__ = dict(zip(original.__kwdefaults__ or {}, keyword_defaults, strict=True))
     return function
 
 
-@functools.lru_cache(maxsize=1024)
-def _written_cells(code: types.CodeType) -> frozenset[str]:
-    """Names that the code assigns with `nonlocal`."""
-    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF" and step.argval in code.co_freevars)
+def _rebuilt(original: types.FunctionType, read: dict[str, Any]) -> bool:
+    return any(original.__globals__.get(name) is not value for name, value in read.items())
 
 
 def _close(opened: Any) -> Any:
@@ -192,9 +263,38 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array) or (isinstance(value, np.ndarray) and value.dtype != object)
 
 
-def _identity(value: Any) -> Hashable:
+def _is_hashable(value: Any) -> bool:
     try:
         hash(value)
     except TypeError:
-        return type(value), id(value)
-    return type(value), repr(value) if isinstance(value, float) else value
+        return False
+    return True
+
+
+def _identity(value: Any) -> Hashable:
+    """By value where a type compares by value; otherwise the very object, with what its attributes are now."""
+    if isinstance(value, float):
+        return float, repr(value)
+    if isinstance(value, set):
+        return set, frozenset(value)
+    compared_by_value = type(value).__eq__ is not object.__eq__ and _is_hashable(value)
+    if compared_by_value or isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__"):
+        return (type(value), value) if _is_hashable(value) else (type(value), id(value))
+    return type(value), id(value), tuple((name, _Attribute(held)) for name, held in vars(value).items())
+
+
+class _Attribute:
+    """What an attribute holds, compared as `_identity` does for plain values and otherwise as the very object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Attribute) and (self.value is other.value or self._plain() == other._plain())
+
+    def __hash__(self) -> int:
+        return hash(self._plain())
+
+    def _plain(self) -> Hashable:
+        plain = isinstance(self.value, (bool, int, float, complex, str, bytes, type(None)))
+        return (type(self.value), repr(self.value)) if plain else id(self.value)

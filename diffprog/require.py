@@ -52,6 +52,14 @@ def floating(name: str, value: Any, *, rank: int | tuple[int, ...] | None = None
         raise ValueError(f"{name} must have rank {expected}, got {_said(given)}")
 
 
+def concrete(name: str, tree: Any, instead: str) -> None:
+    """Values in every leaf: none that is traced. `instead` says what to do under a JAX transformation."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        given = array(name + jax.tree_util.keystr(path), leaf)
+        if not jnp.issubdtype(given.dtype, jax.dtypes.extended) and values(given) is None:
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)} must have values, got a traced array; {instead}")
+
+
 def floating_leaves(name: str, tree: Any) -> None:
     """At least one leaf, and every leaf a float array."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffprog import losses
 from diffprog.descent import Descent, State, descent, run
 
 GOLDEN = {example["id"]: example for example in json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())["examples"]}
@@ -94,6 +95,16 @@ def test_divergence_ends_the_run():
     assert np.isfinite(result.variable)
 
 
+@every_loop
+@pytest.mark.parametrize("steps", [1, 32, 33])
+def test_a_last_step_to_infinity_is_not_taken(steps, loop):
+    slopes = jnp.full(steps, 0.001).at[-1].set(3e38)
+    result = run(descent(lambda v, slope: slope * v, optax.sgd(10.0)), 1.0, slopes, loop=loop)
+    assert (result.ending, result.steps, len(result.costs)) == ("nonfinite", steps - 1, steps)
+    assert np.isfinite(result.costs).all()
+    np.testing.assert_allclose(float(result.variable), 1 - 0.01 * (steps - 1), rtol=1e-5)
+
+
 def test_projection_holds_after_every_step():
     engine = descent(lambda v, k: (jnp.sum((v - 2) ** 2), v), optax.sgd(0.3), project=lambda v: jnp.clip(v, -1, 1))
     result = run(engine, jnp.zeros(3), 10)
@@ -109,6 +120,17 @@ def test_line_searches_get_what_they_ask_for(optimizer, loop):
     matrix = jnp.diag(jnp.array([1.0, 10.0, 100.0]))
     result = run(descent(lambda v, k: 0.5 * v @ matrix @ v - v.sum(), optimizer), jnp.ones(3), 100, until=0.0, loop=loop)
     np.testing.assert_allclose(result.costs[-1], -0.555, rtol=0.02)
+
+
+@pytest.mark.parametrize("optimizer", [optax.noisy_sgd(0.1, key=0), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01))], ids=["key", "sam"])
+def test_optimizers_with_keys_or_fewer_arguments_run(optimizer):
+    assert run(descent(bowl, optimizer), jnp.ones(3), 3).ending == "steps"
+
+
+def test_labels_out_of_range_inside_a_run_end_it():
+    cost = lambda w, y: losses.softmax_cross_entropy(jnp.ones((2, 3)) @ w, y).mean()  # noqa: E731
+    result = run(descent(cost, optax.sgd(0.1)), jnp.ones((3, 2)), jnp.array([[0, 1], [0, -1]]))
+    assert (result.ending, len(result.costs)) == ("nonfinite", 2)
 
 
 def test_any_pytree_is_a_variable():
@@ -173,6 +195,7 @@ def test_no_bar_unless_asked_for(capfd):
     [
         (("bowl", optax.sgd(0.1)), TypeError, "cost must be callable, got str"),
         ((bowl, 0.1), TypeError, "optimizer must be an optax optimizer, got float"),
+        ((bowl, optax.MultiSteps(optax.sgd(0.1), 2)), TypeError, r"got MultiSteps; pass its \.gradient_transformation"),
         ((bowl, optax.sgd(0.1), "box"), TypeError, "project must be callable, got str"),
     ],
 )
@@ -196,6 +219,10 @@ SGD = descent(bowl, optax.sgd(0.1))
         ),
         ((SGD, {"a": jnp.inf}, 3), {}, ValueError, r"start\['a'\] must be finite"),
         ((SGD, jnp.ones(2, int), 3), {}, TypeError, r"start must be a float array, got int32\[2\]"),
+        ((SGD, jnp.ones((0,)), 3), {}, ValueError, "start must hold numbers, got an array of size 0"),
+        ((SGD, State(jnp.ones(2), None), 3), {}, ValueError, "start must be a State of this descent"),
+        ((descent(bowl, optax.sgd(0.1), lambda v: [v]), jnp.ones(2), 3), {}, ValueError, "optimizer and project must keep the structure"),
+        ((descent(bowl, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()), 1.0, "abc"), {}, TypeError, "xs must be an array"),
         ((SGD, {}, 3), {}, ValueError, "start must hold at least one array"),
         ((SGD, "start", 3), {}, TypeError, "start must be an array, got str"),
         ((SGD, 1.0, -1), {}, ValueError, "xs must be an integer >= 0, got -1"),
@@ -209,7 +236,12 @@ SGD = descent(bowl, optax.sgd(0.1))
         ((SGD, 1.0, 3), {"loop": "scan"}, ValueError, "loop must be one of 'auto', 'device', 'host', got 'scan'"),
         ((SGD, 1.0, iter([1.0])), {"loop": "device"}, ValueError, "loop must be 'auto' or 'host' for an iterator"),
         ((descent(lambda v, k: v, optax.sgd(0.1)), jnp.ones(2), 3), {}, ValueError, r"cost must return one float scalar, got float32\[2\]"),
-        ((descent(lambda v, k: jnp.sum(v > 0), optax.sgd(0.1)), jnp.ones(2), 3), {}, ValueError, r"cost must return one float scalar, got int32\[\]"),
+        (
+            (descent(lambda v, k: jnp.sum(v > 0), optax.sgd(0.1)), jnp.ones(2), 3),
+            {},
+            ValueError,
+            r"cost must return one float scalar, got int32\[\]",
+        ),
         ((descent(bowl, optax.sgd(0.1), lambda v: v[:1]), jnp.ones(2), 3), {}, ValueError, "optimizer and project must keep the shapes"),
         (
             (descent(bowl, optax.sgd(0.1), lambda v: v.astype(jnp.float16)), jnp.ones(2), 3),
@@ -227,6 +259,11 @@ def test_run_refuses(arguments, options, error, message):
 def test_run_refuses_to_be_traced():
     with pytest.raises(TypeError, match=r"start must have values, got a traced array.*descent\.step"):
         jax.jit(lambda v: run(SGD, v, 3).variable)(1.0)
+
+
+def test_run_refuses_traced_steps():
+    with pytest.raises(TypeError, match="xs must have values, got a traced array"):
+        jax.jit(lambda xs: run(SGD, 1.0, xs).variable)(jnp.arange(3.0))
 
 
 def test_a_descent_is_its_two_functions():

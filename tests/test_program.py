@@ -172,3 +172,70 @@ def test_numpy_arrays_become_leaves_on_the_device():
 def test_refuses_what_cannot_be_called(wrong):
     with pytest.raises(TypeError, match="apply must be callable, got"):
         program(wrong)
+
+
+def cell_of_a_notebook(source, **names):
+    """A function made by running the same source again, among other globals."""
+    exec(source, names)
+    return names["f"]
+
+
+def test_globals_are_opened_like_a_closure():
+    source = "def g(x):\n    return x @ weights\ndef f(x):\n    return scale * g(x)"
+    made = [program(cell_of_a_notebook(source, weights=jnp.full((3, 2), w), scale=s)) for w, s in ((1.0, 1), (2.0, 1), (1.0, 3))]
+    for f, total in zip(made, (24, 48, 72), strict=True):
+        np.testing.assert_allclose(call(f, X).sum(), total)
+    assert jax.tree.structure(made[0]) == jax.tree.structure(made[1]) != jax.tree.structure(made[2])
+    assert len(made[0].arrays) == 1
+
+
+GLOBAL_TARGET = 1.0
+
+
+def test_a_global_number_set_again_is_another_program():
+    global GLOBAL_TARGET
+    results = []
+    for GLOBAL_TARGET in (1.0, 5.0):
+        results.append(float(call(program(lambda x: x.sum() * GLOBAL_TARGET), X)))  # noqa: B023
+    assert results == [12, 60]
+
+
+def test_a_changed_container_or_attribute_is_another_program():
+    settings = {"scale": 1.0}
+    scaled = lambda x: settings["scale"] * x.sum()  # noqa: E731
+    owner = Callable(1)
+    first = float(call(program(scaled), X)), float(call(program(owner), X).sum())
+    settings["scale"] = 4.0
+    owner.weights = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
+    assert (float(call(program(scaled), X)), float(call(program(owner), X).sum())) == (4 * first[0], 0)
+
+
+def test_layers_in_a_list_of_a_closure_are_opened():
+    def net(seed):
+        layers = [closure(seed), lambda x: jnp.tanh(x)]
+        return program(lambda x: layers[1](layers[0](x)))
+
+    jax.clear_caches()
+    assert traces_of((net(1), X), (net(2), X)) == 1
+    assert len(net(1).arrays) == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.adam(optax.cosine_decay_schedule(0.1, 100)),
+        lambda: optax.sgd(optax.linear_schedule(0.1, 0.01, 10)),
+        lambda: optax.adam(optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, 100)),
+        lambda: optax.inject_hyperparams(optax.adam)(0.1),
+        lambda: optax.masked(optax.sgd(0.1), {"w": True}),
+        lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.lbfgs()),
+    ],
+)
+def test_optimizers_and_schedules_made_again_are_one_structure(make):
+    assert jax.tree.structure(program(make().update)) == jax.tree.structure(program(make().update))
+
+
+def test_many_functions_that_call_each_other_open_in_no_time():
+    layers = ["def f0(x):\n    return x"] + [f"def f{k}(x):\n    return f{k - 1}(f{k - 1}(x)) + f{max(k - 2, 0)}(x)" for k in range(1, 60)]
+    f = cell_of_a_notebook("\n".join(layers) + "\nf = f59")
+    assert jax.tree.structure(program(f)) == jax.tree.structure(program(f))

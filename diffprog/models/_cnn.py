@@ -62,5 +62,6 @@ def cnn(
     stages += [("flat", backprop.flatten())]
     for k, (inputs, outputs) in enumerate(zip((flat, *hidden), hidden, strict=False), len(channels) + 1):
         stages += [(f"affine{k}", backprop.affine(inputs, outputs, initializer=initializer)), (f"hidden{k}", act)]
-    last = hidden[-1] if hidden else flat
-    return sequential([*stages, ("logits", backprop.affine(last, require.integer("classes", classes, low=1), initializer=initializer))])
+    last, classes = (hidden[-1] if hidden else flat), require.integer("classes", classes, low=1)
+    stages += [("logits", backprop.affine(last, classes, initializer=initializer))]
+    return sequential(stages, shape=(height, width, depth))

@@ -41,4 +41,4 @@ def mlp(sizes: Sequence[int], *, activation: str | Layer = "tanh", initializer: 
             for stage in ((f"affine{k}", backprop.affine(i, o, initializer=initializer)), (f"hidden{k}", layer))
         ]
     logits: Stage = ("logits", backprop.affine(sizes[-2], sizes[-1], initializer=initializer))
-    return sequential([*stages, logits])
+    return sequential([*stages, logits], shape=sizes[:1])

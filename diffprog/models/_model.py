@@ -26,10 +26,18 @@ class Model(NamedTuple):
 Stage = tuple[str, Layer]
 
 
-def sequential(stages: Sequence[Stage]) -> Model:
+def sequential(stages: Sequence[Stage], shape: Sequence[int | None]) -> Model:
     """The model that runs named layers one after another, each with its hand-written gradient, tapping every output.
 
-    >>> model = sequential([("hidden", backprop.affine(2, 3)), ("logits", backprop.tanh())])
+    Args:
+        stages: pairs (name, layer).
+        shape: of one example; None where any length will do.
+
+    Raises:
+        TypeError, ValueError: no layers, something that is none, a name given twice; at `apply`, params of other nodes, an x that is not
+            float (batch, *shape), empty, or with NaN or infinity.
+
+    >>> model = sequential([("hidden", backprop.affine(2, 3)), ("logits", backprop.tanh())], shape=(2,))
     >>> sorted(model.init(jax.random.key(0)))
     ['hidden']
     """
@@ -40,7 +48,13 @@ def sequential(stages: Sequence[Stage]) -> Model:
         drawn = {name: layer.init(key) for name, layer, key in zip(names, layers, jax.random.split(key, len(layers)), strict=True)}
         return {name: params for name, params in drawn.items() if params != ()}
 
+    held = {name for name, layer in stages if jax.tree.leaves(jax.eval_shape(layer.init, jax.random.key(0)))}
+
     def apply(params: dict[str, Any], x: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
+        if not isinstance(params, dict) or params.keys() != held:
+            given = sorted(params) if isinstance(params, dict) else type(params).__name__
+            raise ValueError(f"params must be a dict with entries {sorted(held)}, got {given}")
+        _check_input(x, tuple(shape))
         for name, layer in zip(names, layers, strict=True):
             x = tap(backprop.differentiable(layer)(params.get(name, ()), x), name)
         return x
@@ -56,6 +70,15 @@ def _check(names: tuple[str, ...], layers: tuple[Layer, ...]) -> None:
             raise TypeError(f"the layer {name!r} must be a Layer, got {type(layer).__name__}")
         if names.count(name) > 1:
             raise ValueError(f"names of stages must differ, got {name!r} twice")
+
+
+def _check_input(x: Any, shape: tuple[int | None, ...]) -> None:
+    require.floating("x", x)
+    if len(x.shape) != 1 + len(shape) or any(expected not in (None, side) for expected, side in zip(shape, x.shape[1:], strict=True)):
+        expected = ", ".join("any" if side is None else str(side) for side in shape)
+        raise ValueError(f"x must have shape (batch, {expected}), got {list(x.shape)}")
+    require.batch(x=x)
+    require.finite("x", x)
 
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "softmax", "maxout")

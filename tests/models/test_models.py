@@ -95,7 +95,7 @@ def test_two_models_of_one_kind_are_one_structure():
 
 
 def test_sequential_names_every_output():
-    model = models.sequential([("a", backprop.affine(6, 3)), ("b", backprop.tanh())])
+    model = models.sequential([("a", backprop.affine(6, 3)), ("b", backprop.tanh())], shape=(None,))
     assert list(nodes.names(model.apply, model.init(KEY), X)) == ["a", "b"]
 
 
@@ -115,9 +115,9 @@ def test_sequential_names_every_output():
         (lambda: models.cnn(classes=0), ValueError, "classes must be an integer >= 1, got 0"),
         (lambda: models.cnn(pool="median"), ValueError, "pool must be one of 'max', 'average', got 'median'"),
         (lambda: models.cnn(activation="maxout"), ValueError, "activation must keep the number of channels"),
-        (lambda: models.sequential([]), ValueError, "stages must hold at least one layer"),
-        (lambda: models.sequential([("a", jnp.tanh)]), TypeError, "the layer 'a' must be a Layer, got"),
-        (lambda: models.sequential([("a", backprop.tanh())] * 2), ValueError, "names of stages must differ, got 'a' twice"),
+        (lambda: models.sequential([], shape=(1,)), ValueError, "stages must hold at least one layer"),
+        (lambda: models.sequential([("a", jnp.tanh)], shape=(1,)), TypeError, "the layer 'a' must be a Layer, got"),
+        (lambda: models.sequential([("a", backprop.tanh())] * 2, shape=(1,)), ValueError, "names of stages must differ, got 'a' twice"),
     ],
 )
 def test_refuses_bad_settings(make, error, message):
@@ -128,12 +128,21 @@ def test_refuses_bad_settings(make, error, message):
 @pytest.mark.parametrize(
     ("model", "x", "error", "message"),
     [
-        (models.mlp((6, 3)), jnp.ones((2, 5)), ValueError, r"x must have shape \(batch, 6\) for this affine layer, got \[2, 5\]"),
+        (models.mlp((6, 3)), jnp.ones((2, 5)), ValueError, r"x must have shape \(batch, 6\), got \[2, 5\]"),
+        (models.mlp((6, 3)), jnp.ones((0, 6)), ValueError, "x must not be empty"),
+        (models.mlp((6, 3)), jnp.full((2, 6), jnp.nan), ValueError, "x must be finite"),
         (models.mlp((6, 3)), jnp.ones((2, 6), int), TypeError, "x must be a float array, got int32"),
-        (models.cnn(channels=(2,)), jnp.ones((2, 8, 8)), ValueError, "x must have rank 4"),
-        (models.cnn(channels=(2,)), jnp.ones((2, 10, 8, 1)), ValueError, "x must have shape"),
+        (models.cnn(channels=(2,)), jnp.ones((2, 8, 8)), ValueError, r"x must have shape \(batch, 8, 8, 1\), got \[2, 8, 8\]"),
+        (models.cnn(channels=(2,)), jnp.ones((2, 9, 9, 1)), ValueError, r"x must have shape \(batch, 8, 8, 1\), got \[2, 9, 9, 1\]"),
+        (models.cnn(channels=(2,)), jnp.ones((0, 8, 8, 1)), ValueError, "x must not be empty"),
     ],
 )
 def test_apply_refuses_bad_input(model, x, error, message):
     with pytest.raises(error, match=message):
         model.apply(model.init(KEY), x)
+
+
+@pytest.mark.parametrize("params", [None, {}, {"logits": {}, "other": {}}])
+def test_apply_refuses_the_parameters_of_another_model(params):
+    with pytest.raises(ValueError, match=r"params must be a dict with entries \['affine1', 'logits'\], got"):
+        models.mlp((6, 7, 3)).apply(params, X)
