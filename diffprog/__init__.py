@@ -3,13 +3,14 @@
 import importlib
 from typing import Any
 
-from diffprog import backprop, data, descent, gradients, losses, models, nodes, norms
+from diffprog import backprop, checks, data, descent, gradients, losses, models, nodes, norms
 from diffprog.nodes import tap
 from diffprog.program import Program, program
 
 __all__ = [
     "Program",
     "backprop",
+    "checks",
     "data",
     "descent",
     "gradients",

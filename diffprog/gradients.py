@@ -58,7 +58,7 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
 
     Args:
         f: a scalar function with taps or operations inside (see `diffprog.nodes`).
-        names: of the nodes; None for every tap.
+        names: of the nodes; None for every tap that is a float and may be changed.
 
     Returns:
         `adjoints(*args)`, a dict from name to an array of the shape that `nodes.read` gives.
@@ -70,7 +70,7 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
     {'h': Array([4., 4.], dtype=float32)}
     """
     require.function("f", f)
-    wanted = None if names is None else tuple([names] if isinstance(names, str) else names)
+    wanted = None if names is None else nodes.names_of(names)
 
     def adjoints(*args: Any) -> dict[str, Array]:
         require.finite("args", args)
@@ -81,6 +81,7 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
 
 @functools.partial(jax.jit, static_argnames="names")
 def _adjoints(f: Program, names: tuple[str, ...] | None, args: tuple[Any, ...]) -> dict[str, Array]:
+    names = tuple(nodes.changeable(f, *args)) if names is None else names
     _, found = jax.eval_shape(nodes.read(f, names), *args)
     zeros = {name: jnp.zeros(node.shape, node.dtype) for name, node in found.items()}
     return jax.grad(lambda deltas: _scalar("f", nodes.perturb(f, deltas))(*args))(zeros)
@@ -104,7 +105,10 @@ def per_example(cost: Function) -> Function:
     require.function("cost", cost)
 
     def gradients(params: Any, *examples: Any) -> Any:
-        _check("params", params, (params, *examples))
+        if not examples:
+            raise TypeError("gradients takes params, xs, ys, ...: expected at least 2 arguments, got 1")
+        _check("params", params)
+        _check_rest((params, *examples))
         names = ["xs", "ys", *(f"argument {k}" for k in range(3, len(examples) + 1))]
         require.batch(**dict(zip(names, examples, strict=False)))
         return _per_example(program(cost), params, examples)
@@ -145,8 +149,8 @@ def jacobian(f: Function) -> Function:
     def derivative(x: Float[Array, "..."]) -> Float[Array, "m n"]:
         require.floating("x", x, rank=(0, 1, 2))
         require.finite("x", x)
-        y = jax.eval_shape(f, x)
-        x = jnp.asarray(x)
+        y, x = jax.eval_shape(f, x), jnp.asarray(x)
+        require.floating("f(x)", y)
         if not (hasattr(y, "ndim") and (max(y.ndim, x.ndim) <= 1 or (y.ndim, x.ndim) in ((0, 2), (2, 0)))):
             ranks = f"y of rank {getattr(y, 'ndim', type(y).__name__)} by x of rank {x.ndim}"
             raise ValueError(f"x and f(x) must be vectors or scalars, or one of them a matrix and the other a scalar, got {ranks}")
@@ -201,9 +205,12 @@ def hvp(f: Function) -> Function:
     require.function("f", f)
 
     def product(x: Any, v: Any) -> Any:
-        _check("x", x, x)
-        _check("v", v, v)
+        _check("x", x)
+        _check("v", v)
         require.same_structure(x=x, v=v)
+        kinds = [{str(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)} for tree in (x, v)]
+        if kinds[0] != kinds[1]:
+            raise TypeError(f"x and v must share their dtypes, got {sorted(kinds[0])} and {sorted(kinds[1])}")
         return _hvp(program(f), *(jax.tree.map(jnp.asarray, tree) for tree in (x, v)))
 
     return product
@@ -232,11 +239,12 @@ def numerical(f: Function) -> Function:
     require.function("f", f)
 
     def gradient(x: Any) -> Any:
-        _check("x", x, x)
+        _check("x", x)
+        dtypes = jax.tree.map(lambda leaf: jnp.asarray(leaf).dtype, x)
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), x)
             found = _central_differences(_in_float64(program(f)), wide)
-            return jax.tree.map(lambda leaf, like: leaf.astype(jnp.asarray(like).dtype), found, x)
+            return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), found, dtypes)
 
     return gradient
 
@@ -262,7 +270,8 @@ def _gradient(cost: Function, argument: int, name: str) -> Function:
     def gradient(*args: Any) -> Any:
         if len(args) <= argument:
             raise TypeError(f"cost takes params, x, ...: expected at least {argument + 1} arguments, got {len(args)}")
-        _check(name, args[argument], args)
+        _check(name, args[argument])
+        _check_rest(args)
         return _jitted_gradient(program(cost), args, argument)
 
     return gradient
@@ -273,10 +282,18 @@ def _jitted_gradient(cost: Program, args: tuple[Any, ...], argument: int) -> Any
     return jax.grad(_scalar("cost", cost), argument)(*args)
 
 
-def _check(name: str, variable: Any, args: Any) -> None:
+def _check(name: str, variable: Any) -> None:
     require.floating_leaves(name, variable)
     require.finite(name, variable)
-    require.finite("args", args)
+
+
+def _check_rest(args: tuple[Any, ...]) -> None:
+    """Finite, and no empty batch, in (params, x, y, ...)."""
+    for k, given in enumerate(args):
+        name = ("params", "x", "y", *(f"argument {i}" for i in range(4, len(args) + 1)))[k]
+        require.finite(name, given)
+        if k and any(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in jax.tree.leaves(given)):
+            raise ValueError(f"{name} must not be empty, got a leading axis of 0")
 
 
 def _scalar(name: str, f: Function) -> Function:

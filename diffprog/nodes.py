@@ -62,7 +62,7 @@ def tap(value: ArrayLike, name: str) -> Array:
         name: a name without "#" or ":".
 
     Raises:
-        TypeError: the name is not a string.
+        TypeError: the value is not an array, the name not a string.
         ValueError: the name is empty or has a "#" or ":", which number nodes.
 
     >>> f = lambda x: 2 * tap(jnp.sin(x), "sine")
@@ -71,6 +71,7 @@ def tap(value: ArrayLike, name: str) -> Array:
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, got {type(name).__name__}")
+    require.array("value", value)
     if not name or "#" in name or ":" in name:
         raise ValueError(f"name must be a string without '#' or ':' and not empty, got {name!r}")
     return checkpoint_name(value, name)
@@ -121,10 +122,30 @@ def read(f: Callable[..., Any], names: Iterable[str] | None = None) -> Callable[
     {'square': Array(9., dtype=float32, weak_type=True)}
     """
     require.function("f", f)
-    chosen = None if names is None else tuple(names)
-    if isinstance(names, str) or not all(isinstance(name, str) for name in chosen or ()):
-        raise TypeError(f"names must be a sequence of strings, got {names!r}")
+    chosen = None if names is None else names_of(names)
     return lambda *args: _read(program(f), args, chosen)
+
+
+def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
+    """One name or several, as a tuple.
+
+    >>> names_of("hidden1")
+    ('hidden1',)
+    """
+    chosen = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(name, str) for name in chosen):
+        raise TypeError(f"names must be a sequence of strings, got {names!r}")
+    return chosen
+
+
+def changeable(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The taps of f that have an adjoint: floats outside of functions with their own derivative rule; nothing is run.
+
+    >>> changeable(lambda x: tap(x, "h") * tap(jnp.argmax(x), "i"), jnp.ones(3))
+    {'h': ShapeDtypeStruct(shape=(3,), dtype=float32)}
+    """
+    listed = {name: (_value(node), node.ruled_by) for name, node in _listed(f, args, [_TAP]).items()}
+    return {name: value for name, (value, rule) in listed.items() if rule is None and jnp.issubdtype(value.dtype, jnp.inexact)}
 
 
 def replace(f: Callable[..., Any], values: Mapping[str, ArrayLike]) -> Callable[..., Any]:
@@ -167,6 +188,8 @@ def _changed(f: Callable[..., Any], argument: str, values: Mapping[str, ArrayLik
     require.function("f", f)
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise TypeError(f"{argument} must be a mapping from names to arrays, got {values!r}")
+    for name, value in values.items():
+        require.array(f"{argument}[{name!r}]", value)
     require.finite(argument, dict(values))
     arrays = {name: jnp.asarray(value) for name, value in values.items()}
     return lambda *args: _change(program(f), args, arrays, argument, action)
@@ -252,7 +275,9 @@ def _find_by_meaning(name: str, known: dict[str, Site], nodes: list[Site]) -> Si
         if _means(name, node):
             reason = "a loop of unknown length has no fixed number of values" if node.closed_by == "while" else "which cannot be entered"
             raise ValueError(f"node {name!r} is inside a {node.closed_by!r}: {reason}")
-    raise ValueError(f"node {name!r} is unknown, expected one of {', '.join(map(repr, known)) or 'none: the program has no nodes'}")
+    closed = sum(node.closed_by is not None for node in nodes)
+    unread = f"; {closed} more lie in loops of unknown length or in what cannot be entered" if closed else ""
+    raise ValueError(f"node {name!r} is unknown, expected one of {', '.join(map(repr, known)) or 'none: the program has no nodes'}{unread}")
 
 
 def _means(name: str, node: Site) -> bool:

@@ -14,6 +14,7 @@ run again with another weight is the same program of other arrays, one with anot
 trusted not to change their globals.
 """
 
+import builtins
 import dis
 import functools
 import sysconfig
@@ -153,6 +154,8 @@ def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
             join = lambda parts: types.MethodType(*parts)  # noqa: E731
         case types.FunctionType():
             use = _use(leaf.__code__)
+            if use.assigns_globals:
+                return _same(leaf)
             parts, code = _function_parts(leaf, use), (leaf.__code__, id(leaf.__globals__) if use.installed else None)
             join = functools.partial(_function_from_parts, leaf)
         case Program():
@@ -164,7 +167,9 @@ def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
     leaves, treedef = jax.tree.flatten(opened)
     if any(not isinstance(part, _Structure) for part in leaves):
         return _Opened(opened, _structure(join, code))
-    return _structure(leaf, (code, treedef, tuple(leaves)))
+    identity = (code, treedef, tuple(leaves))
+    # A copy: what the callable itself reads may be set again, and then it would no longer be what it is kept for.
+    return _EVERY_STRUCTURE.get(identity) or _structure(join(_close(opened)), identity)
 
 
 class _Use(NamedTuple):
@@ -174,12 +179,14 @@ class _Use(NamedTuple):
         globals: those it reads from its module; none for an installed package, whose globals are taken for constants.
         written: those it assigns: numbers among them are counters of their owner.
         records: whether it changes containers: lists, dicts and sets are then records of their owner.
+        assigns_globals: whether it sets a global; it then stays whole, as it is.
         installed: whether it belongs to an installed package, the standard library, or diffprog.
     """
 
     globals: tuple[str, ...]
     written: frozenset[str]
     records: bool
+    assigns_globals: bool
     installed: bool
 
 
@@ -190,14 +197,15 @@ _CHANGES = frozenset(("append", "extend", "insert", "add", "update", "setdefault
 @functools.lru_cache(maxsize=4096)
 def _use(code: types.CodeType) -> _Use:
     if code.co_filename.startswith(_PACKAGES):
-        return _Use((), frozenset(), False, True)
+        return _Use((), frozenset(), records=False, assigns_globals=False, installed=True)
     steps = list(_steps(code))
     reads = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    written = {step.argval for step in steps if step.opname in ("STORE_DEREF", "STORE_GLOBAL")}
+    written = {step.argval for step in steps if step.opname == "STORE_DEREF"}
+    assigns_globals = any(step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for step in steps)
     records = any(
         step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") or step.argval in _CHANGES for step in steps if _is_hashable(step.argval)
     )
-    return _Use(tuple(sorted(reads)), frozenset(written), records, False)
+    return _Use(tuple(sorted(reads)), frozenset(written), records, assigns_globals, installed=False)
 
 
 def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
@@ -211,10 +219,8 @@ def _function_parts(function: types.FunctionType, use: _Use) -> tuple[Any, ...]:
     """Contents of the closure's cells, the default arguments, and the globals that are read."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     contents = tuple(_contents(name, cell, use) for name, cell in cells)
-    found = {name: function.__globals__[name] for name in use.globals if name in function.__globals__}
-    read = {name: value if name not in use.written else _same(value) for name, value in found.items()}
-    kept = {name: _kept(value, use) for name, value in read.items()}
-    return contents, function.__defaults__, tuple((function.__kwdefaults__ or {}).values()), kept
+    read = {name: _kept(function.__globals__[name], use) for name in use.globals if name in function.__globals__}
+    return contents, function.__defaults__, tuple((function.__kwdefaults__ or {}).values()), None if use.installed else read
 
 
 def _contents(name: str, cell: types.CellType, use: _Use) -> Any:
@@ -235,17 +241,10 @@ def _kept(value: Any, use: _Use) -> Any:
 def _function_from_parts(original: types.FunctionType, parts: tuple[Any, ...]) -> types.FunctionType:
     contents, defaults, keyword_defaults, read = parts
     cells = tuple(value if isinstance(value, types.CellType) else types.CellType(value) for value in contents)
-    # Functions that read no arrays from their module keep its own dict.
-    names = (
-        {**original.__globals__, **read} if any(map(_is_array, jax.tree.leaves(read))) or _rebuilt(original, read) else original.__globals__
-    )
+    names = original.__globals__ if read is None else {"__builtins__": builtins, "__name__": original.__module__, **read}
     function = types.FunctionType(original.__code__, names, original.__name__, defaults, cells)
     function.__kwdefaults__ = dict(zip(original.__kwdefaults__ or {}, keyword_defaults, strict=True))
     return function
-
-
-def _rebuilt(original: types.FunctionType, read: dict[str, Any]) -> bool:
-    return any(original.__globals__.get(name) is not value for name, value in read.items())
 
 
 def _close(opened: Any) -> Any:

@@ -117,6 +117,13 @@ def gradients_by_hand(digits: dp.data.Dataset, key: jax.Array) -> list[list[Any]
         return [[name, shape(a), float(jnp.abs(b).max()), float(jnp.abs(a - b).max())] for name, (a, b) in pairs.items()]
 
 
+def check(digits: dp.data.Dataset, key: jax.Array) -> dp.checks.Report:
+    """Every layer of a small convolutional network by hand against `jax.grad` and against finite differences, each alone."""
+    bp = dp.backprop
+    net = bp.chain([bp.convolution(1, 3), bp.tanh(), bp.average_pool(), bp.flatten(), bp.affine(48, 10), bp.softmax()])
+    return dp.checks.check_net(net, net.init(key), digits.x_train[:4], key=key)
+
+
 def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     """Run the tour, write its page and figures to `folder`, and return its numbers."""
     digits = dp.data.digits()
@@ -129,7 +136,7 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     channels = visualize(trained.program, CHANNELS, jnp.arange(SHOWN_CHANNELS), digits.x_train, steps, see_key)
     attacked = {eps: attack(trained.program, digits.x_test, digits.y_test, eps, attack_steps, attack_key) for eps in EPSILONS}
     robust = [float((trained.program(images).argmax(-1) == digits.y_test).mean()) for images in attacked.values()]
-    gradients = gradients_by_hand(digits, hand_key)
+    gradients, report = gradients_by_hand(digits, hand_key), check(digits, hand_key)
 
     first = np.array([np.flatnonzero(np.asarray(digits.y_test) == digit)[0] for digit in range(10)])
     shown, shown_attacked = digits.x_test[first], attacked[SHOWN_EPSILON][first]
@@ -143,15 +150,17 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     }
     numbers = {
         "accuracy": trained.accuracy,
+        "attack steps": attack_steps,
         "last cost": float(trained.costs[-1]),
         "robust accuracy": dict(zip(map(str, EPSILONS), robust, strict=True)),
+        "gradients found right": [sum(finding.verdict == "ok" for finding in report.findings), len(report.findings)],
         "largest difference to jax.grad": max(row[-1] for row in gradients),
     }
-    write(folder, numbers, figures, gradients)
+    write(folder, numbers, figures, gradients, report)
     return numbers
 
 
-def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradients: list[list[Any]]) -> None:
+def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradients: list[list[Any]], report: dp.checks.Report) -> None:
     """The page, the figures as files, and the numbers as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
@@ -187,8 +196,8 @@ def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradie
         ),
         Section(
             "How robust is it?",
-            f"The share of the 360 test digits still read rightly when every pixel may change by epsilon. {ATTACK_STEPS} steps of "
-            "projected gradient ascent from a random start: an upper bound, as a stronger attack may find more.",
+            f"The share of the 360 test digits still read rightly when every pixel may change by epsilon. {numbers['attack steps']} "
+            "steps of projected gradient ascent from a random start: an upper bound, as a stronger attack may find more.",
             figures["robustness"],
             Table(["epsilon", "robust accuracy"], robust),
             caption="Accuracy under attack against the size of the perturbation.",
@@ -198,6 +207,15 @@ def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradie
             "The network of lecture 000, linear, relu, linear, squared error, in float64 on 256 digits: every gradient written by hand, "
             "layer by layer, against jax.grad.",
             table=Table(["gradient", "shape", "largest entry", "largest difference to jax.grad"], gradients),
+        ),
+        Section(
+            "Would it notice an error?",
+            "The checker takes each layer of a small convolutional network alone, with a cotangent of its own, and holds its backward pass "
+            "against jax.grad and against finite differences. experiments/gradient_check.py plants errors and shows it finding them.",
+            table=Table(
+                ["layer", "gradient by", "error / tolerance", "verdict"],
+                [[found.layer, found.path, found.error / found.tolerance, found.verdict] for found in report.findings],
+            ),
         ),
     ]
     summary = (
@@ -209,6 +227,7 @@ def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradie
     for eps, share in robust:
         print(f"  under attack, epsilon {eps:<5g}    {share:.2%}")
     print(f"hand-written gradient - jax.grad {numbers['largest difference to jax.grad']:.1e}")
+    print("hand-written layers, checked      {} of {} gradients right".format(*numbers["gradients found right"]))
     print(f"page                             {page}")
 
 

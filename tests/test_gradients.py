@@ -53,6 +53,15 @@ def test_wrt_nodes_sums_over_paths():
     np.testing.assert_allclose(adjoints["h"], 7)
 
 
+def test_wrt_nodes_of_every_tap_leaves_out_those_without_an_adjoint():
+    adjoints = gradients.wrt_nodes(lambda x: (tap(x, "h") * tap(jnp.argmax(x), "i")).sum())(jnp.array([1.0, 2.0]))
+    close(adjoints, {"h": jnp.ones(2)})
+
+
+def test_numerical_of_a_number_keeps_jax_precision():
+    assert gradients.numerical(lambda x: x**2)(3.0).dtype == jnp.float32
+
+
 def test_per_example_sums_to_the_gradient_of_the_sum():
     each = gradients.per_example(cost)(PARAMS, X, Y)
     close(jax.tree.map(lambda leaf: leaf.sum(0), each), gradients.wrt_params(cost)(PARAMS, X, Y))
@@ -148,6 +157,12 @@ SQUARE = lambda x: (x**2).sum()  # noqa: E731
         (lambda: gradients.wrt_params(lambda x: x)(jnp.ones(2)), ValueError, r"cost must return one float scalar, got float32\[2\]"),
         (lambda: gradients.wrt_input(SQUARE)(jnp.ones(2)), TypeError, "expected at least 2 arguments, got 1"),
         (lambda: gradients.wrt_input(cost)(PARAMS, X.at[0, 0].set(jnp.nan), Y), ValueError, "x must be finite"),
+        (lambda: gradients.wrt_input(cost)(PARAMS, X[:0], Y[:0]), ValueError, "x must not be empty"),
+        (lambda: gradients.wrt_params(cost)(PARAMS, X, Y.at[0, 0].set(jnp.inf)), ValueError, "y must be finite"),
+        (lambda: gradients.wrt_nodes(cost, 3), TypeError, "names must be a sequence of strings, got 3"),
+        (lambda: gradients.per_example(cost)(PARAMS), TypeError, "expected at least 2 arguments, got 1"),
+        (lambda: gradients.jacobian(lambda x: x > 0)(jnp.ones(2)), TypeError, r"f\(x\) must be a float array, got bool\[2\]"),
+        (lambda: gradients.hvp(SQUARE)(jnp.ones(2), jnp.ones(2, jnp.float16)), TypeError, "x and v must share their dtypes"),
         (lambda: gradients.wrt_nodes(cost, ["hidden9"])(PARAMS, X, Y), ValueError, "hidden9.*hidden1"),
         (lambda: gradients.wrt_nodes(MODEL.apply)(PARAMS, X), ValueError, "f must return one float scalar"),
         (lambda: gradients.wrt_nodes(cost)(PARAMS, X, jnp.full((4, 2), jnp.inf)), ValueError, r"args\[2\] must be finite"),

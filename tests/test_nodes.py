@@ -356,7 +356,8 @@ def test_one_node_is_given_once(linen_model):
 
 
 def test_selections_are_sequences_of_strings():
-    for names in ("h", [3]):
+    assert nodes.names_of("h") == ("h",)
+    for names in (3, [3]):
         with pytest.raises(TypeError, match="names must be a sequence of strings"):
             nodes.read(straight, names)
     for ask in (nodes.read, nodes.names, nodes.operations):

@@ -200,6 +200,31 @@ def test_a_global_number_set_again_is_another_program():
     assert results == [12, 60]
 
 
+def test_a_function_whose_globals_were_cleared_does_not_stand_for_its_twin():
+    source = "def f(x):\n    return scale * x.sum()"
+    names = {"scale": 2}
+    exec(source, names)
+    first = program(names["f"])
+    names.clear()
+    twin = program(cell_of_a_notebook(source, scale=2))
+    assert jax.tree.structure(first) == jax.tree.structure(twin)
+    assert float(twin(X)) == float(first(X)) == 24
+
+
+def test_a_closure_set_again_does_not_stand_for_its_twin():
+    def pair(number):
+        def set_again(other):
+            nonlocal number
+            number = other
+
+        return (lambda x: number * x.sum()), set_again
+
+    f, set_again = pair(2)
+    first = program(f)
+    set_again(5)
+    assert [float(made(X)) for made in (first, program(f), program(pair(2)[0]))] == [24, 60, 24]
+
+
 def test_a_changed_container_or_attribute_is_another_program():
     settings = {"scale": 1.0}
     scaled = lambda x: settings["scale"] * x.sum()  # noqa: E731
