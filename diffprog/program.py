@@ -114,13 +114,15 @@ def program(apply: Callable[..., Any], params: Any = _NOTHING) -> Program:
 
 def _open(tree: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
     """`tree` with every callable leaf taken apart (once each: `done`), and every other leaf either an array or a `_Structure`."""
-    is_leaf = lambda node: isinstance(node, (functools.partial, Program))  # noqa: E731
+    is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Held))  # noqa: E731
     return jax.tree.map(lambda leaf: _open_leaf(leaf, within, done), tree, is_leaf=is_leaf)
 
 
 def _open_leaf(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
     if _is_array(leaf) or isinstance(leaf, _Structure):
         return leaf
+    if isinstance(leaf, _Held):
+        return _open_held(leaf.value, within, done)
     if id(leaf) in within:
         raise _RefersToItself(id(leaf))
     if id(leaf) not in done:
@@ -133,6 +135,22 @@ def _open_leaf(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
         # With the leaf itself: an object that is gone could leave its id to another.
         done[id(leaf)] = leaf, opened
     return done[id(leaf)][1]
+
+
+class _Held(NamedTuple):
+    """A value that a function holds, before it is opened."""
+
+    value: Any
+
+
+def _open_held(value: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+    """What has no arrays stays one object: the same wherever it is held, so that a function may ask with `is`."""
+    opened = _open(value, within, done)
+    leaves, treedef = jax.tree.flatten(opened)
+    if isinstance(opened, _Structure) or any(not isinstance(leaf, _Structure) for leaf in leaves):
+        return opened
+    identity = ("held", treedef, tuple(leaves))
+    return _EVERY_STRUCTURE.get(identity) or _structure(_close(opened), identity)
 
 
 class _RefersToItself(Exception):
@@ -218,9 +236,12 @@ def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
 def _function_parts(function: types.FunctionType, use: _Use) -> tuple[Any, ...]:
     """Contents of the closure's cells, the default arguments, and the globals that are read."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    contents = tuple(_contents(name, cell, use) for name, cell in cells)
-    read = {name: _kept(function.__globals__[name], use) for name in use.globals if name in function.__globals__}
-    return contents, function.__defaults__, tuple((function.__kwdefaults__ or {}).values()), None if use.installed else read
+    contents = tuple(_Held(_contents(name, cell, use)) for name, cell in cells)
+    defaults = None if function.__defaults__ is None else tuple(map(_Held, function.__defaults__))
+    keyword_defaults = tuple(map(_Held, (function.__kwdefaults__ or {}).values()))
+    found = {name: function.__globals__[name] for name in use.globals if name in function.__globals__}
+    read = None if use.installed else {name: _Held(_kept(value, use)) for name, value in found.items()}
+    return contents, defaults, keyword_defaults, read
 
 
 def _contents(name: str, cell: types.CellType, use: _Use) -> Any:

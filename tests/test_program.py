@@ -211,6 +211,16 @@ def test_a_function_whose_globals_were_cleared_does_not_stand_for_its_twin():
     assert float(twin(X)) == float(first(X)) == 24
 
 
+STAGE = (jnp.sin, 2)
+
+
+def test_functions_may_ask_whether_two_things_are_the_same():
+    stage, weight = STAGE, jnp.float32(3)
+    plain = program(lambda x: x.sum() * (2 if stage is STAGE else 1))
+    holding = program(lambda x: x.sum() * (weight if stage is STAGE else 1))
+    assert (float(plain(X)), float(holding(X))) == (24, 36)
+
+
 def test_a_closure_set_again_does_not_stand_for_its_twin():
     def pair(number):
         def set_again(other):
