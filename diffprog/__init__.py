@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from diffprog import backprop, checks, data, descent, gradients, losses, models, nodes, norms
+from diffprog import backprop, checks, data, descent, gradients, graph, losses, models, nodes, norms
 from diffprog.nodes import tap
 from diffprog.program import Program, program
 
@@ -14,6 +14,7 @@ __all__ = [
     "data",
     "descent",
     "gradients",
+    "graph",
     "losses",
     "models",
     "nodes",

@@ -83,7 +83,7 @@ def _sites(
         full = "/".join(filter(None, (scope, named)))
         if wanted(equation):
             yield Site(here, equation, full, inside, steps)
-        for number, inner in enumerate(_programs(equation)):
+        for number, inner in enumerate(programs(equation)):
             yield from _sites(inner, wanted, (*here, number), full, entered, longer)
 
 
@@ -121,6 +121,37 @@ def evaluate(equation: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*values.values())
 
 
+def function_of(
+    equations: Sequence[JaxprEqn], operands: Sequence[Any] | None = None, results: Sequence[Any] | None = None
+) -> Callable[..., list[Any]]:
+    """A stretch of a program as a function of its own.
+
+    Args:
+        equations: in program order.
+        operands: the variables it takes, each once. By default those of a single equation, in their places: one argument for each, also for
+            a literal, and two for a variable that is taken twice, so that x * x is a function of two arguments.
+        results: the variables it returns; by default the outputs of the last equation.
+
+    >>> (square,) = jax.make_jaxpr(lambda x: x * x)(0.0).eqns
+    >>> jax.grad(lambda a, b: function_of([square])(a, b)[0], (0, 1))(2.0, 3.0)
+    (Array(3., dtype=float32, weak_type=True), Array(2., dtype=float32, weak_type=True))
+    """
+    if operands is None:
+        avals: list[Any] = [atom.aval for atom in equations[0].invars]
+        operands = _variables(tuple((aval.shape, aval.dtype, getattr(aval, "weak_type", False)) for aval in avals))
+        equations = [equations[0].replace(invars=list(operands))]
+    outvars = list(equations[-1].outvars if results is None else results)
+    effects = frozenset().union(*(equation.effects for equation in equations))
+    return jaxpr_as_fun(ClosedJaxpr(_EMPTY.replace(invars=list(operands), outvars=outvars, eqns=list(equations), effects=effects), ()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _variables(shapes: tuple[tuple[Any, Any, bool], ...]) -> tuple[Any, ...]:
+    """New variables; `make_jaxpr` is the public way to them."""
+    arrays = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in shapes]
+    return tuple(jax.make_jaxpr(lambda *arrays: arrays)(*arrays).jaxpr.invars)
+
+
 def _walk(
     program: ClosedJaxpr | Jaxpr, actions: Mapping[Path, Action], given: Mapping[Path, Any], arguments: Sequence[Any]
 ) -> tuple[list[Any], Side]:
@@ -148,7 +179,7 @@ def _do(equation: JaxprEqn, inputs: list[Any], actions: Mapping[Path, Action], g
     enter = _ENTERING.get(equation.primitive.name)
     if enter is None:
         raise NotImplementedError(f"the program inside {equation.primitive.name!r} can be run, but not entered")
-    bodies = [functools.partial(_body, number, program, actions) for number, program in enumerate(_programs(equation))]
+    bodies = [functools.partial(_body, number, program, actions) for number, program in enumerate(programs(equation))]
     with _context(equation):
         return enter(equation, bodies, dict(given), inputs)
 
@@ -210,7 +241,7 @@ _ENTERING: dict[str, Callable[..., tuple[Sequence[Any], Side]]] = {
 }
 
 
-def _programs(equation: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
+def programs(equation: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
     """The sub-programs of an equation, wherever its parameters hold them."""
     return [leaf for leaf in jax.tree.leaves(dict(equation.params)) if isinstance(leaf, ClosedJaxpr | Jaxpr)]
 

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.experimental.compute_on import compute_on
 
-from diffprog.interpreter import evaluate, interpret, sites
+from diffprog.interpreter import evaluate, function_of, interpret, sites
 
 X = jnp.asarray([0.3, -0.7, 1.1])
 
@@ -239,3 +239,23 @@ def test_literals_keep_their_dtype(dtype):
 def test_what_cannot_be_entered_is_named():
     with pytest.raises(NotImplementedError, match="'while'"):
         walked(lambda x: lax.while_loop(lambda c: c[0] < 1, jnp.sin, x), see)(X)
+
+
+def test_a_function_of_an_equation_has_an_argument_for_every_operand():
+    for equation in jax.make_jaxpr(lambda x: (x * x, jnp.maximum(x, 0.5), 2.0 - x))(X).eqns:
+        a, b = X + 1, 3 * X
+        np.testing.assert_array_equal(function_of([equation])(a, b)[0], equation.primitive.bind(a, b, **equation.params))
+
+
+def test_a_stretch_of_a_program_is_a_function_with_its_rules():
+    def f(x):
+        y = jnp.cos(x)
+        return ruled(y) + y
+
+    jaxpr = jax.make_jaxpr(f)(X).jaxpr
+    first, *rest = jaxpr.eqns
+    tail = function_of(rest, first.outvars, jaxpr.outvars)
+    np.testing.assert_allclose(tail(jnp.cos(X))[0], f(X), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda y: tail(y)[0].sum())(X), jax.grad(lambda y: (ruled(y) + y).sum())(X), rtol=1e-6)
+    (only,) = function_of([first], jaxpr.invars)(X)
+    np.testing.assert_array_equal(only, jnp.cos(X))

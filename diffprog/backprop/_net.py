@@ -37,7 +37,8 @@ def run_forward(net: Layer, params: Named, x: Any) -> tuple[Named, Named]:
     values, residuals = _inputs(net, x), {}
     for part in net.parts:
         try:
-            values[part.name], residuals[part.name] = part.layer.forward(params[part.name], gathered(values, part.sources))
+            with jax.named_scope(part.name):
+                values[part.name], residuals[part.name] = part.layer.forward(params[part.name], gathered(values, part.sources))
         except (TypeError, ValueError) as error:
             raise (TypeError if isinstance(error, TypeError) else ValueError)(_misfit(net, part, values, error)) from error
     return values, residuals

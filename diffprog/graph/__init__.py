@@ -1,0 +1,7 @@
+"""The computation graph of any scalar JAX function, with values, adjoints and local derivatives."""
+
+from diffprog.graph._graph import Gate, Graph, Path
+from diffprog.graph._parts import Edge, Node, Summary
+from diffprog.graph._trace import trace
+
+__all__ = ["Edge", "Gate", "Graph", "Node", "Path", "Summary", "trace"]

@@ -1,0 +1,212 @@
+"""A program run on values, flat: every operation that was done, in order, with what it read.
+
+The walk enters what a reader would want to see inside, on the values at hand:
+
+    jit, remat                  inlined
+    cond                        the branch that was taken
+    scan, fori_loop             unrolled if it is short
+    while                       unrolled, as often as its condition holds
+    custom derivatives          a box that keeps its rule, unless it is opened
+    functions of jax.nn         a box, unless it is opened: a stretch of equations made by one call
+
+What depends on no argument is computed on the way and is no operation.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffprog.graph._functions import INLINED, RULED, called, ends, is_nn, pieces
+from diffprog.graph._labels import operation_label
+from diffprog.interpreter import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, function_of, jaxpr_as_fun, programs
+
+_LONGEST_WHILE = 10_000
+
+
+class Operation(NamedTuple):
+    """Something done.
+
+    Attributes:
+        op, label, scope, kind: as of the nodes it makes.
+        run: from the inputs to the outputs, a differentiable function.
+        inputs: values.
+        sources: where each input comes from, None for a constant that is no node.
+        outputs: places of what it made.
+        params: of the primitive; empty for a box.
+    """
+
+    op: str
+    label: str
+    scope: str
+    kind: str
+    run: Callable[..., Sequence[Any]]
+    inputs: tuple[Any, ...]
+    sources: tuple[int | None, ...]
+    outputs: tuple[int, ...]
+    params: dict[str, Any]
+
+
+class Wire(NamedTuple):
+    """A value, and the place in `Tape.values` that makes it a node."""
+
+    value: Any
+    place: int | None = None
+
+
+class Tape:
+    """What was done so far.
+
+    Attributes:
+        values: by place.
+        taps: names given to places.
+        operations: in order.
+        opened: boxes to open, by name.
+        longest: the longest scan to unroll.
+    """
+
+    def __init__(self, opened: frozenset[str], longest: int) -> None:
+        self.values: list[Any] = []
+        self.taps: dict[int, str] = {}
+        self.operations: list[Operation] = []
+        self.opened, self.longest = opened, longest
+
+    def leaf(self, value: Any) -> Wire:
+        """A value that comes from outside."""
+        self.values.append(value)
+        return Wire(value, len(self.values) - 1)
+
+    def do(
+        self,
+        op: str,
+        run: Callable[..., Sequence[Any]],
+        wires: Sequence[Wire],
+        scope: str,
+        label: str = "",
+        kind: str = "operation",
+        params: dict[str, Any] | None = None,
+    ) -> list[Wire]:
+        """Run an operation and note it down."""
+        outputs = run(*(wire.value for wire in wires))
+        if all(wire.place is None for wire in wires):
+            return [Wire(output) for output in outputs]
+        made = [self.leaf(output) for output in outputs]
+        places = tuple(wire.place for wire in made if wire.place is not None)
+        inputs, sources = tuple(wire.value for wire in wires), tuple(wire.place for wire in wires)
+        self.operations.append(Operation(op, label or op, scope, kind, run, inputs, sources, places, params or {}))
+        return made
+
+
+def unroll(program: ClosedJaxpr | Jaxpr, constants: Sequence[Wire], arguments: Sequence[Wire], tape: Tape, scope: str = "") -> list[Wire]:
+    """Run a program, with what it does on the tape; returns its outputs."""
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    wires = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
+
+    def read(atom: Any) -> Wire:
+        return _literal(atom) if isinstance(atom, Literal) else wires[atom]
+
+    for piece in pieces(jaxpr, tape.opened):
+        here = _joined(scope, str(piece.equations[0].source_info.name_stack))
+        if piece.name:
+            operands, results = ends(piece.equations, jaxpr)
+            run = function_of(piece.equations, operands, results)
+            wires.update(zip(results, tape.do(piece.name, run, [wires[v] for v in operands], here, kind="box"), strict=True))
+        else:
+            (equation,) = piece.equations
+            wires.update(zip(equation.outvars, _do(equation, [read(atom) for atom in equation.invars], tape, here), strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
+    primitive = equation.primitive.name
+    name = called(equation)
+    if primitive in INLINED and not (is_nn(equation) and name not in tape.opened):
+        return _enter(programs(equation)[0], wires, tape, scope)
+    if primitive in RULED and name in tape.opened:
+        return _enter(programs(equation)[0], wires, tape, scope)
+    if primitive == "cond":
+        branches = programs(equation)
+        taken = int(np.clip(int(wires[0].value), 0, len(branches) - 1))
+        return _enter(branches[taken], wires[1:], tape, scope)
+    if primitive == "scan" and equation.params["length"] <= tape.longest:
+        return _scan(equation, wires, tape, scope)
+    if primitive == "while" and any(_inexact(variable) for variable in equation.outvars):
+        return _while(equation, wires, tape, scope)
+    if primitive == "name" and wires[0].place is not None and _tap(equation.params["name"], wires[0].place, tape):
+        return wires
+    if primitive in INLINED | RULED:
+        return tape.do(name or primitive, function_of([equation]), wires, scope, kind="rule" if primitive in RULED else "box")
+    constants = {slot: wire.value for slot, wire in enumerate(wires) if wire.place is None}
+    label = f"scan, {equation.params['length']} steps" if primitive == "scan" else operation_label(primitive, equation.params, constants)
+    if primitive == "name":
+        return tape.do(equation.params["name"], function_of([equation]), wires, scope)
+    return tape.do(primitive, function_of([equation]), wires, scope, label, params=dict(equation.params))
+
+
+def _enter(program: ClosedJaxpr | Jaxpr, wires: Sequence[Wire], tape: Tape, scope: str) -> list[Wire]:
+    constants = [tape.leaf(value) if np.size(value) > 1 else Wire(value) for value in getattr(program, "consts", ())]
+    return unroll(program, constants, wires, tape, scope)
+
+
+def _scan(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
+    constants, carries, length = (equation.params[name] for name in ("num_consts", "num_carry", "length"))
+    (body,) = programs(equation)
+    carry, xs = wires[constants : constants + carries], wires[constants + carries :]
+    order = reversed(range(length)) if equation.params["reverse"] else range(length)
+    ys: dict[int, list[Wire]] = {}
+    for step in order:
+        here = _joined(scope, f"step {step}")
+        now = [tape.do("index", functools.partial(_index, step), [x], here, f"[{step}]")[0] for x in xs]
+        outputs = _enter(body, [*wires[:constants], *carry, *now], tape, here)
+        carry, ys[step] = outputs[:carries], outputs[carries:]
+    stacked = [tape.do("stack", _stack, list(rows), scope)[0] for rows in zip(*(ys[step] for step in range(length)), strict=True)]
+    if length == 0:
+        stacked = [_nothing(variable) for variable in equation.outvars[carries:]]
+    return [*carry, *stacked]
+
+
+def _nothing(variable: Any) -> Wire:
+    return Wire(jnp.zeros(variable.aval.shape, variable.aval.dtype))
+
+
+def _index(step: int, xs: Any) -> list[Any]:
+    return [jax.lax.dynamic_index_in_dim(xs, np.int32(step), keepdims=False)]
+
+
+def _stack(*rows: Any) -> list[Any]:
+    return [jnp.stack(rows)]
+
+
+def _while(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
+    condition, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
+    first, second = equation.params["cond_nconsts"], equation.params["cond_nconsts"] + equation.params["body_nconsts"]
+    holds = jaxpr_as_fun(condition)
+    carry = wires[second:]
+    for step in range(_LONGEST_WHILE + 1):
+        if not bool(holds(*(wire.value for wire in (*wires[:first], *carry)))[0]):
+            return carry
+        carry = _enter(body, [*wires[first:second], *carry], tape, _joined(scope, f"step {step}"))
+    raise ValueError(f"f must stop: its while loop has taken {_LONGEST_WHILE:,} steps, the most that are unrolled")
+
+
+def _tap(name: str, place: int, tape: Tape) -> bool:
+    """Give a tap's name to what it names, unless that is an argument or has one already."""
+    free = place not in tape.taps and any(place in operation.outputs for operation in reversed(tape.operations))
+    if free:
+        tape.taps[place] = name
+    return free
+
+
+def _inexact(variable: Any) -> bool:
+    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+
+
+def _literal(atom: Any) -> Wire:
+    return Wire(jnp.asarray(atom.val, atom.aval.dtype))
+
+
+def _joined(*scopes: str) -> str:
+    return "/".join(filter(None, scopes))

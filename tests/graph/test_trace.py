@@ -1,0 +1,355 @@
+"""Traces: adjoints are those of `jax.grad`, edges add up to them, and every kind of program is opened as it should be."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import diffprog as dp
+from diffprog import tap
+from diffprog.graph import trace
+
+X = np.array([0.3, -0.7, 1.1])
+W = np.array([[0.1, 0.5, 0.2], [-0.3, 0.8, 0.4]])
+PARAMS = {"W": W[:, :2], "u": W[:, 2]}
+
+
+@jax.custom_vjp
+def hundredfold(x):
+    return jnp.sin(x)
+
+
+hundredfold.defvjp(lambda x: (jnp.sin(x), None), lambda _, g: (100.0 * g,))
+
+
+def product(x, y, z):
+    return (x + y) * z
+
+
+def recurrent(params, xs):
+    def step(h, x):
+        h = tap(jnp.tanh(params["W"] @ h + params["u"] * x), "h")
+        return h, h[0]
+
+    h, ys = lax.scan(step, jnp.zeros(2), xs)
+    return (h**2).sum() + ys.sum()
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def names(graph):
+    return [node.name for node in graph.nodes]
+
+
+def ops(graph):
+    return [node.op for node in graph.nodes if node.op not in ("argument", "constant")]
+
+
+def test_the_lecture_graph_of_x_plus_y_times_z():
+    graph = trace(product, -2.0, 5.0, -4.0)
+    found = {node.name: (node.value.item(), node.adjoint.item()) for node in graph.nodes}
+    assert found == {"x": (-2, -4), "y": (5, -4), "z": (-4, 3), "add": (3, -4), "mul": (-12, 1)}
+    edges = {(edge.source, edge.target): (edge.slot, edge.local.item()) for edge in graph.edges}
+    assert edges == {("x", "add"): (0, 1), ("y", "add"): (1, 1), ("add", "mul"): (0, -4), ("z", "mul"): (1, 3)}
+
+
+def test_the_lecture_graph_of_a_squared_norm():
+    graph = trace(lambda W, x: jnp.sum((W @ x) ** 2), np.array([[0.1, 0.5], [-0.3, 0.8]]), np.array([0.2, 0.4]))
+    np.testing.assert_allclose(graph["matmul"].value, [0.22, 0.26])
+    np.testing.assert_allclose(graph["matmul"].adjoint, [0.44, 0.52])
+    np.testing.assert_allclose(graph["W"].adjoint, [[0.088, 0.176], [0.104, 0.208]])
+    np.testing.assert_allclose(graph["x"].adjoint, [-0.112, 0.636])
+
+
+def test_a_square_has_two_edges():
+    graph = trace(lambda x: x * x, 3.0)
+    assert [(edge.slot, edge.local.item()) for edge in graph.edges] == [(0, 3.0), (1, 3.0)]
+
+
+def test_jit_and_remat_are_inlined():
+    assert ops(trace(lambda x: jax.jit(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x))))(x).sum(), X)) == ["sin", "sin", "reduce_sum"]
+
+
+@pytest.mark.parametrize(("x", "taken", "other"), [(X, "sin", "cos"), (-X, "cos", "sin")])
+def test_the_branch_taken_is_shown(x, taken, other):
+    found = ops(trace(lambda x: lax.cond(x[0] > 0, lambda x: jnp.sin(x).sum(), lambda x: jnp.cos(x).sum(), x), x))
+    assert taken in found
+    assert other not in found
+
+
+def test_short_scans_are_unrolled_and_their_taps_numbered():
+    graph = trace(recurrent, PARAMS, X)
+    assert [name for name in names(graph) if name.startswith("h")] == ["h#0", "h#1", "h#2"]
+    assert [graph[f"h#{k}"].scope for k in range(3)] == ["step 0", "step 1", "step 2"]
+    assert "scan" not in ops(graph)
+
+
+def test_long_scans_are_one_node_unless_asked_for():
+    def f(x):
+        return lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=40)[0]
+
+    assert ops(trace(f, 0.5)) == ["scan"]
+    assert ops(trace(f, 0.5, unroll=40)) == ["sin"] * 40
+
+
+def test_while_loops_are_unrolled_on_their_values():
+    graph = trace(lambda x: lax.while_loop(lambda c: c[0] < 10, lambda c: (c[0] * 2, c[1] + 1), (x, 0))[0], 0.7)
+    assert graph["x"].adjoint == 16
+    assert ops(graph) == ["mul"] * 4
+
+
+def test_a_while_loop_that_does_not_stop_is_refused(monkeypatch):
+    monkeypatch.setattr("diffprog.graph._unroll._LONGEST_WHILE", 20)
+    with pytest.raises(ValueError, match="must stop"):
+        trace(lambda x: lax.while_loop(lambda c: c > 0, lambda c: c + 1, x), 1.0)
+
+
+def test_a_custom_derivative_is_one_box_with_its_rule():
+    graph = trace(lambda x: (hundredfold(x) * jax.nn.relu(x - x)).sum(), X)
+    (box,) = [node for node in graph.nodes if node.op == "hundredfold"]
+    assert box.kind == "rule"
+    (edge,) = graph.in_edges(box.name)
+    np.testing.assert_array_equal(edge.local, 100 * np.eye(3))
+    (edge,) = graph.in_edges("relu")
+    np.testing.assert_array_equal(edge.local, np.zeros((3, 3)))  # relu'(0) is 0 by its rule and 1/2 without
+
+
+def test_an_opened_custom_derivative_shows_its_body():
+    graph = trace(lambda x: hundredfold(x), 0.5, expand="hundredfold")
+    assert ops(graph) == ["sin"]
+    np.testing.assert_allclose(graph["x"].adjoint, np.cos(0.5))
+
+
+@pytest.mark.parametrize(
+    "name", ["softmax", "log_softmax", "gelu", "silu", "softplus", "logsumexp", "relu", "elu", "sigmoid", "leaky_relu"]
+)
+def test_functions_of_jax_nn_read_as_themselves(name):
+    f = getattr(jax.nn, name)
+    graph = trace(lambda x: f(f(x)).sum() if name != "logsumexp" else f(x), X)
+    found = [node for node in graph.nodes if node.name.split(":")[0] == name]
+    assert len(found) == (1 if name == "logsumexp" else 2)
+    assert len(graph.nodes) <= len(found) + 2
+
+
+def test_calls_in_a_loop_and_under_transformations_are_told_apart():
+    def f(x):
+        for _ in range(3):
+            x = jax.nn.softmax(x)
+        return jax.jit(jax.vmap(jax.nn.softmax))(jnp.stack([x, x])).sum()
+
+    assert ops(trace(f, X)).count("softmax") == 4
+
+
+def test_derivatives_that_f_takes_itself_are_not_put_into_boxes():
+    found = ops(trace(lambda x: jax.grad(lambda x: jax.nn.softmax(x)[0])(x).max(), X))
+    assert "softmax" not in found
+    assert "exp" in found
+
+
+def test_expand_opens_boxes():
+    graph = trace(lambda x: jax.nn.softmax(x)[0] + jax.nn.silu(x)[1], X, expand=["softmax", "silu"])
+    assert {"exp", "div", "stop_gradient"} <= set(ops(graph))
+    assert "softmax" not in ops(graph)
+    assert "silu" not in ops(graph)
+    np.testing.assert_allclose(graph["x"].adjoint, trace(lambda x: jax.nn.softmax(x)[0] + jax.nn.silu(x)[1], X)["x"].adjoint, rtol=1e-12)
+
+
+def test_stop_gradient_is_a_cut():
+    graph = trace(lambda x: lax.stop_gradient(x) * x, 3.0)
+    cut, whole = graph.edges[0], graph.edges[2]
+    assert (cut.cut, cut.local.item(), graph["stop_gradient"].adjoint.item()) == (True, 0, 3)
+    assert (whole.source, whole.cut, graph["x"].adjoint.item()) == ("x", False, 3)
+
+
+def test_what_is_cut_off_is_not_multiplied():
+    graph = trace(lambda x: lax.stop_gradient(jnp.sqrt(x)) + x, 0.0)
+    assert np.isinf(graph.in_edges("sqrt")[0].local)
+    assert graph["x"].adjoint == 1
+
+
+def test_integers_and_keys_have_no_adjoint():
+    graph = trace(lambda x, key, weight: (x * jax.random.normal(key, x.shape)).sum() * weight, X, jax.random.key(3), 2)
+    assert graph["key"].adjoint is None
+    assert graph["weight"].adjoint is None
+    assert graph["x"].adjoint is not None
+    assert all(edge.local is None and edge.flow is None for edge in graph.out_edges("key"))
+
+
+def test_names_are_paths_of_arguments_taps_and_what_closures_hold():
+    weight, unnamed = jnp.arange(3.0), np.arange(2.0)
+
+    def f(params, *rest):
+        return (tap(params["w"][0] * weight, "h") * rest[0]).sum() + (rest[1] * jnp.asarray(unnamed)).sum()
+
+    graph = trace(f, {"w": [X]}, X, 2.0)
+    assert {"params['w'][0]", "rest[0]", "rest[1]", "h", "weight", "unnamed"} <= set(names(graph))
+    assert graph["h"].op == "mul"
+    assert graph["weight"].op == "constant"
+    np.testing.assert_allclose(graph["weight"].adjoint, X * X)
+
+
+def test_programs_modules_and_partials_can_be_traced():
+    model = dp.models.mlp((3, 4, 2), activation="tanh")
+    program = dp.program(model.apply, model.init(jax.random.key(0)))
+    graph = trace(lambda x: program(x).sum(), X[None])
+    np.testing.assert_allclose(graph["x"].adjoint, jax.grad(lambda x: program(x).sum())(jnp.asarray(X)[None]), rtol=1e-12)
+    assert len([node for node in graph.nodes if node.op == "constant"]) == 4
+    assert trace(jax.tree_util.Partial(lambda w, x: (w * x).sum(), jnp.asarray(X)), jnp.asarray(X))["x"].adjoint.shape == (3,)
+
+
+def test_what_leads_nowhere_is_left_out_but_for_arguments():
+    def f(x, y):
+        jnp.exp(x)
+        return x * 2
+
+    graph = trace(f, 1.0, np.ones(2))
+    assert names(graph) == ["x", "y", "mul"]
+    np.testing.assert_array_equal(graph["y"].adjoint, np.zeros(2))
+
+
+def test_outputs_that_are_arguments_or_constants():
+    assert trace(lambda x: x, 2.0)["x"].adjoint == 1
+    graph = trace(lambda x: jnp.float64(7.0), 2.0)
+    assert (graph.output, graph["x"].adjoint.item()) == ("constant", 0)
+
+
+def test_bfloat16_and_float32_keep_their_dtype():
+    for dtype in (jnp.bfloat16, jnp.float32):
+        graph = trace(lambda x: (x * 2).sum(), jnp.ones(3, dtype))
+        for node in (graph["x"], graph["mul"], graph[graph.output]):
+            assert node.value.dtype == node.adjoint.dtype == np.dtype(dtype)
+
+
+def grad_of(name):
+    return lambda x, y, z: {"right": (z, z, x + y), "wrong": (z, -z, x + y)}[name]
+
+
+def test_a_wrong_hand_written_derivative_marks_its_edges():
+    args, f = (jnp.float64(-2.0), jnp.float64(5.0), jnp.float64(-4.0)), product
+    report = dp_check(f, grad_of("wrong"), args)
+    graph = trace(f, *args, against=report)
+    assert [(edge.source, edge.target) for edge in graph.edges if edge.wrong] == [("y", "add")]
+    assert "wrong" in graph.out_edges("y")[0].wrong
+    assert not any(edge.wrong for edge in trace(f, *args, against=dp_check(f, grad_of("right"), args)).edges)
+
+
+def dp_check(f, grad_f, args):
+    from diffprog.checks import check_grad
+
+    return check_grad(f, grad_f, *args, key=jax.random.key(0), argnums=(0, 1, 2))
+
+
+def test_a_finding_of_a_layer_marks_what_enters_its_scope():
+    from diffprog.checks import Finding, Report
+
+    def f(params, x):
+        with jax.named_scope("affine1"):
+            x = params["affine1"]["weight"] @ x + params["affine1"]["bias"]
+        with jax.named_scope("tanh1"):
+            return jnp.tanh(x).sum()
+
+    def marked(layer, path):
+        report = Report((Finding(path, "wrong", (0,), 1.0, 2.0, 1.0, 1e-9, layer=layer), Finding("x", "ok", (), 1.0, 1.0, 0.0, 1e-9)))
+        graph = trace(f, {"affine1": {"weight": W, "bias": np.ones(2)}}, X, against=report)
+        return [(edge.source, edge.target) for edge in graph.edges if edge.wrong]
+
+    assert marked("affine1", "params['weight']") == [("params['affine1']['weight']", "matmul")]
+    assert marked("affine1", "x") == [("x", "matmul")]
+    assert marked("tanh1", "x") == [("add", "tanh")]
+    with pytest.raises(ValueError, match="conv7"):
+        marked("conv7", "x")
+    with pytest.raises(TypeError, match="against must be a report"):
+        trace(f, {"affine1": {"weight": W, "bias": np.ones(2)}}, X, against=3)
+
+
+KEPT = []
+CALLS = []
+
+
+def keeps(x):
+    KEPT.append(x)
+    return x.sum()
+
+
+def counts(x):
+    CALLS.append(1)
+    return x.sum() * len(CALLS)
+
+
+def prints(x):
+    jax.debug.print("{}", x)
+    return x.sum()
+
+
+@pytest.mark.parametrize(
+    ("f", "args", "error", "message"),
+    [
+        (3, (X,), TypeError, "f must be callable, got int"),
+        (lambda x: x, (X,), ValueError, r"got float64\[3\]; take its sum, f\(...\).sum\(\), or one entry, f\(...\)\[0\]"),
+        (lambda x: (x.sum(), x), (X,), ValueError, r"got tuple of 2 .*take one by index, f\(...\)\[0\]"),
+        (lambda x: None, (X,), ValueError, "one float scalar, got NoneType"),
+        (lambda x: jnp.argmax(x), (X,), ValueError, "which has no derivative"),
+        (lambda x: np.sum(np.exp(np.asarray(x))), (X,), TypeError, "f must be a JAX function.*use jnp"),
+        (lambda x: x.sum() if x[0] > 0 else -x.sum(), (X,), TypeError, "f must be a JAX function.*lax.cond"),
+        (lambda x: float(x[0]), (X,), TypeError, "f must be a JAX function"),
+        (lambda x: np.random.default_rng().normal() * x.sum(), (X,), TypeError, "side effects.*second run"),
+        (keeps, (X,), TypeError, "side effects.*traced value"),
+        (counts, (X,), TypeError, "side effects.*second run"),
+        (prints, (X,), TypeError, "side effects"),
+        (lambda x: x.sum(), (np.array([1.0, np.nan]),), ValueError, "x must be finite"),
+        (lambda x, y: x.sum(), (X, "name"), TypeError, "y must be an array or a number, got str"),
+        (lambda p: p["w"], ({"w": object()},), TypeError, r"p\['w'\] must be an array"),
+    ],
+)
+def test_bad_input_is_named(f, args, error, message):
+    with pytest.raises(error, match=message):
+        trace(f, *args)
+
+
+def test_errors_of_f_itself_come_through():
+    with pytest.raises(ZeroDivisionError):
+        trace(lambda x: x / (1 // 0), 1.0)
+
+
+def test_unroll_must_be_a_count():
+    with pytest.raises(ValueError, match="unroll"):
+        trace(lambda x: x, 1.0, unroll=-1)
+
+
+def mlp(params, x, y):
+    for weight, bias in params[:-1]:
+        x = jax.nn.relu(x @ weight + bias)
+    weight, bias = params[-1]
+    return -(jax.nn.log_softmax(x @ weight + bias) * jax.nn.one_hot(y, 10)).sum(-1).mean()
+
+
+def chain(x):
+    for k in range(250):
+        x = jnp.sin(x) * (1 + 0.001 * k)
+    return x.sum()
+
+
+# Twice the time that is promised on an idle machine: this one may be shared.
+@pytest.mark.slow
+def test_speed():
+    with jax.enable_x64(False):
+        keys = jax.random.split(jax.random.key(0), 3)
+        shapes = [(784, 1024), (1024, 1024), (1024, 10)]
+        params = [(0.03 * jax.random.normal(key, shape), jnp.zeros(shape[1])) for key, shape in zip(keys, shapes, strict=True)]
+        x, y = jax.random.normal(keys[0], (256, 784)), jnp.arange(256) % 10
+        assert seconds(mlp, params, x, y) < 4
+        assert min(seconds(mlp, params, x, y) for _ in range(3)) < 0.4
+        assert seconds(chain, jnp.ones(8)) < 10
+
+
+def seconds(f, *args):
+    start = time.perf_counter()
+    trace(f, *args)
+    return time.perf_counter() - start
