@@ -9,7 +9,7 @@ checks of shape and dtype still hold.
 
 import math
 import operator
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -172,6 +172,25 @@ def integer(name: str, value: Any, *, low: int) -> int:
     if integer < low:
         raise ValueError(f"{name} must be an integer >= {low}, got {integer}")
     return integer
+
+
+def entries(name: str, given: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A dict with one array of the given shape for each name, and no more."""
+    if not isinstance(given, Mapping) or given.keys() != shapes.keys():
+        came = sorted(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
+        raise ValueError(f"{name} must be a dict with entries {sorted(shapes)}, got {came}")
+    for entry, shape in shapes.items():
+        if tuple(array(f"{name}[{entry!r}]", given[entry]).shape) != tuple(shape):
+            raise ValueError(f"{name}[{entry!r}] must have shape {list(shape)}, got {list(given[entry].shape)}")
+
+
+def key(name: str, value: Any) -> None:
+    """A random key, from `jax.random.key`."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and value.shape[-1:] == (2,))):
+        raise TypeError(
+            f"{name} must be a random key, from jax.random.key, got {_said(value) if dtype is not None else type(value).__name__}"
+        )
 
 
 def integers(name: str, given: Any, *, least: int = 0, most: int | None = None) -> tuple[int, ...]:

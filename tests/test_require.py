@@ -235,3 +235,21 @@ def test_shapes_and_dtypes_are_checked_under_a_transformation(transform):
 def test_a_traced_count_is_refused():
     with pytest.raises(TypeError, match="steps must be an integer, got "):
         jax.jit(lambda n: require.integer("steps", n, low=0))(3)
+
+
+def test_entries_are_the_named_arrays_of_their_shapes():
+    require.entries("params", {"weight": jnp.ones((2, 3))}, {"weight": (2, 3)})
+    with pytest.raises(ValueError, match=r"params must be a dict with entries \['weight'\], got \['bias'\]"):
+        require.entries("params", {"bias": jnp.ones(2)}, {"weight": (2, 3)})
+    with pytest.raises(ValueError, match=r"params must be a dict with entries .*, got NoneType"):
+        require.entries("params", None, {"weight": (2, 3)})
+    with pytest.raises(ValueError, match=r"params\['weight'\] must have shape \[2, 3\], got \[3, 2\]"):
+        require.entries("params", {"weight": jnp.ones((3, 2))}, {"weight": (2, 3)})
+
+
+def test_keys_are_made_by_jax_random():
+    require.key("key", jax.random.key(0))
+    require.key("key", jax.random.PRNGKey(0))
+    for wrong, came in ((None, "NoneType"), (3, "int"), (jnp.ones(2), "float32")):
+        with pytest.raises(TypeError, match=rf"key must be a random key, from jax\.random\.key, got {came}"):
+            require.key("key", wrong)

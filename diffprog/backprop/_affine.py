@@ -40,6 +40,7 @@ def affine(inputs: int, outputs: int, *, bias: bool = True, initializer: Initial
 
     def forward(params: dict[str, Array], x: Float[Array, "batch inputs"]) -> tuple[Float[Array, "batch outputs"], Any]:
         _check(x, inputs)
+        require.entries("params", params, {"weight": (outputs, inputs), **({"bias": (outputs,)} if bias else {})})
         z = x @ params["weight"].T
         return (z + params["bias"] if bias else z), x
 
@@ -79,6 +80,7 @@ def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | Non
 
     def forward(params: dict[str, Array], x: Float[Array, "batch inputs"]) -> tuple[Float[Array, "batch outputs"], Any]:
         _check(x, inputs)
+        require.entries("params", params, {"weight": (outputs, inputs + 1)})
         y = jnp.concatenate([jnp.ones_like(x[:, :1]), x], 1)
         return y @ params["weight"].T, y
 

@@ -71,6 +71,7 @@ def _norm(name: str, features: int, epsilon: float, axes_of: Any) -> Layer:
 
     def forward(params: dict[str, Array], x: Values) -> tuple[Values, Any]:
         _check(name, x, features)
+        require.entries("params", params, {"scale": (features,), "shift": (features,)})
         axes = axes_of(x)
         centred = x - x.mean(axes, keepdims=True)
         inverse = 1 / jnp.sqrt((centred**2).mean(axes, keepdims=True) + epsilon)

@@ -68,6 +68,7 @@ def convolution(
 
     def forward(params: dict[str, Array], x: Images) -> tuple[Images, Images]:
         _check(x, window if padding == "VALID" else 1, inputs)
+        require.entries("params", params, {"weight": (window, window, inputs, outputs), "bias": (outputs,)})
         return _convolve(x, params["weight"], pads(x), stride=stride) + params["bias"], x
 
     def backward(params: dict[str, Array], x: Images, dz: Images) -> tuple[dict[str, Array], Images]:

@@ -85,7 +85,9 @@ def _decide(claim: Claim, point: Point, path: str, got: np.ndarray, index: tuple
         return _finding(point, path, "autodiff-wrong", index, got, hint=f"jax.grad says {want / length:.6g} here", **more)
     if not autodiff_stands and np.isfinite(measured.value):
         return _finding(point, path, "wrong", index, got, want=measured.value / length, tolerance=measured.bar / length)
-    return _finding(point, path, "wrong" if np.isfinite(want) else "nonfinite", index, got)
+    if np.isfinite(want):
+        return _finding(point, path, "wrong", index, got)
+    return _finding(point, path, "nonfinite", index, got, hint="the claim is finite, autodiff and the numeric witness are not")
 
 
 def _stands(value: float, measured: Measured) -> bool:
@@ -173,6 +175,8 @@ def _overruled(claim: Claim, point: Point, path: str, draw: np.random.Generator)
     index = _index(low, direction.shape)
     along, length = coordinate(point.variables, path, index)
     measured = slopes(claim, point.variables, point.dy, along, unit=point.unit).central
+    if not _misses(float(got[index]) * length, measured, abs(float(got[index])) * length):
+        return None
     return _both_wrong(point, path, index, Measured(measured.value / length, measured.bar / length))
 
 

@@ -1,14 +1,16 @@
 """A net checked part by part: each alone, at the inputs it really gets, with a cotangent of its own."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 from jaxtyping import Array
 
+from diffprog import require
 from diffprog.backprop import Layer, Part
 from diffprog.backprop._layer import require_layer
+from diffprog.backprop._net import by_name, gathered, run_forward
 from diffprog.checks._check import check_layer
 from diffprog.checks._claim import layer_claim
 from diffprog.checks._report import Report
@@ -34,15 +36,14 @@ def check_net(net: Layer, params: Any, x: Any, *, key: Array) -> Report:
     require_layer("net", net)
     if not net.parts:
         return check_layer(net, params, x, key=key)
+    require.key("key", key)
     keys = jax.random.split(key, len(net.parts) + 1)
-    values = dict(zip(net.inputs, x if len(net.inputs) > 1 else (x,), strict=True))
-    reports = []
-    for number, (part, of_part) in enumerate(zip(net.parts, keys[1:], strict=True)):
-        part_params = params[part.name] if isinstance(params, Mapping) else params[number]
-        read = tuple(values[source] for source in part.sources)
-        part_x = read if len(read) > 1 else read[0]
-        reports.append(_check_part(part, part_params, part_x, of_part))
-        values[part.name] = part.layer.forward(part_params, part_x)[0]
+    named = by_name(net, params)
+    values, _ = run_forward(net, named, x)
+    reports = [
+        _check_part(part, named[part.name], gathered(values, part.sources), of_part)
+        for part, of_part in zip(net.parts, keys[1:], strict=True)
+    ]
     if all(report.ok for report in reports):
         reports.append(_within("the whole net", check_layer(net, params, x, key=keys[0])))
     findings, precision, notes, asymmetries = zip(*reports, strict=True)

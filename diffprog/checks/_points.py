@@ -18,8 +18,8 @@ from diffprog.checks._rounding import spread
 from diffprog.checks._witnesses import automatic, cotangent, size_of, value_and_claimed
 
 AT_KINK = 2.0**-40  # margins below this are zero but for rounding
-_SLACK = 2.0**10  # another formula for the same gradient may lose three digits more
-_ULPS = 8  # of the largest number of the leaf
+SLACK = 2.0**10  # another formula for the same gradient may lose three digits more
+ULPS = 8  # of the largest number of the leaf
 _DISTURBED = 2.0**-30
 _TRIES = 4
 
@@ -44,7 +44,7 @@ def observe(claim: Claim, name: str, variables: Variables, dy: Any, unit: float)
     y, got = value_and_claimed(claim, variables, dy)
     disturbed = max(_DISTURBED, unit)
     moved = spread(claim, variables, dy, disturbed).gradient
-    slack = _SLACK if unit < _DISTURBED else _ULPS
+    slack = SLACK if unit < _DISTURBED else ULPS
     tolerance = {path: _tolerance(np.asarray(want[path]), np.asarray(moved[path]) / disturbed, unit, slack) for path in want}
     nearest = nearest_kink(claim, variables)
     return Point(
@@ -63,7 +63,7 @@ def observe(claim: Claim, name: str, variables: Variables, dy: Any, unit: float)
 def _tolerance(want: np.ndarray, sensitivity: np.ndarray, unit: float, slack: float) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         largest = np.nanmax(np.abs(want), initial=0.0, where=np.isfinite(want))
-        return slack * unit * (np.nan_to_num(sensitivity, posinf=0.0) + np.abs(np.nan_to_num(want))) + _ULPS * unit * largest
+        return slack * unit * (np.nan_to_num(sensitivity, posinf=0.0) + np.abs(np.nan_to_num(want))) + ULPS * unit * largest
 
 
 def generic_point(claim: Claim, given: Point, draw: np.random.Generator) -> Point | None:

@@ -76,11 +76,16 @@ def slope_test(f: Callable[..., Any], grad_f: Callable[..., Any], x: Any, *, key
     require.scalar("f", jax.eval_shape(f, x))
     claim = function_claim(f, grad_f, {"x": x}, 0)
     require_variables(claim.variables)
+    require.key("key", key)
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     with jax.enable_x64(True):
         claim = in_dtype(claim, np.float64)
         variables = cast(claim.variables, np.float64)
         claimed = value_and_claimed(claim, variables, np.ones(()))[1]
+        for path, leaf in variables.items():
+            if path not in claimed or np.shape(claimed[path]) != leaf.shape:
+                came = list(np.shape(claimed[path])) if path in claimed else "none"
+                raise ValueError(f"grad_f must return a gradient of shape {list(leaf.shape)} for {path}, got {came}")
         rows = [_of_leaf(claim, variables, np.asarray(claimed[path]), path, draw) for path in variables]
     remainders, rounding = np.array([row for row, _ in rows]), np.array([floor for _, floor in rows])
     orders = np.array([_order(row, floor) for row, floor in rows])
@@ -90,6 +95,8 @@ def slope_test(f: Callable[..., Any], grad_f: Callable[..., Any], x: Any, *, key
 def _of_leaf(claim: Claim, variables: Variables, gradient: np.ndarray, path: str, draw: np.random.Generator) -> tuple[np.ndarray, float]:
     moved = random_direction(variables, path, draw)
     values = np.asarray(_values(claim.value, variables, claim.fixed, along_leaf(variables, path, moved), np.append(_STEPS, 0.0)))
+    if not np.isfinite(gradient).all():
+        return np.full(len(_STEPS), np.nan), np.nan
     rounding = 2.0**-53 * (2 * np.abs(values[-1]) + float(np.abs(gradient * moved).sum()) * _STEPS[-1])
     return np.abs(values[:-1] - values[-1] - _STEPS * float((gradient * moved).sum())), float(rounding)
 
@@ -100,6 +107,8 @@ def _values(value: Program, variables: Variables, fixed: dict[str, Any], directi
 
 
 def _order(remainders: np.ndarray, rounding: float) -> float:
+    if np.isfinite(remainders).sum() < 2:
+        return float("nan")
     usable = np.flatnonzero(np.isfinite(remainders) & (remainders > _FLOOR * rounding))
     if len(usable) < 2:
         return float("inf")
@@ -108,4 +117,4 @@ def _order(remainders: np.ndarray, rounding: float) -> float:
 
 
 def _said(order: float) -> str:
-    return "right, f is linear" if np.isinf(order) else "right" if order > 1.5 else "wrong"
+    return "not finite" if np.isnan(order) else "right, f is linear" if np.isinf(order) else "right" if order > 1.5 else "wrong"
