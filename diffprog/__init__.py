@@ -1,9 +1,9 @@
 """diffprog: pure functions to a scalar cost, any variable of which can be made the free one and descended on."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffprog import backprop, checks, data, descent, gradients, graph, losses, models, nodes, norms
+from diffprog import backprop, descent, gradients, losses, models, nodes, norms
 from diffprog.nodes import tap
 from diffprog.program import Program, program
 
@@ -25,8 +25,15 @@ __all__ = [
 ]
 
 
+# Imported when first asked for, so that `import diffprog` costs little more than `import jax`: plotting alone needs matplotlib.
+_LATER = ("checks", "data", "graph", "plotting")
+
+if TYPE_CHECKING:
+    from diffprog import checks, data, graph, plotting
+
+
 def __getattr__(name: str) -> Any:
-    """Import `plotting` when it is first asked for: it is the one part that needs matplotlib."""
-    if name == "plotting":
-        return importlib.import_module("diffprog.plotting")
+    """Import a part of the toolkit when it is first asked for."""
+    if name in _LATER:
+        return importlib.import_module(f"diffprog.{name}")
     raise AttributeError(f"module 'diffprog' has no attribute {name!r}")
