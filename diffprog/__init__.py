@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from diffprog import backprop, descent, gradients, losses, models, nodes, norms
+from diffprog import nodes
 from diffprog.nodes import tap
 from diffprog.program import Program, program
 
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 
-# Imported when first asked for, so that `import diffprog` costs little more than `import jax`: plotting alone needs matplotlib.
-_LATER = ("checks", "data", "graph", "plotting")
+# Imported when first asked for, so that `import diffprog` costs little more than `import jax`; plotting alone needs matplotlib.
+_LATER = ("backprop", "checks", "data", "descent", "gradients", "graph", "losses", "models", "norms", "plotting")
 
 if TYPE_CHECKING:
-    from diffprog import checks, data, graph, plotting
+    from diffprog import backprop, checks, data, descent, gradients, graph, losses, models, norms, plotting
 
 
 def __getattr__(name: str) -> Any:
