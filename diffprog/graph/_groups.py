@@ -41,6 +41,9 @@ def blocks(graph: Graph, most: int) -> list[Block]:
 def _groupings(graph: Graph, most: int) -> Iterator[list[Block]]:
     """Ever coarser ones."""
     made = [node for node in graph.nodes if node.kind not in ("argument", "constant")]
+    if not made:
+        yield []
+        return
     depth = max(node.scope.count("/") + 1 for node in made)
     if any(node.scope for node in made):
         for level in range(depth, 0, -1):

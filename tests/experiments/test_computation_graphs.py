@@ -10,6 +10,8 @@ import pytest
 from diffprog.graph import trace
 from experiments import computation_graphs
 
+pytestmark = pytest.mark.slow  # `make test` stays under four minutes
+
 GOLDEN = {example["id"]: example for example in json.loads((Path(__file__).parents[1] / "golden.json").read_text())["examples"]}
 
 

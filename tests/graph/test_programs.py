@@ -9,6 +9,8 @@ from jax import lax
 from diffprog import tap
 from diffprog.graph import Summary, trace
 
+pytestmark = pytest.mark.slow  # `make test` stays under four minutes
+
 X = np.array([0.3, -0.7, 1.1])
 W = np.array([[0.1, 0.5, 0.2], [-0.3, 0.8, 0.4]])
 
