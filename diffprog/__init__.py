@@ -22,14 +22,15 @@ __all__ = [
     "plotting",
     "program",
     "tap",
+    "visualization",
 ]
 
 
 # Imported when first asked for, so that `import diffprog` costs little more than `import jax`; plotting alone needs matplotlib.
-_LATER = ("backprop", "checks", "data", "descent", "gradients", "graph", "losses", "models", "norms", "plotting")
+_LATER = ("backprop", "checks", "data", "descent", "gradients", "graph", "losses", "models", "norms", "plotting", "visualization")
 
 if TYPE_CHECKING:
-    from diffprog import backprop, checks, data, descent, gradients, graph, losses, models, norms, plotting
+    from diffprog import backprop, checks, data, descent, gradients, graph, losses, models, norms, plotting, visualization
 
 
 def __getattr__(name: str) -> Any:

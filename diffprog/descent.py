@@ -23,7 +23,7 @@ import optax
 import tqdm
 from jaxtyping import Array, Float
 
-from diffprog import loops, require
+from diffprog import adjoints, loops, require
 from diffprog.program import Program, program
 
 Ending = Literal["steps", "until", "nonfinite"]
@@ -118,8 +118,10 @@ def descent(
     update = optax.with_extra_args_support(optimizer).update
     wanted = _extra_arguments(update)
 
+    fast_cost = adjoints.faster(cost)
+
     def cost_and_aux(variable: Any, x: Any) -> tuple[Any, Any]:
-        returned = cost(variable, x)
+        returned = fast_cost(variable, x)
         value, aux = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
         require.scalar("cost", value)
         return value, aux
@@ -188,7 +190,7 @@ def run(
         raise ValueError("loop must be 'auto' or 'host' for an iterator of batches, got 'device'")
     if source.length == 0:
         return Result(state.variable, np.zeros(0), None, 0, state, "steps")
-    step = program(descent.step)
+    step = program(descent.step, fast_gradients=False)
     traced = loops.trace(step, state, source.first())
     info = _checked_info(state, *traced.out_info)
     on_device = not source.iterated and loop != "host" and (loop == "device" or loops.fast_on_device(traced.jaxpr))
@@ -206,7 +208,7 @@ def _initial_state(descent: Descent, start: Any) -> State:
         raise ValueError("start must hold numbers, got an array of size 0")
     variable = jax.tree.map(_strongly_typed, variable)
     if not isinstance(start, State):
-        return jax.tree.map(_strongly_typed, _init(program(descent.init), variable))
+        return jax.tree.map(_strongly_typed, _init(program(descent.init, fast_gradients=False), variable))
     expected, given = (jax.tree.structure(state) for state in (jax.eval_shape(descent.init, variable), start))
     if str(expected) != str(given):
         raise ValueError(f"start must be a State of this descent, {expected}, got {given}")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog import interpreter, require
+from diffprog.backprop._spatial import fast_layout
 from diffprog.program import Program
 
 
@@ -77,7 +78,7 @@ def fast_on_device(step: interpreter.ClosedJaxpr) -> bool:
 
     XLA's CPU backend rearranges a convolution for its fast kernel only outside of loops. Inside, one that is not laid out
     (batch, ..., channels) and (..., inputs, outputs) runs 10 to 100 times slower; autodiff of a convolution makes such ones, the layers
-    of `diffprog.backprop` do not.
+    of `diffprog.backprop` and what `adjoints.faster` has rewritten do not.
 
     >>> fast_on_device(jax.make_jaxpr(jnp.sin)(1.0))
     True
@@ -89,9 +90,7 @@ def _is_slow_in_a_loop(equation: interpreter.JaxprEqn) -> bool:
     if equation.primitive.name != "conv_general_dilated":
         return False
     layout = equation.params["dimension_numbers"]
-    rank = len(layout.lhs_spec)
-    images, kernel = (0, rank - 1, *range(1, rank - 1)), (rank - 1, rank - 2, *range(rank - 2))
-    return (layout.lhs_spec, layout.rhs_spec, layout.out_spec) != (images, kernel, images)
+    return layout != fast_layout(len(layout.lhs_spec))
 
 
 def trace(step: Program, state: Any, x: Any) -> Any:

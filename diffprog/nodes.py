@@ -32,9 +32,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike
 
-from diffprog import require
+from diffprog import adjoints, require
 from diffprog.interpreter import Action, ClosedJaxpr, JaxprEqn, Site, evaluate, interpret, sites
-from diffprog.program import program
+from diffprog.program import Program, program
 
 _TAP = "name"  # the primitive behind `checkpoint_name`
 _OPERATIONS = {"conv_general_dilated": "conv", "dot_general": "matmul"}
@@ -123,7 +123,7 @@ def read(f: Callable[..., Any], names: Iterable[str] | None = None) -> Callable[
     """
     require.function("f", f)
     chosen = None if names is None else names_of(names)
-    return lambda *args: _read(program(f), args, chosen)
+    return lambda *args: _read(_opened(f), args, chosen)
 
 
 def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -181,7 +181,12 @@ def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[
 
 def _listed(f: Callable[..., Any], args: tuple[Any, ...], primitives: Iterable[str]) -> dict[str, Site]:
     require.function("f", f)
-    return _keyed(_nodes(_trace(program(f), args)[0], primitives))
+    return _keyed(_nodes(_trace(_opened(f), args)[0], primitives))
+
+
+def _opened(f: Callable[..., Any]) -> Program:
+    """A program keeps its fast gradients, and a plain function is traced as it is."""
+    return program(f, fast_gradients=False)
 
 
 def _changed(f: Callable[..., Any], argument: str, values: Mapping[str, ArrayLike], action: Action) -> Callable[..., Any]:
@@ -192,7 +197,7 @@ def _changed(f: Callable[..., Any], argument: str, values: Mapping[str, ArrayLik
         require.array(f"{argument}[{name!r}]", value)
     require.finite(argument, dict(values))
     arrays = {name: jnp.asarray(value) for name, value in values.items()}
-    return lambda *args: _change(program(f), args, arrays, argument, action)
+    return lambda *args: _change(_opened(f), args, arrays, argument, action)
 
 
 # Names, shapes and dtypes are checked inside these two: that is once for each structure and shape, and before XLA sees the program.
@@ -237,7 +242,10 @@ def _trace(f: Any, args: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
 
 
 def _nodes(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[Site]:
-    return sites(traced, lambda equation: equation.primitive.name in primitives)
+    """A convolution that has its fast gradient is the node, not the one that it holds."""
+    found = sites(traced, lambda equation: adjoints.operation(equation) in primitives)
+    holding = {site.path for site in found if adjoints.operation(site.equation) != site.equation.primitive.name}
+    return [site for site in found if site.path[:-2] not in holding]
 
 
 def _keyed(nodes: list[Site]) -> dict[str, Site]:
@@ -254,7 +262,7 @@ def _keyed(nodes: list[Site]) -> dict[str, Site]:
 
 
 def _label(node: Site) -> str:
-    kind = node.equation.primitive.name
+    kind = adjoints.operation(node.equation)
     return f"{_OPERATIONS[kind]}:" if kind in _OPERATIONS else f"{node.equation.params['name']}#"
 
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffprog import require
+from diffprog import adjoints, require
 
 _NOTHING = object()
 
@@ -63,27 +63,33 @@ class _Opened:
         self.parts, self.join = parts, join
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["structure"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["structure", "fast_gradients"])
 class Program:
     """A callable pytree, made by `program`.
 
     Attributes:
         arrays: the leaves, every array the callable holds.
         structure: everything else, hashable, equal for callables of one code.
+        fast_gradients: whether it runs as `adjoints.faster` makes it.
     """
 
-    def __init__(self, arrays: list[jax.Array], structure: _Structure) -> None:
-        self.arrays, self.structure = arrays, structure
+    def __init__(self, arrays: list[jax.Array], structure: _Structure, fast_gradients: bool = True) -> None:
+        self.arrays, self.structure, self.fast_gradients = arrays, structure, fast_gradients
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Run the callable that the arrays and the structure make together."""
-        treedef, fixed = self.structure.value
-        arrays = iter(self.arrays)
-        leaves = [next(arrays) if part is None else part for part in fixed]
-        return _close(jax.tree.unflatten(treedef, leaves))(*args, **keywords)
+        run = adjoints.faster(_run) if self.fast_gradients else _run
+        return run(self, args, keywords)
 
 
-def program(apply: Callable[..., Any], params: Any = _NOTHING) -> Program:
+def _run(program: Program, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    treedef, fixed = program.structure.value
+    arrays = iter(program.arrays)
+    leaves = [next(arrays) if part is None else part for part in fixed]
+    return _close(jax.tree.unflatten(treedef, leaves))(*args, **keywords)
+
+
+def program(apply: Callable[..., Any], params: Any = _NOTHING, *, fast_gradients: bool = True) -> Program:
     """The program x -> apply(params, x), or x -> apply(x) of a callable that holds its own arrays.
 
     Args:
@@ -91,6 +97,8 @@ def program(apply: Callable[..., Any], params: Any = _NOTHING) -> Program:
             A callable object that is not a pytree stays inside as a constant; a program made after one of its attributes was set again
             is another program.
         params: any pytree; its arrays become leaves, the rest structure.
+        fast_gradients: whether convolutions and max-pooling in it get the gradient that is fast on the CPU, where it is compiled: the same
+            numbers but for rounding (see `adjoints.faster`). Part of the structure.
 
     Returns:
         A `Program`. A `Program` given alone comes back as it is.
@@ -103,13 +111,15 @@ def program(apply: Callable[..., Any], params: Any = _NOTHING) -> Program:
     Array(6., dtype=float32)
     """
     require.function("apply", apply)
+    if not isinstance(fast_gradients, bool):
+        raise TypeError(f"fast_gradients must be True or False, got {fast_gradients!r}")
     if params is _NOTHING and isinstance(apply, Program):
         return apply
     opened = _open(apply if params is _NOTHING else functools.partial(apply, params), frozenset(), {})
     leaves, treedef = jax.tree.flatten(opened)
     fixed = tuple(leaf if isinstance(leaf, _Structure) else None for leaf in leaves)
     arrays = [jax.numpy.asarray(leaf) for leaf in leaves if not isinstance(leaf, _Structure)]
-    return Program(arrays, _structure((treedef, fixed), (treedef, fixed)))
+    return Program(arrays, _structure((treedef, fixed), (treedef, fixed)), fast_gradients)
 
 
 def _open(tree: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
@@ -177,8 +187,8 @@ def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
             parts, code = _function_parts(leaf, use), (leaf.__code__, id(leaf.__globals__) if use.installed else None)
             join = functools.partial(_function_from_parts, leaf)
         case Program():
-            parts, code = leaf.arrays, ("program", leaf.structure)
-            join = lambda arrays: Program(arrays, leaf.structure)  # noqa: E731
+            parts, code = leaf.arrays, ("program", leaf.structure, leaf.fast_gradients)
+            join = lambda arrays: Program(arrays, leaf.structure, leaf.fast_gradients)  # noqa: E731
         case _:
             return _structure(leaf, _identity(leaf))
     opened = _open(parts, within, done)
@@ -186,6 +196,9 @@ def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
     if any(not isinstance(part, _Structure) for part in leaves):
         return _Opened(opened, _structure(join, code))
     identity = (code, treedef, tuple(leaves))
+    if isinstance(leaf, types.FunctionType) and leaf.__closure__ is None and _use(leaf.__code__).installed:
+        # Itself: JAX asks with `is` whether a pooling's operation is `lax.max`.
+        return _structure(leaf, identity)
     # A copy: what the callable itself reads may be set again, and then it would no longer be what it is kept for.
     return _EVERY_STRUCTURE.get(identity) or _structure(join(_close(opened)), identity)
 

@@ -12,7 +12,7 @@ To see your own model instead, change `MODEL`: anything with `init(key)` and `ap
 import argparse
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,67 +21,28 @@ import optax
 
 import diffprog as dp
 from diffprog.plotting import Section, Table
+from experiments.recogniser import train
+
+vis = dp.visualization
 
 MODEL = dp.models.cnn((8, 8, 1), channels=(32, 64), hidden=(128,))
 CHANNELS, SHOWN_CHANNELS = "conv2", 20
-EPOCHS, BATCH, LEARNING_RATE = 60, 64, 2e-3
+EPOCHS = 60
 VISUALIZATION_STEPS, PLAINNESS = 200, 0.01
 EPSILONS, ATTACK_STEPS, SHOWN_EPSILON = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), 40, 0.2
 
 
-class Trained(NamedTuple):
-    """The trained program, its parameters, the cost of each step and the accuracy on images it has not seen."""
-
-    program: dp.Program
-    params: Any
-    costs: np.ndarray
-    accuracy: float
-
-
-def train(digits: dp.data.Dataset, epochs: int, key: jax.Array) -> Trained:
-    """Descend on the parameters: cross-entropy of minibatches, each image shifted by a fraction of a pixel."""
-    init_key, order_key, shift_key = jax.random.split(key, 3)
-    steps = len(digits.x_train) // BATCH
-    orders = [jax.random.permutation(key, len(digits.x_train))[: steps * BATCH] for key in jax.random.split(order_key, epochs)]
-    batches = jnp.concatenate(orders).reshape(-1, BATCH)
-
-    def cost(params: Any, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
-        batch, key = seen
-        logits = MODEL.apply(params, shifted(digits.x_train[batch], key))
-        return dp.losses.softmax_cross_entropy(logits, digits.y_train[batch]).mean()
-
-    optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, len(batches)), weight_decay=0.01)
-    descent = dp.descent.descent(cost, optimizer)
-    result = dp.descent.run(descent, MODEL.init(init_key), (batches, jax.random.split(shift_key, len(batches))))
-    program = dp.program(MODEL.apply, result.variable)
-    return Trained(program, result.variable, result.costs, float((program(digits.x_test).argmax(-1) == digits.y_test).mean()))
-
-
-def shifted(images: jax.Array, key: jax.Array, *, reach: float = 0.6) -> jax.Array:
-    """Each image moved by its own random fraction of a pixel, up to `reach` in both directions."""
-    shifts = jax.random.uniform(key, (len(images), 2), minval=-reach, maxval=reach)
-    move = lambda image, shift: jax.image.scale_and_translate(image, image.shape, (0, 1), jnp.ones(2), shift, "linear")  # noqa: E731
-    return jax.vmap(move)(images, shifts)
-
-
-def visualize(program: dp.Program, node: str, units: jax.Array, images: jax.Array, steps: int, key: jax.Array) -> jax.Array:
-    """Descend on the input: one image for each unit, the one that excites it most; a channel of a convolution by its mean.
-
-    An image is mean + L z with L L^T the covariance of `images`, and |z|^2 is kept small: otherwise the most exciting image is noise.
-    """
-    flat = images.reshape(len(images), -1)
-    mean, spread = flat.mean(0), jnp.linalg.cholesky(jnp.cov(flat.T) + 1e-4 * jnp.eye(flat.shape[1]))
-    paint = lambda z: jnp.clip(mean + z @ spread.T, 0, 1).reshape(-1, *images.shape[1:])  # noqa: E731
-
-    def cost(z: jax.Array, key: jax.Array) -> jax.Array:
-        _, values = dp.nodes.read(program, [node])(shifted(paint(z), key))
-        activations = values[node].mean((1, 2)) if values[node].ndim == 4 else values[node]
-        excitement = jnp.take_along_axis(activations, units[:, None], 1).sum() / activations.std()
-        return -excitement + PLAINNESS * (z**2).sum()
-
-    descent = dp.descent.descent(cost, optax.adam(0.05))
-    start = 0.1 * jax.random.normal(key, (len(units), flat.shape[1]))
-    return paint(dp.descent.run(descent, start, jax.random.split(key, steps)).variable)
+def visualize(program: dp.Program, objective: vis.Objective, images: jax.Array, steps: int, key: jax.Array) -> jax.Array:
+    """Descend on the input: an image for each unit, made of what varies between real images, and no stranger than it must be."""
+    return vis.visualize(
+        program,
+        objective,
+        vis.covariance(images),
+        steps=steps,
+        transforms=vis.default_transforms(),
+        penalties={vis.of_variable(vis.l2): PLAINNESS},
+        key=key,
+    ).images
 
 
 def attack(program: dp.Program, images: jax.Array, labels: jax.Array, epsilon: float, steps: int, key: jax.Array) -> jax.Array:
@@ -131,9 +92,9 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     epochs, steps, attack_steps = (2, 20, 5) if fast else (EPOCHS, VISUALIZATION_STEPS, ATTACK_STEPS)
     train_key, see_key, attack_key, hand_key = jax.random.split(jax.random.key(seed), 4)
 
-    trained = train(digits, epochs, train_key)
-    logits = visualize(trained.program, "logits", jnp.arange(10), digits.x_train, steps, see_key)
-    channels = visualize(trained.program, CHANNELS, jnp.arange(SHOWN_CHANNELS), digits.x_train, steps, see_key)
+    trained = train(MODEL, digits.x_train, digits.y_train, epochs, train_key)
+    logits = visualize(trained.program, vis.logit(range(10)), digits.x_train, steps, see_key)
+    channels = visualize(trained.program, vis.channel(CHANNELS, range(SHOWN_CHANNELS)), digits.x_train, steps, see_key)
     attacked = {eps: attack(trained.program, digits.x_test, digits.y_test, eps, attack_steps, attack_key) for eps in EPSILONS}
     robust = [float((trained.program(images).argmax(-1) == digits.y_test).mean()) for images in attacked.values()]
     gradients, report = gradients_by_hand(digits, hand_key), check(digits, hand_key)
@@ -149,7 +110,7 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         "robustness": dp.plotting.draw_accuracy(np.array(EPSILONS), np.array(robust), norm="L∞"),
     }
     numbers = {
-        "accuracy": trained.accuracy,
+        "accuracy": trained.accuracy(digits.x_test, digits.y_test),
         "attack steps": attack_steps,
         "last cost": float(trained.costs[-1]),
         "robust accuracy": dict(zip(map(str, EPSILONS), robust, strict=True)),

@@ -1,5 +1,7 @@
 """Nodes: what is read is what was computed, patching it back is a no-op, and every construct and framework is passed through."""
 
+import functools
+
 import equinox
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,9 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
-from diffprog import nodes
+from diffprog import loops, nodes
 from diffprog.nodes import tap
-from diffprog.program import program
+from diffprog.program import Program, program
 
 X = jnp.asarray([0.3, -0.7, 1.1])
 IMAGES = jnp.linspace(-1.0, 1.0, 2 * 6 * 6).reshape(2, 6, 6, 1)
@@ -272,6 +274,29 @@ def test_operations_of_an_unmodified_linen_model(linen_model):
     close(nodes.replace(linen_model, {"second/Conv_0": values["conv:1"]})(IMAGES), out)
     with pytest.raises(ValueError, match="'Conv_0' means 2 nodes, choose from 'conv:0', 'conv:1'"):
         nodes.read(linen_model, ["Conv_0"])(IMAGES)
+
+
+def test_fast_gradients_change_no_node_and_no_value(linen_model):
+    plain = Program(linen_model.arrays, linen_model.structure, fast_gradients=False)
+    assert nodes.operations(linen_model, IMAGES) == nodes.operations(plain, IMAGES)
+    delta = jnp.linspace(-1.0, 1.0, 2 * 6 * 6 * 4).reshape(2, 6, 6, 4)
+    for change in (nodes.perturb, nodes.replace):
+        close(change(linen_model, {"conv:1": delta})(IMAGES), change(plain, {"conv:1": delta})(IMAGES))
+    close(nodes.read(linen_model, ["conv:1"])(IMAGES), nodes.read(plain, ["conv:1"])(IMAGES))
+
+
+def test_fast_gradients_stay_in_what_reads_and_changes_nodes(linen_model):
+    delta = jnp.zeros((2, 6, 6, 4))
+    transformed = {
+        "read": lambda made, x: nodes.read(made, ["conv:1"])(x)[1]["conv:1"].sum(),
+        "replace": lambda made, x: nodes.replace(made, {"first/Conv_0": delta})(x).sum() + made(x).sum(),
+        "perturb": lambda made, x: nodes.perturb(lambda x: made(x) ** 2, {"conv:1": delta})(x).sum(),
+    }
+    plain = Program(linen_model.arrays, linen_model.structure, fast_gradients=False)
+    for transform in transformed.values():
+        steps = [jax.make_jaxpr(jax.grad(functools.partial(transform, made)))(IMAGES) for made in (linen_model, plain)]
+        assert [loops.fast_on_device(step) for step in steps] == [True, False]
+        close(*(jax.grad(functools.partial(transform, made))(IMAGES) for made in (linen_model, plain)))
 
 
 def test_transformations_leave_module_paths_alone(linen_model):

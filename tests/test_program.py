@@ -164,6 +164,49 @@ def test_a_program_comes_back_as_it_is():
     assert isinstance(made, Program)
 
 
+def pooled(weight, x):
+    return jax.lax.reduce_window(weight * x, -jnp.inf, jax.lax.max, (2, 1), (2, 1), "VALID")
+
+
+def searches_windows_again(made):
+    """Whether the gradient is JAX's own."""
+    return "select_and_scatter" in str(jax.make_jaxpr(jax.grad(lambda x: made(x).sum()))(X))
+
+
+def test_fast_gradients_are_the_default_and_part_of_the_structure():
+    fast, plain = (program(pooled, jnp.float32(2), **how) for how in ({}, {"fast_gradients": False}))
+    assert [searches_windows_again(made) for made in (fast, plain)] == [False, True]
+    assert jax.tree.structure(fast) != jax.tree.structure(plain)
+    held = [program(lambda x, made=made: made(x), fast_gradients=False) for made in (fast, plain)]
+    for made, holding in zip((fast, plain), held, strict=True):
+        kept = [jax.tree.map(lambda leaf: leaf, made), program(made), program(made, fast_gradients=True), holding]
+        assert {searches_windows_again(each) for each in kept} == {searches_windows_again(made)}
+
+
+def test_fast_gradients_compile_once_for_other_weights_and_data():
+    traces = []
+
+    @jax.jit
+    def slope(made, x):
+        traces.append(1)
+        return jax.grad(lambda x: made(x).sum())(x)
+
+    for scale in (1.0, 2.0, 3.0):
+        np.testing.assert_array_equal(slope(program(pooled, jnp.float32(scale)), scale * X)[:, 0], [scale, 0, scale, 0])
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("wrong", [None, 1, "yes"])
+def test_refuses_fast_gradients_that_are_neither_true_nor_false(wrong):
+    with pytest.raises(TypeError, match="fast_gradients must be True or False, got"):
+        program(affine, params(0), fast_gradients=wrong)
+
+
+def test_a_pooling_held_in_a_field_stays_one_that_jax_can_differentiate():
+    pool = program(equinox.nn.MaxPool1d(2, 2), fast_gradients=False)
+    np.testing.assert_array_equal(jax.grad(lambda x: pool(x).sum())(jnp.array([[1.0, 3.0, 2.0, 0.0]])), [[0, 1, 1, 0]])
+
+
 def test_numpy_arrays_become_leaves_on_the_device():
     assert all(isinstance(leaf, jax.Array) for leaf in program(affine, {"w": np.ones((3, 2)), "b": np.zeros(2)}).arrays)
 

@@ -9,7 +9,7 @@ loop, where that gradient then runs 10 to 100 times slower. So the two gradients
 with the rearranged operands written out to memory on the CPU, so that the rearrangement is not folded back into the convolution.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from diffprog import require
 from diffprog.backprop._layer import Layer
 
 Images = Float[Array, "batch height width channels"]
-Kernel = Float[Array, "window window inputs outputs"]
 Pair = tuple[int, int]
 
 
@@ -63,55 +62,81 @@ def convolution(
         weight = draw(key, (window, window, inputs, outputs))
         return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
 
-    def pads(x: Images) -> list[Pair]:
-        return lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
+    def geometry(x: Images) -> Geometry:
+        pads = lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
+        return Geometry((stride, stride), tuple(pads), (1, 1), (1, 1))
 
     def forward(params: dict[str, Array], x: Images) -> tuple[Images, Images]:
         _check(x, window if padding == "VALID" else 1, inputs)
         require.entries("params", params, {"weight": (window, window, inputs, outputs), "bias": (outputs,)})
-        return _convolve(x, params["weight"], pads(x), stride=stride) + params["bias"], x
+        return convolve(x, params["weight"], geometry(x)) + params["bias"], x
 
     def backward(params: dict[str, Array], x: Images, dz: Images) -> tuple[dict[str, Array], Images]:
-        dx = _input_gradient(params["weight"], x, dz, pads(x), stride)
-        return {"weight": _kernel_gradient(window, x, dz, pads(x), stride), "bias": dz.sum((0, 1, 2))}, dx
+        dx = input_gradient(params["weight"], x.shape[1:3], dz, geometry(x))
+        return {"weight": kernel_gradient((window, window), x, dz, geometry(x)), "bias": dz.sum((0, 1, 2))}, dx
 
     return Layer(init, forward, backward, name=f"convolution({inputs}, {outputs}, {window})")
 
 
-def _convolve(x: Array, kernel: Array, pads: list[Pair], *, stride: int = 1, spread: int = 1, kernel_spread: int = 1) -> Array:
-    """The convolution in the layout of the fast CPU kernel; `spread` puts zeros between the pixels of x or of the kernel."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        pads,
-        lhs_dilation=(spread, spread),
-        rhs_dilation=(kernel_spread, kernel_spread),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+class Geometry(NamedTuple):
+    """How the window of a convolution meets the image: an entry for each spatial axis.
+
+    Attributes:
+        strides: the steps of the window.
+        pads: zeros before and after the image; negative ones cut it.
+        spread: the distance between two pixels of the image, with zeros in between; 1 leaves it as it is.
+        kernel_spread: the same for the kernel.
+        precision: of the products, as `lax.conv_general_dilated` takes it.
+    """
+
+    strides: tuple[int, ...]
+    pads: tuple[Pair, ...]
+    spread: tuple[int, ...]
+    kernel_spread: tuple[int, ...]
+    precision: Any = None
+
+
+def fast_layout(rank: int) -> lax.ConvDimensionNumbers:
+    """Where the fast CPU kernel wants the axes: (batch, ..., channels) and (..., inputs, outputs)."""
+    images = (0, rank - 1, *range(1, rank - 1))
+    return lax.ConvDimensionNumbers(images, (rank - 1, rank - 2, *range(rank - 2)), images)
+
+
+def convolve(x: Float[Array, "batch *sides inputs"], kernel: Float[Array, "*window inputs outputs"], geometry: Geometry) -> Array:
+    """The convolution in the layout of the fast CPU kernel, with any number of spatial axes."""
+    strides, pads, spread, kernel_spread, precision = geometry
+    numbers = fast_layout(x.ndim)
+    return lax.conv_general_dilated(x, kernel, strides, pads, spread, kernel_spread, numbers, precision=precision)
+
+
+def input_gradient(kernel: Array, sides: tuple[int, ...], dz: Array, geometry: Geometry) -> Array:
+    """dJ/dx of z = convolve(x, kernel, geometry), from dJ/dz and the spatial shape of x."""
+    turned = _written_out(jnp.flip(kernel, tuple(range(kernel.ndim - 2))).swapaxes(-1, -2))
+    spans = _spans(sides, kernel.shape[:-2], dz.shape[1:-1], geometry)
+    around = tuple((window - 1 - low, side + low - out) for low, side, window, out in spans)
+    return convolve(dz, turned, geometry._replace(strides=geometry.spread, pads=around, spread=geometry.strides))
+
+
+def kernel_gradient(window: tuple[int, ...], x: Array, dz: Array, geometry: Geometry) -> Array:
+    """dJ/dW of z = convolve(x, W, geometry), from dJ/dz and the spatial shape of W."""
+    examples_as_channels = _written_out(jnp.swapaxes(x, 0, -1))
+    dz_as_kernel = _written_out(jnp.moveaxis(dz, 0, -2))
+    spans = _spans(x.shape[1:-1], window, dz.shape[1:-1], geometry)
+    around = tuple((low, out - 1 + window - side - low) for low, side, window, out in spans)
+    turned = geometry._replace(strides=geometry.kernel_spread, pads=around, kernel_spread=geometry.strides)
+    return jnp.moveaxis(convolve(examples_as_channels, dz_as_kernel, turned), 0, -2)
+
+
+def _spans(sides: tuple[int, ...], window: tuple[int, ...], outs: tuple[int, ...], geometry: Geometry) -> list[tuple[int, ...]]:
+    """(padding before, image, kernel, outputs) for each spatial axis, the last three as long as they are when spread."""
+    spread = zip((sides, window, outs), (geometry.spread, geometry.kernel_spread, geometry.strides), strict=True)
+    lengths = [[(count - 1) * distance + 1 for count, distance in zip(*axis, strict=True)] for axis in spread]
+    return list(zip([low for low, _ in geometry.pads], *lengths, strict=True))
 
 
 def _written_out(operand: Array) -> Array:
     """`operand`, in memory as it stands (on the CPU; a GPU's convolution reads any layout)."""
     return lax.platform_dependent(operand, cpu=lax.optimization_barrier, default=lambda operand: operand)
-
-
-def _input_gradient(kernel: Kernel, x: Images, dz: Images, pads: list[Pair], stride: int) -> Images:
-    window = kernel.shape[0]
-    turned = _written_out(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    around = [(window - 1 - low, side + low - (out - 1) * stride - 1) for (low, _), side, out in _sides(x, dz, pads)]
-    return _convolve(dz, turned, around, spread=stride)
-
-
-def _kernel_gradient(window: int, x: Images, dz: Images, pads: list[Pair], stride: int) -> Kernel:
-    examples_as_channels = _written_out(x.transpose(3, 1, 2, 0))
-    dz_as_kernel = _written_out(dz.transpose(1, 2, 0, 3))
-    around = [(low, (out - 1) * stride + window - side - low) for (low, _), side, out in _sides(x, dz, pads)]
-    return _convolve(examples_as_channels, dz_as_kernel, around, kernel_spread=stride).transpose(1, 2, 0, 3)
-
-
-def _sides(x: Images, dz: Images, pads: list[Pair]) -> list[tuple[Pair, int, int]]:
-    return list(zip(pads, x.shape[1:3], dz.shape[1:3], strict=True))
 
 
 def max_pool(window: int = 2) -> Layer:

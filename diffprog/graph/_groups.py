@@ -8,6 +8,7 @@ where there are no taps either, they are of equal length. Arguments that one blo
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,14 +29,24 @@ class Block(NamedTuple):
 
 
 def blocks(graph: Graph, most: int) -> list[Block]:
-    """The nodes of a graph in at most `most` blocks, if that is possible: arguments that several blocks read stay alone."""
+    """The nodes of a graph in at most `most` blocks. Arguments that several blocks read are alone or, if they are many, blocks too."""
     if len(graph.nodes) <= most:
-        return [Block(node.name, (node,)) for node in graph.nodes]
+        return _each(graph.nodes)
     for grouped in _groupings(graph, most):
-        found = _with_leaves(graph, list(grouped))
-        if len(found) <= most:
-            return found
-    return found
+        alone, made = _with_leaves(graph, list(grouped))
+        for leaves in (_each(alone), _stretches(alone, _root), [Block("", tuple(alone))]):
+            if len(leaves) + len(made) <= most:
+                return [_named(block) for block in (*leaves, *made) if block.nodes]
+    raise AssertionError("the coarsest grouping is a block or two")
+
+
+def _each(nodes: Iterable[Node]) -> list[Block]:
+    return [Block(node.name, (node,)) for node in nodes]
+
+
+def _root(node: Node) -> str:
+    """The argument that a node is a leaf of: params of "params['weight']"."""
+    return re.split(r"[\[.]", node.name)[0] if node.kind == "argument" else ""
 
 
 def _groupings(graph: Graph, most: int) -> Iterator[list[Block]]:
@@ -53,7 +64,13 @@ def _groupings(graph: Graph, most: int) -> Iterator[list[Block]]:
         yield taps
     for count in (most, most // 2, most // 4, most // 8, 1):
         size = math.ceil(len(made) / max(count, 1))
-        yield [Block("", tuple(made[k : k + size])) for k in range(0, len(made), size)]
+        parts = [tuple(made[k : k + size]) for k in range(0, len(made), size)]
+        yield [Block(_shared_scope(nodes), nodes) for nodes in parts]
+
+
+def _shared_scope(nodes: Sequence[Node]) -> str:
+    parts = zip(*(node.scope.split("/") for node in nodes), strict=False)
+    return "/".join(several[0] for several in itertools.takewhile(lambda several: len(set(several)) == 1, parts))
 
 
 def _stretches(nodes: Sequence[Node], key: Callable[[Node], str]) -> list[Block]:
@@ -76,10 +93,10 @@ def _to_taps(nodes: Iterable[Node]) -> Iterator[Block]:
         yield Block("", tuple(block))
 
 
-def _with_leaves(graph: Graph, made: list[Block]) -> list[Block]:
-    """The blocks, with the arguments that each alone reads; other arguments are blocks of their own, in front."""
+def _with_leaves(graph: Graph, made: list[Block]) -> tuple[list[Node], list[Block]]:
+    """The arguments that none or several blocks read, and the blocks, with the arguments that each alone reads."""
     home = {node.name: index for index, block in enumerate(made) for node in block.nodes}
-    alone: list[Block] = []
+    alone: list[Node] = []
     inside: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if node.kind in ("argument", "constant"):
@@ -87,8 +104,8 @@ def _with_leaves(graph: Graph, made: list[Block]) -> list[Block]:
             if len(readers) == 1 and len(made[min(readers)].nodes) > 1:
                 inside.setdefault(min(readers), []).append(node)
             else:
-                alone.append(Block(node.name, (node,)))
-    return alone + [_named(Block(block.name, (*inside.get(index, ()), *block.nodes))) for index, block in enumerate(made)]
+                alone.append(node)
+    return alone, [Block(block.name, (*inside.get(index, ()), *block.nodes)) for index, block in enumerate(made)]
 
 
 def _named(block: Block) -> Block:

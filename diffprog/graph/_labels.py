@@ -33,21 +33,30 @@ def operation_label(op: str, params: dict[str, Any], constants: dict[int, Any]) 
     >>> operation_label("mul", {}, {0: 2.0}), operation_label("integer_pow", {"y": 3}, {})
     ('2 ×', '^3')
     """
-    symbol = _SYMBOLS.get(op, op)
+    sign = symbol(op)
     if op == "integer_pow":
         return f"^{params['y']}"
     if op == "convert_element_type":
         return f"to {np.dtype(params['new_dtype']).name}"
     if op == "neg":
         return "negate"
-    if symbol not in _INFIX or len(constants) != 1:
-        return symbol
+    if sign not in _INFIX or len(constants) != 1:
+        return sign
     ((slot, constant),) = constants.items()
     number = said(constant)
     if np.size(constant) > 1 or op not in _SYMBOLS:
-        return f"{symbol}({'·, ' if slot else ''}{number}{'' if slot else ', ·'})" if np.size(constant) == 1 else symbol
-    symbol = "^" if symbol == "power" else symbol
-    return f"{symbol} {number}" if slot else f"{number} {symbol}"
+        return f"{sign}({'·, ' if slot else ''}{number}{'' if slot else ', ·'})" if np.size(constant) == 1 else sign
+    sign = "^" if sign == "power" else sign
+    return f"{sign} {number}" if slot else f"{number} {sign}"
+
+
+def symbol(op: str) -> str:
+    """A primitive as one reads it, a sign or a word.
+
+    >>> symbol("mul"), symbol("reduce_sum"), symbol("tanh")
+    ('×', 'sum', 'tanh')
+    """
+    return _SYMBOLS.get(op, op)
 
 
 def number(value: Any, digits: int = 4) -> str:

@@ -24,12 +24,14 @@ class Layout(NamedTuple):
 
     Attributes:
         places: (along, across) of each node: where its block starts, and its middle.
-        bends: for each edge, the points it passes between its ends: where it enters and leaves a layer.
+        trunks: for each source, the points that its longest edge passes between its ends: where it enters and leaves a layer.
+        passed: for each edge, how many points of its source's trunk it passes.
         extent: the whole, (along, across).
     """
 
     places: dict[Key, Point]
-    bends: list[list[Point]]
+    trunks: dict[Key, list[Point]]
+    passed: list[int]
     extent: Point
 
 
@@ -39,7 +41,6 @@ def layered(
     gaps: Sequence[float],
     *,
     between: float,
-    layers: Mapping[Key, int] | None = None,
 ) -> Layout:
     """Lay out a graph.
 
@@ -53,18 +54,21 @@ def layered(
     {'a': (0.0, 0.5), 'b': (3.0, 0.5)}
     """
     layer = _layers(sizes, edges)
-    chains = [_chain(source, target, layer) for source, target in edges]
-    neighbours = _neighbours(chains)
-    rows: list[list[Key]] = [[] for _ in range(max(layer.values()) + 1)]
-    for key in dict.fromkeys([*sizes, *(key for chain in chains for key in chain)]):
-        rows[layer.setdefault(key, key[1] if key not in sizes else 0)].append(key)  # type: ignore[index]
+    passes = _passes(layer, edges)
+    neighbours = _neighbours(passes, layer, edges)
+    rows = _rows(layer, passes)
     breadth = {key: sizes[key][1] if key in sizes else 0.0 for row in rows for key in row}
-    across = _across(_ordered(rows, layer, neighbours), layer, neighbours, breadth, between)
-    starts = _starts(rows, sizes, layer, edges, gaps)
+    across = _across(_ordered(rows, neighbours), neighbours, breadth, between)
+    starts, ends = _stretches(layer, sizes, edges, gaps)
     places = {key: (starts[layer[key]], across[key]) for key in sizes}
-    ends = [start + _longest(row, sizes) for start, row in zip(starts, rows, strict=True)]
-    bends = [[(end, across[key]) for key in chain[1:-1] for end in (starts[layer[key]], ends[layer[key]])] for chain in chains]
-    return Layout(places, bends, (max(ends), max(across[key] + breadth[key] / 2 for key in across)))
+    trunks = {key: [(end, across[at]) for at in several for end in (starts[at[1]], ends[at[1]])] for key, several in passes.items()}
+    passed = [2 * (layer[target] - layer[source] - 1) for source, target in edges]
+    return Layout(places, trunks, passed, (max(ends), max(across[key] + breadth[key] / 2 for key in across)))
+
+
+def length(sizes: Mapping[Key, Point], edges: Sequence[tuple[Key, Key]], gaps: Sequence[float]) -> float:
+    """How far a layout extends along its edges."""
+    return max(_stretches(_layers(sizes, edges), sizes, edges, gaps)[1])
 
 
 def _layers(nodes: Mapping[Key, Any], edges: Sequence[tuple[Key, Key]]) -> dict[Key, int]:
@@ -82,28 +86,45 @@ def _layers(nodes: Mapping[Key, Any], edges: Sequence[tuple[Key, Key]]) -> dict[
     return {node: index - first for node, index in layer.items()}
 
 
-def _chain(source: Key, target: Key, layer: Mapping[Key, int]) -> list[Key]:
-    return [source, *((source, between) for between in range(layer[source] + 1, layer[target])), target]
+def _passes(layer: Mapping[Key, int], edges: Sequence[tuple[Key, Key]]) -> dict[Key, list[tuple[Key, int]]]:
+    """For each source the layers that its edges pass, as keys (source, layer)."""
+    last = dict[Key, int]()
+    for source, target in edges:
+        last[source] = max(last.get(source, 0), layer[target])
+    return {source: [(source, between) for between in range(layer[source] + 1, end)] for source, end in last.items()}
 
 
-def _neighbours(chains: list[list[Key]]) -> dict[Key, list[Key]]:
+def _neighbours(
+    passes: dict[Key, list[tuple[Key, int]]], layer: Mapping[Key, int], edges: Sequence[tuple[Key, Key]]
+) -> dict[Key, list[Key]]:
+    steps = [step for source, trunk in passes.items() for step in itertools.pairwise([source, *trunk])]
+    steps += [(source if layer[target] == layer[source] + 1 else (source, layer[target] - 1), target) for source, target in edges]
     found: dict[Key, dict[Key, None]] = defaultdict(dict)
-    for chain in chains:
-        for a, b in itertools.pairwise(chain):
-            found[a][b] = found[b][a] = None
+    for a, b in steps:
+        found[a][b] = found[b][a] = None
     return {key: list(others) for key, others in found.items()}
 
 
-def _ordered(rows: list[list[Key]], layer: Mapping[Key, int], neighbours: dict[Key, list[Key]]) -> list[list[Key]]:
+def _rows(layer: Mapping[Key, int], passes: dict[Key, list[tuple[Key, int]]]) -> list[list[Key]]:
+    rows: list[list[Key]] = [[] for _ in range(max(layer.values()) + 1)]
+    for key, index in layer.items():
+        rows[index].append(key)
+    for trunk in passes.values():
+        for key in trunk:
+            rows[key[1]].append(key)
+    return rows
+
+
+def _ordered(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> list[list[Key]]:
     """The rows, each sorted by the mean place of its neighbours in the row before, then after, and so on; the best of all sweeps."""
-    best, fewest = rows, _crossings(rows, layer, neighbours)
+    best, fewest = rows, _crossings(rows, neighbours)
     for sweep in range(_SWEEPS):
         step = 1 if sweep % 2 == 0 else -1
         rows = list(rows)
         for index in range(len(rows))[::step][1:]:
             place = {key: float(k) for k, key in enumerate(rows[index - step])}
             rows[index] = _sorted(rows[index], place, neighbours)
-        crossings = _crossings(rows, layer, neighbours)
+        crossings = _crossings(rows, neighbours)
         if crossings < fewest:
             best, fewest = rows, crossings
     return best
@@ -114,11 +135,11 @@ def _sorted(row: list[Key], place: dict[Key, float], neighbours: dict[Key, list[
     for k, key in enumerate(row):
         near = [place[other] for other in neighbours.get(key, ()) if other in place]
         # A node without neighbours there keeps its own place.
-        means[key] = float(np.mean(near)) if near else k * max(len(place) - 1, 1) / max(len(row) - 1, 1)
+        means[key] = sum(near) / len(near) if near else k * max(len(place) - 1, 1) / max(len(row) - 1, 1)
     return sorted(row, key=means.__getitem__)
 
 
-def _crossings(rows: list[list[Key]], layer: Mapping[Key, int], neighbours: dict[Key, list[Key]]) -> int:
+def _crossings(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> int:
     total = 0
     for row, after in itertools.pairwise(rows):
         place = {key: k for k, key in enumerate(after)}
@@ -128,9 +149,7 @@ def _crossings(rows: list[list[Key]], layer: Mapping[Key, int], neighbours: dict
     return total
 
 
-def _across(
-    rows: list[list[Key]], layer: Mapping[Key, int], neighbours: dict[Key, list[Key]], breadth: dict[Key, float], between: float
-) -> dict[Key, float]:
+def _across(rows: list[list[Key]], neighbours: dict[Key, list[Key]], breadth: dict[Key, float], between: float) -> dict[Key, float]:
     across: dict[Key, float] = {}
     apart = [[0.0, *((breadth[a] + breadth[b]) / 2 + between for a, b in itertools.pairwise(row))] for row in rows]
     for row, distances in zip(rows, apart, strict=True):
@@ -140,7 +159,8 @@ def _across(
             row = rows[index]
             # Bends weigh more, so that long edges are straight.
             weights = np.array([1.0 + 3.0 * (breadth[key] == 0) for key in row])
-            wanted = np.array([np.mean([across[other] for other in neighbours.get(key, (key,))]) for key in row])
+            near = [neighbours.get(key, [key]) for key in row]
+            wanted = np.array([sum(across[other] for other in others) / len(others) for others in near])
             across.update(zip(row, _apart(wanted, np.cumsum(apart[index]), weights), strict=True))
     lowest = min(across[key] - breadth[key] / 2 for key in across)
     return {key: float(value - lowest) for key, value in across.items()}
@@ -158,19 +178,15 @@ def _apart(wanted: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> np.n
     return np.repeat([pool[0] for pool in pools], [int(pool[2]) for pool in pools]) + offsets
 
 
-def _starts(
-    rows: list[list[Key]], sizes: Mapping[Key, Point], layer: Mapping[Key, int], edges: Sequence[tuple[Key, Key]], gaps: Sequence[float]
-) -> list[float]:
-    """Where each layer starts."""
-    room = [0.0] * len(rows)
+def _stretches(
+    layer: Mapping[Key, int], sizes: Mapping[Key, Point], edges: Sequence[tuple[Key, Key]], gaps: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """Where each layer starts and ends."""
+    count = max(layer.values()) + 1
+    room, longest = [0.0] * count, [0.0] * count
     for (_, target), gap in zip(edges, gaps, strict=True):
         room[layer[target]] = max(room[layer[target]], gap)
-    starts, end = [], 0.0
-    for index, row in enumerate(rows):
-        starts.append(end + (room[index] if index else 0.0))
-        end = starts[-1] + _longest(row, sizes)
-    return starts
-
-
-def _longest(row: list[Key], sizes: Mapping[Key, Point]) -> float:
-    return max((sizes[key][0] for key in row if key in sizes), default=0.0)
+    for key, (along, _) in sizes.items():
+        longest[layer[key]] = max(longest[layer[key]], along)
+    ends = list(itertools.accumulate(gap + along for gap, along in zip(room, longest, strict=True)))
+    return [end - along for end, along in zip(ends, longest, strict=True)], ends

@@ -1,6 +1,9 @@
 """What a drawing is made of, in points from the upper left corner: boxes, curves and lines of text, and the colors they have."""
 
-from typing import NamedTuple
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
 
 from diffprog.graph._layout import Point
 
@@ -12,6 +15,10 @@ SYMBOLS = frozenset("+−×÷")
 
 SIZE, LABEL, SMALL = 8.0, 9.0, 7.0  # of values, operations and local derivatives
 _CHARACTER, _LINE = 0.6, 1.22  # width of a character and height of a line, in sizes
+_CELL = 100.0
+
+Corners: TypeAlias = tuple[float, float, float, float]
+"""Left, upper, right and lower."""
 
 
 class Text(NamedTuple):
@@ -27,8 +34,8 @@ class Text(NamedTuple):
     backed: bool = False
 
     @property
-    def corners(self) -> tuple[float, float, float, float]:
-        """Left, upper, right and lower."""
+    def corners(self) -> Corners:
+        """What it covers."""
         width, height = extent(self.text, self.size)
         left, upper = self.x - self.right * width, self.y - self.down * height
         return left, upper, left + width, upper + height
@@ -46,6 +53,11 @@ class Box(NamedTuple):
     size: float
     kind: str
 
+    @property
+    def corners(self) -> Corners:
+        """What it covers."""
+        return self.x, self.y, self.x + self.width, self.y + self.height
+
 
 class Curve(NamedTuple):
     """A line through cubic Bézier pieces: the start, then two control points and an end for each. `kind`: wire, edge, none, cut, wrong."""
@@ -53,6 +65,32 @@ class Curve(NamedTuple):
     points: tuple[Point, ...]
     kind: str
     name: str = ""
+
+
+class Taken:
+    """Where on the sheet there is something, by cells of it, so that a text is compared with what is near."""
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[int, int], set[Corners]] = defaultdict(set)
+
+    def add(self, corners: Corners) -> None:
+        """Note that something is there."""
+        for cell in _cells(corners):
+            self.cells[cell].add(corners)
+
+    def overlap(self, corners: Corners) -> float:
+        """The area shared with what is there."""
+        near = set().union(*(self.cells[cell] for cell in _cells(corners)))
+        return sum(_shared(corners, other) for other in near)
+
+
+def _cells(corners: Corners) -> Iterator[tuple[int, int]]:
+    left, upper, right, lower = (int(corner // _CELL) for corner in corners)
+    return itertools.product(range(left, right + 1), range(upper, lower + 1))
+
+
+def _shared(a: Corners, b: Corners) -> float:
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
 
 
 class Picture(NamedTuple):

@@ -1,8 +1,6 @@
 """What can be traced: a pure JAX function of arrays to one float scalar, and what its arguments and constants are called."""
 
-import contextlib
 import inspect
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,71 +9,63 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog import require
+from diffprog.graph._parts import has_64_bits
+from diffprog.graph._side_effects import held_by, without_side_effects
 from diffprog.interpreter import ClosedJaxpr
 
+_NUMBERS = (np.bool_, np.number, jax.dtypes.extended)
 
-def traced(f: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> ClosedJaxpr:
-    """The equations of f, which takes the leaves of `args` and returns one float scalar; or an error that says why there are none."""
-    for name, leaf in named.items():
-        if isinstance(leaf, str) or not (isinstance(leaf, (bool, int, float, complex)) or hasattr(leaf, "dtype")):
-            raise TypeError(f"{name} must be an array or a number, got {type(leaf).__name__}")
-        require.finite(name, leaf)
+
+def traced(f: Callable[..., Any], args: tuple[Any, ...]) -> ClosedJaxpr:
+    """The equations of f, which takes the arrays among the leaves of `args` and returns one float scalar; or an error that says why there
+    are none."""
+    leaves, structure = jax.tree.flatten(args)
+    arrays = [leaf for leaf in leaves if not _is_code(leaf)]
+
+    def run(*arrays: Any) -> Any:
+        rest = iter(arrays)
+        returned = f(*jax.tree.unflatten(structure, [leaf if _is_code(leaf) else next(rest) for leaf in leaves]))
+        _require_numbers(returned)
+        return returned
+
     # A new function each time: JAX keeps the equations of one it knows, and would not notice that another run gives others.
-    program, returned = _make(lambda *args: f(*args), args)
+    program, returned = without_side_effects(f, lambda: _make(lambda *arrays: run(*arrays), arrays))
     _require_scalar(returned)
-    with contextlib.nullcontext() if _known_tight(f) else jax.checking_leaks():
-        again, _ = _make(lambda *args: f(*args), args)
-    _remember_tight(f)
-    if program.effects:
-        raise TypeError(f"f must have no side effects, got one that has {', '.join(sorted(map(str, program.effects)))}: take it out of f")
-    if str(program) != str(again) or not all(map(_same, program.consts, again.consts)):
-        raise TypeError(
-            "f must have no side effects and give the same each time, got one whose second run differs from its first: "
-            "pass what changes as an argument, and random numbers through a key"
-        )
     return program
 
 
-# Functions that kept no traced value when they were checked for it: that takes a garbage collection, a tenth of a second.
-_TIGHT: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _known_tight(f: Any) -> bool:
-    with contextlib.suppress(TypeError):
-        return f in _TIGHT
-    return False
-
-
-def _remember_tight(f: Any) -> None:
-    with contextlib.suppress(TypeError):
-        _TIGHT.add(f)
-
-
-def _make(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
+def _make(run: Callable[..., Any], arrays: list[Any]) -> tuple[ClosedJaxpr, Any]:
     try:
-        return jax.make_jaxpr(f, return_shape=True)(*args)
+        return jax.make_jaxpr(run, return_shape=True)(*arrays)
+    except jax.errors.UnexpectedTracerError:
+        raise
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        said = str(error).partition("\n")[0]
         raise TypeError(
             "f must be a JAX function, got one that needs the numbers in its arguments while it is traced: use jnp for np and math, "
-            f"jnp.where or lax.cond for if, lax.while_loop for while. JAX says: {said}"
+            f"jnp.where or lax.cond for if, lax.while_loop for while. JAX says: {_first_line(error)}"
         ) from error
-    except Exception as error:
-        if not str(error).startswith("Leaked"):
+    except TypeError as error:
+        if "immutable" not in str(error):
             raise
         raise TypeError(
-            "f must have no side effects, got one that keeps a traced value beyond its run (in a list, an attribute or a global): "
-            "return the value, or name it with dp.tap"
+            "f must have no side effects, got one that changes an array in place: write x = x.at[index].set(value) for x[index] = value"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _require_numbers(returned: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(returned):
+        if not (isinstance(leaf, (bool, int, float, complex)) or hasattr(leaf, "dtype")):
+            raise ValueError(f"f must return one float scalar, got {type(leaf).__name__} for f(...){jax.tree_util.keystr(path)}")
 
 
 def _require_scalar(returned: Any) -> None:
-    leaves = jax.tree.leaves(returned)
-    if len(leaves) != 1 or not hasattr(returned, "shape"):
-        kinds = ", ".join(_said(leaf) for leaf in leaves[:4]) + (", ..." if len(leaves) > 4 else "")
-        raise ValueError(
-            f"f must return one float scalar, got {type(returned).__name__} of {len(leaves)} ({kinds}); take one by index, f(...)[0]"
-        )
+    leaves = jax.tree_util.tree_leaves_with_path(returned)
+    if len(leaves) != 1 or leaves[0][0]:
+        raise ValueError(f"f must return one float scalar, got {_said_tree(returned)}")
     if returned.shape != ():
         index = ", ".join("0" for _ in returned.shape)
         raise ValueError(
@@ -85,19 +75,65 @@ def _require_scalar(returned: Any) -> None:
         raise ValueError(f"f must return one float scalar, got {_said(returned)}, which has no derivative")
 
 
+def _said_tree(returned: Any) -> str:
+    """What several values are, and how to take one: a float scalar if there is one."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(returned)}
+    kind = type(returned).__name__
+    if not leaves:
+        return f"{kind} without a number in it; return what is to be differentiated"
+    floats = [path for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    path = min(floats or leaves, key=lambda path: leaves[path].ndim)
+    kinds = ", ".join(_said(leaf) for leaf in list(leaves.values())[:4]) + (", ..." if len(leaves) > 4 else "")
+    return f"{kind} of {len(leaves)} ({kinds}); take one, f(...){path}" + (".sum()" if leaves[path].shape else "")
+
+
 def _said(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _same(a: Any, b: Any) -> bool:
-    if a is b or jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        return True
-    return np.array_equal(a, b, equal_nan=bool(jnp.issubdtype(a.dtype, jnp.inexact)))
-
-
 def named_leaves(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """The leaves of the arguments by their paths, "params['weight']", in the order of `jax.tree.leaves`."""
-    return dict(_with_paths(zip(_argument_names(f, len(args)), args, strict=True)))
+    """The arrays among the arguments by their paths, "params['weight']", in the order of `jax.tree.leaves`.
+
+    Raises:
+        TypeError: arguments that f does not take, or that are neither arrays and numbers nor code, such as a module's activation function.
+        ValueError: arrays that are not finite.
+    """
+    _require_taken(f, args)
+    named = _with_paths(zip(_argument_names(f, len(args)), args, strict=True))
+    arrays = {name: leaf for name, leaf in named if not _is_code(leaf)}
+    for name, leaf in arrays.items():
+        _require_array(name, leaf)
+    return arrays
+
+
+def _is_code(leaf: Any) -> bool:
+    """Whether a leaf of the arguments is a function, which is held as it is."""
+    return callable(leaf) and not hasattr(leaf, "dtype")
+
+
+def _require_taken(f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        signature = inspect.signature(f)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise TypeError(f"f must take the arguments that are given, {len(args)}, got one that takes {signature}: {error}") from None
+
+
+def _require_array(name: str, leaf: Any) -> None:
+    if isinstance(leaf, int) and abs(leaf) >= 2 ** (63 if has_64_bits() else 31):
+        raise ValueError(f"{name} must fit into an integer of JAX, got {leaf}: give it as a float")
+    if isinstance(leaf, (bool, int, float, complex)):
+        require.finite(name, leaf)
+        return
+    if isinstance(leaf, jax.ShapeDtypeStruct) or not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+        raise TypeError(f"{name} must be an array or a number, got {type(leaf).__name__}")
+    if not any(jnp.issubdtype(leaf.dtype, numbers) for numbers in _NUMBERS):
+        raise TypeError(f"{name} must be an array of numbers, got one of {leaf.dtype}")
+    require.concrete(name, leaf, "trace outside of jit, grad and vmap, as a graph shows values")
+    require.finite(name, leaf)
 
 
 def _argument_names(f: Callable[..., Any], count: int) -> list[str]:
@@ -117,11 +153,7 @@ def constant_names(f: Callable[..., Any], constants: list[Any]) -> list[str]:
 
 def _held(f: Any) -> Iterator[tuple[str, Any]]:
     function = inspect.unwrap(f)
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        yield from {**variables.nonlocals, **variables.globals}.items()
-    else:
-        yield "", f
+    yield from held_by(function).items() if inspect.isfunction(function) else [("", f)]
 
 
 def _with_paths(named: Any) -> Iterator[tuple[str, Any]]:

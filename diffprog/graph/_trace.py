@@ -28,17 +28,23 @@ def trace(f: Callable[..., Any], *args: Any, expand: str | Iterable[str] = (), u
     is one node whose derivative is that rule; so is a function of `jax.nn`. `stop_gradient` is a cut: a local derivative of zero. What does
     not lead to the output is left out, but for the arguments.
 
+    Side effects are refused where two runs of f's Python code show them: a list that grows, a global that is counted up, a traced value
+    that is kept, another result the second time. `print` and what is written to files cannot be seen.
+
     Args:
         f: a JAX function without side effects that returns one float scalar.
-        args: pytrees of arrays and numbers.
+        args: pytrees of arrays and numbers; functions among their leaves, as modules have them, are held.
         expand: names of boxes to open, "softmax". An opened custom derivative shows the derivatives of its body in place of the rule.
         unroll: the longest scan to unroll; a longer one is one node.
         against: a report of `diffprog.checks`. Where it finds a hand-written derivative wrong, the edge is marked: it leaves the argument
-            that the finding names, by its path, or enters the scope that is called as the finding's layer.
+            that the finding names, by its path or, where f calls it otherwise, the only one of its structure; or it enters the scope that
+            is called as the finding's layer.
 
     Raises:
-        TypeError: f is not callable, not written in JAX, or has side effects; arguments that are not arrays.
-        ValueError: an output that is not one float scalar; arguments that are not finite; nothing of the name that a finding gives.
+        TypeError: f is not callable, not written in JAX, has side effects or no derivative; arguments that f does not take, or that are not
+            arrays.
+        ValueError: an output that is not one float scalar; arguments that are not finite; no box to open of that name; a finding that is of
+            no argument or layer, or of several.
 
     Source: lecture 003, computation graphs; lecture 004, influence diagrams.
 
@@ -48,16 +54,30 @@ def trace(f: Callable[..., Any], *args: Any, expand: str | Iterable[str] = (), u
     """
     require.function("f", f)
     require.integer("unroll", unroll, low=0)
+    opened = _opened(expand)
     named = named_leaves(f, args)
-    program = traced(f, args, named)
-    tape = Tape(frozenset([expand] if isinstance(expand, str) else expand), unroll)
+    program = traced(f, args)
+    tape = Tape(opened, unroll)
     constants = [tape.leaf(value) for value in program.consts]
     arguments = [tape.leaf(jnp.asarray(leaf)) for leaf in named.values()]
     (output,) = unrolled(program, constants, arguments, tape)
+    _require_met(opened, tape.boxes)
     last = tape.leaf(output.value).place if output.place is None else output.place
     names = {**_places(arguments, named), **_places(constants, constant_names(f, program.consts))}
     graph = _graph(tape, len(constants), names, last)
     return graph if against is None else marked(graph, against)
+
+
+def _opened(expand: Any) -> frozenset[str]:
+    names = [expand] if isinstance(expand, str) else list(expand) if isinstance(expand, Iterable) else [expand]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"expand must be the name of a box or several names, got {expand!r}")
+    return frozenset(names)
+
+
+def _require_met(opened: frozenset[str], boxes: set[str]) -> None:
+    for name in sorted(opened - boxes):
+        raise ValueError(f"expand must name boxes of f, got {name!r}; there are {', '.join(map(repr, sorted(boxes))) or 'none'}")
 
 
 def _places(wires: list[Wire], names: Iterable[str]) -> dict[Any, str]:
@@ -72,12 +92,10 @@ def _graph(tape: Tape, constants: int, names: dict[int, str], output: Any) -> Gr
     leaves = [place for place in names if place >= constants or place in live]
     # A number that depends on no argument, and arrays inside the programs that f calls.
     leaves += sorted(live - made.keys() - set(leaves))
-    wanted = {place: names.get(place, "constant") for place in leaves}
-    wanted |= {place: tape.taps.get(place, _NAMES.get(operation.op, operation.op)) for place, operation in made.items()}
-    called = dict(zip(wanted, _numbered(list(wanted.values()), [place in tape.taps for place in wanted]), strict=True))
+    called = _called(leaves, made, tape, constants, names)
     nodes = [_leaf(called[place], place in names and place >= constants, tape.values[place], adjoints.get(place)) for place in leaves]
     nodes += [
-        _made(called[place], operation, tape.values[place], adjoints.get(place), tape.taps.get(place, ""))
+        _made(called[place], operation, tape.values[place], adjoints.get(place), tape.taps.get(place, ("",))[0])
         for place, operation in made.items()
     ]
     edges = [edge for operation, of_it in zip(operations, found, strict=True) for edge in _edges(operation, of_it, called)]
@@ -94,12 +112,25 @@ def _leading_to(output: int, operations: list[Operation]) -> tuple[list[Operatio
     return kept[::-1], live
 
 
-def _numbered(names: list[str], tapped: list[bool]) -> list[str]:
-    """Names that several nodes would share get a number: "mul:0" an operation's, "h#0" one given by a tap, as `diffprog.nodes` has them."""
-    count, seen = Counter(names), Counter[str]()
-    numbered = []
-    for name, tap in zip(names, tapped, strict=True):
-        numbered.append(name if count[name] == 1 else f"{name}{'#' if tap else ':'}{seen[name]}")
+def _called(leaves: list[int], made: dict[int, Operation], tape: Tape, constants: int, names: dict[int, str]) -> dict[int, str]:
+    """The name of each node. An argument keeps its path, a tap its name or, used several times, "h#0" as `diffprog.nodes` has it; what
+    else would share a name gets a number, "mul:0"."""
+    fixed = {place: names[place] for place in leaves if place in names and place >= constants}
+    taken = set(fixed.values())
+    for place in made.keys() & tape.taps.keys():
+        name, count = tape.taps[place]
+        fixed[place] = name if tape.tapped[name] == 1 and name not in taken else f"{name}#{count}"
+    others = {place: names.get(place, "constant") for place in leaves if place not in fixed}
+    others |= {place: _NAMES.get(operation.op, operation.op) for place, operation in made.items() if place not in fixed}
+    return fixed | _numbered(others, set(fixed.values()))
+
+
+def _numbered(names: dict[int, str], taken: set[str]) -> dict[int, str]:
+    """Names, with a number where several are alike or one is taken."""
+    count, seen = Counter(names.values()) + Counter(taken), Counter[str]()
+    numbered = {}
+    for place, name in names.items():
+        numbered[place] = name if count[name] == 1 else f"{name}:{seen[name]}"
         seen[name] += 1
     return numbered
 

@@ -13,6 +13,7 @@ What depends on no argument is computed on the way and is no operation.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.graph._functions import INLINED, RULED, called, ends, is_nn, pieces
+from diffprog.graph._functions import INLINED, RULED, called, compiled, derived, ends, is_nn, pieces, readers
 from diffprog.graph._labels import operation_label
 from diffprog.interpreter import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, function_of, jaxpr_as_fun, programs
 
@@ -37,6 +38,7 @@ class Operation(NamedTuple):
         sources: where each input comes from, None for a constant that is no node.
         outputs: places of what it made.
         params: of the primitive; empty for a box.
+        known: the primitive or the function of jax.nn that it is; "" for a function of the user's, whatever its name.
     """
 
     op: str
@@ -48,6 +50,7 @@ class Operation(NamedTuple):
     sources: tuple[int | None, ...]
     outputs: tuple[int, ...]
     params: dict[str, Any]
+    known: str
 
 
 class Wire(NamedTuple):
@@ -62,16 +65,22 @@ class Tape:
 
     Attributes:
         values: by place.
-        taps: names given to places.
+        taps: for places that a tap has named, the name and how often it had been given before.
+        tapped: how often each name was given.
         operations: in order.
+        made: the places that they made.
         opened: boxes to open, by name.
+        boxes: the names of all that were met, opened or not.
         longest: the longest scan to unroll.
     """
 
     def __init__(self, opened: frozenset[str], longest: int) -> None:
         self.values: list[Any] = []
-        self.taps: dict[int, str] = {}
+        self.taps: dict[int, tuple[str, int]] = {}
+        self.tapped = Counter[str]()
         self.operations: list[Operation] = []
+        self.made: set[int | None] = set()
+        self.boxes: set[str] = set()
         self.opened, self.longest = opened, longest
 
     def leaf(self, value: Any) -> Wire:
@@ -88,6 +97,7 @@ class Tape:
         label: str = "",
         kind: str = "operation",
         params: dict[str, Any] | None = None,
+        known: str | None = None,
     ) -> list[Wire]:
         """Run an operation and note it down."""
         outputs = run(*(wire.value for wire in wires))
@@ -96,7 +106,9 @@ class Tape:
         made = [self.leaf(output) for output in outputs]
         places = tuple(wire.place for wire in made if wire.place is not None)
         inputs, sources = tuple(wire.value for wire in wires), tuple(wire.place for wire in wires)
-        self.operations.append(Operation(op, label or op, scope, kind, run, inputs, sources, places, params or {}))
+        known = op if known is None else known
+        self.operations.append(Operation(op, label or op, scope, kind, run, inputs, sources, places, params or {}, known))
+        self.made.update(places)
         return made
 
 
@@ -108,11 +120,12 @@ def unroll(program: ClosedJaxpr | Jaxpr, constants: Sequence[Wire], arguments: S
     def read(atom: Any) -> Wire:
         return _literal(atom) if isinstance(atom, Literal) else wires[atom]
 
-    for piece in pieces(jaxpr, tape.opened):
+    read_by = readers(jaxpr)
+    for piece in pieces(jaxpr, tape.opened, tape.boxes):
         here = _joined(scope, str(piece.equations[0].source_info.name_stack))
         if piece.name:
-            operands, results = ends(piece.equations, jaxpr)
-            run = function_of(piece.equations, operands, results)
+            operands, results = ends(piece.equations, read_by)
+            run = compiled(piece.equations, operands, results)
             wires.update(zip(results, tape.do(piece.name, run, [wires[v] for v in operands], here, kind="box"), strict=True))
         else:
             (equation,) = piece.equations
@@ -122,10 +135,10 @@ def unroll(program: ClosedJaxpr | Jaxpr, constants: Sequence[Wire], arguments: S
 
 def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
     primitive = equation.primitive.name
-    name = called(equation)
-    if primitive in INLINED and not (is_nn(equation) and name not in tape.opened):
-        return _enter(programs(equation)[0], wires, tape, scope)
-    if primitive in RULED and name in tape.opened:
+    name, of_nn = called(equation), is_nn(equation)
+    if primitive in RULED or of_nn:
+        tape.boxes.add(name)
+    if primitive in INLINED | RULED and (name in tape.opened or (primitive in INLINED and not of_nn)):
         return _enter(programs(equation)[0], wires, tape, scope)
     if primitive == "cond":
         branches = programs(equation)
@@ -135,14 +148,13 @@ def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[W
         return _scan(equation, wires, tape, scope)
     if primitive == "while" and any(_inexact(variable) for variable in equation.outvars):
         return _while(equation, wires, tape, scope)
-    if primitive == "name" and wires[0].place is not None and _tap(equation.params["name"], wires[0].place, tape):
-        return wires
+    if primitive == "name":
+        return _tap(equation, wires, tape, scope)
     if primitive in INLINED | RULED:
-        return tape.do(name or primitive, function_of([equation]), wires, scope, kind="rule" if primitive in RULED else "box")
+        op, kind = (name or primitive, "rule") if primitive in RULED else (derived(name, equation), "box")
+        return tape.do(op, function_of([equation]), wires, scope, kind=kind, known=op if of_nn else "")
     constants = {slot: wire.value for slot, wire in enumerate(wires) if wire.place is None}
     label = f"scan, {equation.params['length']} steps" if primitive == "scan" else operation_label(primitive, equation.params, constants)
-    if primitive == "name":
-        return tape.do(equation.params["name"], function_of([equation]), wires, scope)
     return tape.do(primitive, function_of([equation]), wires, scope, label, params=dict(equation.params))
 
 
@@ -192,12 +204,15 @@ def _while(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> lis
     raise ValueError(f"f must stop: its while loop has taken {_LONGEST_WHILE:,} steps, the most that are unrolled")
 
 
-def _tap(name: str, place: int, tape: Tape) -> bool:
-    """Give a tap's name to what it names, unless that is an argument or has one already."""
-    free = place not in tape.taps and any(place in operation.outputs for operation in reversed(tape.operations))
-    if free:
-        tape.taps[place] = name
-    return free
+def _tap(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
+    """Give a tap's name to what it names; an argument, and what has a name already, is copied for it."""
+    name = equation.params["name"]
+    free = wires[0].place in tape.made and wires[0].place not in tape.taps
+    tapped = wires if free else tape.do("name", function_of([equation]), wires, scope, "copy")
+    if tapped[0].place is not None:
+        tape.taps[tapped[0].place] = name, tape.tapped[name]
+    tape.tapped[name] += 1
+    return tapped
 
 
 def _inexact(variable: Any) -> bool:

@@ -1,9 +1,22 @@
 """Figures and pages from results: arrays in, a matplotlib `Figure` or one HTML file out. Nothing is shown, no global state is touched."""
 
-from diffprog.plotting._curves import draw_accuracy, draw_costs
+from diffprog.plotting._attributions import draw_attributions
+from diffprog.plotting._curves import draw_accuracy, draw_costs, draw_curves
 from diffprog.plotting._graph import draw_graph
 from diffprog.plotting._images import draw_adversarial, draw_images
 from diffprog.plotting._page import Section, Table, write_page
 from diffprog.plotting._slopes import draw_slopes
 
-__all__ = ["Section", "Table", "draw_accuracy", "draw_adversarial", "draw_costs", "draw_graph", "draw_images", "draw_slopes", "write_page"]
+__all__ = [
+    "Section",
+    "Table",
+    "draw_accuracy",
+    "draw_adversarial",
+    "draw_attributions",
+    "draw_costs",
+    "draw_curves",
+    "draw_graph",
+    "draw_images",
+    "draw_slopes",
+    "write_page",
+]

@@ -65,6 +65,51 @@ def draw_costs(
     return _figure(axes)
 
 
+def draw_curves(
+    x: Float[Any, "points"],
+    curves: Mapping[str, Float[Any, "points"]],
+    *,
+    across: str,
+    up: str,
+    scale: str = "linear",
+) -> Figure:
+    """Several quantities against one: a line for each name.
+
+    Args:
+        x: increasing, finite.
+        curves: values at each x by name, finite.
+        across, up: what the axes are called.
+        scale: of the upright axis, "linear" or "log"; a logarithm needs values above 0.
+
+    Raises:
+        TypeError: arrays that are not float.
+        ValueError: lengths that do not agree, no curve, values that are not finite or, for a logarithm, not positive, x that does not increase.
+
+    >>> draw_curves(np.array([0.0, 0.5, 1.0]), {"y": np.array([1.0, 0.2, 0.0])}, across="share", up="score")
+    <Figure size ... with 1 Axes>
+    """
+    require.choice("scale", scale, ["linear", "log"])
+    if not isinstance(curves, Mapping) or not curves:
+        raise ValueError(f"curves must be a dict of values by name, at least one, got {curves!r:.60}")
+    for name, values in {"x": x, **{f"curves[{name!r}]": curve for name, curve in curves.items()}}.items():
+        require.floating(name, values, rank=1)
+        require.finite(name, values)
+        require.same_shape(**{"x": x, name: values})
+        if scale == "log" and name != "x" and np.min(values) <= 0:
+            raise ValueError(f"{name} must be above 0 on a logarithmic scale, got {np.min(values):g}")
+    if (np.diff(np.asarray(x)) <= 0).any():
+        raise ValueError("x must increase")
+    axes = _axes(across, up)
+    axes.set_yscale(scale)
+    for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        axes.plot(
+            np.asarray(x), np.asarray(curve, np.float64), color=color, label=name, linewidth=1.4, marker="o" if len(curve) < 30 else ""
+        )
+    if len(curves) > 1:
+        axes.legend(frameon=False, labelcolor=INK)
+    return _figure(axes)
+
+
 def draw_accuracy(
     epsilons: Float[Any, "sizes"],
     accuracy: Float[Any, "sizes"],

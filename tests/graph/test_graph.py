@@ -10,13 +10,9 @@ from hypothesis import strategies as st
 from diffprog import tap
 from diffprog.graph import trace
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 X = np.array([0.3, -0.7, 1.1])
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def fanned(x):
@@ -121,7 +117,7 @@ def test_a_difference_distributes_with_a_sign_and_a_reduction_routes():
 
 def test_edges_and_nodes_are_found_by_name():
     graph = trace(fanned, 0.7)
-    assert [edge.target for edge in graph.out_edges("x")] == ["integer_pow:0", "v"] or len(graph.out_edges("x")) == 2
+    assert [edge.target for edge in graph.out_edges("x")] == ["integer_pow", "v"]
     assert [edge.source for edge in graph.in_edges(graph.output)] == ["u", "v"]
     assert repr(graph) == f"<Graph of 'add': {len(graph.nodes)} nodes, {len(graph.edges)} edges>"
 

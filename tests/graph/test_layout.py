@@ -1,7 +1,6 @@
 """The layout: every edge goes forward, nothing overlaps, few crossings; blocks depend on each other without a circle."""
 
 import itertools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,11 @@ def test_edges_go_forward_and_blocks_are_apart(edges):
         return
     layout = layered(sizes, edges, [2.0] * len(edges), between=0.5)
     for k, (source, target) in enumerate(edges):
-        stops = [layout.places[source][0] + sizes[source][0], *(along for along, _ in layout.bends[k]), layout.places[target][0]]
+        stops = [
+            layout.places[source][0] + sizes[source][0],
+            *(along for along, _ in layout.trunks[source][: layout.passed[k]]),
+            layout.places[target][0],
+        ]
         assert all(a <= b + 1e-9 for a, b in itertools.pairwise(stops))
         assert layout.places[target][0] - stops[-2] >= 2.0 - 1e-9
     for a, b in itertools.combinations(sizes, 2):
@@ -101,13 +104,50 @@ def test_texts_of_a_picture_of_sixty_nodes_do_not_hide_each_other():
     assert all(left >= 0 and right <= drawn.width and upper >= 0 and lower <= drawn.height for left, upper, right, lower in corners)
 
 
-def test_large_pictures_take_seconds():
-    def f(x):
-        for _ in range(80):
-            x = jnp.sin(x) * 0.9 + x
+def read_at_every_depth(depth):
+    def f(w, x):
+        for _ in range(depth):
+            x = jnp.tanh(w * x)
         return x
 
-    graph = trace(f, 0.5)
-    start = time.perf_counter()
-    picture(graph, len(graph.nodes))
-    assert time.perf_counter() - start < 8
+    return trace(f, 0.5, 0.7)
+
+
+def test_pictures_grow_with_the_graph_though_an_argument_is_read_at_every_depth():
+    short, long = (picture(graph, len(graph.nodes)) for graph in map(read_at_every_depth, (25, 100)))
+    size = lambda drawn: sum(len(curve.points) for curve in drawn.curves)  # noqa: E731
+    assert 3.5 < size(long) / size(short) < 4.5
+
+
+def test_edges_that_share_a_way_still_reach_their_targets():
+    graph = read_at_every_depth(6)
+    drawn = picture(graph, 60)
+    boxes = {box.name: box for box in drawn.boxes}
+    ends = [curve.points[-1] for curve in drawn.curves if curve.kind == "edge" and curve.name == "w"]
+    targets = [boxes[edge.target] for edge in graph.out_edges("w")]
+    assert len(ends) == len(targets) == 6
+    for (x, y), box in zip(ends, targets, strict=True):
+        assert box.x - 1e-6 <= x <= box.x + box.width
+        assert box.y - 1e-6 <= y <= box.y + box.height
+    points = {point for curve in drawn.curves if curve.name == "w" for point in curve.points[3::3]}
+    begun = [curve.points[0] for curve in drawn.curves if curve.kind == "edge" and curve.name == "w"]
+    assert all(point in points for point in begun)
+
+
+@pytest.mark.parametrize("count", [61, 70, 200])
+def test_arguments_alone_are_a_block(count):
+    (block,) = blocks(trace(lambda p: p[0], [1.0] * count), 60)
+    assert (block.name, len(block.nodes)) == ("p", count)
+    tree, more = [1.0] * 40, [1.0] * 40
+    assert [block.name for block in blocks(trace(lambda a, b: a[0], tree, more), 60)] == ["a", "b"]
+
+
+def test_many_arguments_that_several_blocks_read_are_blocks():
+    def f(params, x):
+        for step in range(2):
+            with jax.named_scope(f"step{step}"):
+                for weight in params:
+                    x = x * weight
+        return x
+
+    assert [block.name for block in blocks(trace(f, [1.0] * 70, 0.5), 60)] == ["params", "step0", "step1"]

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffprog.plotting import draw_accuracy, draw_costs
+from diffprog.plotting import draw_accuracy, draw_costs, draw_curves
 
 COSTS = np.array([3.0, 2.0, 1.5])
 SIZES, SHARES = np.array([0.0, 0.1, 0.2]), np.array([0.9, 0.5, 0.1])
@@ -85,3 +85,29 @@ def test_the_accuracy_axis_is_the_whole_range_in_percent():
 def test_bad_accuracies_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         draw_accuracy(*arguments)
+
+
+def test_curves_go_through_their_points():
+    figure = draw_curves(SIZES, {"a": SHARES, "b": SHARES / 2}, across="share", up="score")
+    axes = figure.axes[0]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [SHARES.tolist(), (SHARES / 2).tolist()]
+    assert axes.lines[0].get_xdata().tolist() == SIZES.tolist()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("share", "score")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("x", "curves", "options", "error", "message"),
+    [
+        (SIZES, {}, {}, ValueError, "at least one"),
+        (SIZES, SHARES, {}, ValueError, "dict"),
+        (SIZES, {"a": SHARES[:2]}, {}, ValueError, "a"),
+        (SIZES[::-1], {"a": SHARES}, {}, ValueError, "x must increase"),
+        (SIZES, {"a": np.full(3, np.nan)}, {}, ValueError, "a"),
+        (SIZES, {"a": -SHARES}, {"scale": "log"}, ValueError, "above 0"),
+        (SIZES, {"a": SHARES}, {"scale": "cubic"}, ValueError, "scale"),
+    ],
+)
+def test_curves_refuse(x, curves, options, error, message):
+    with pytest.raises(error, match=message):
+        draw_curves(x, curves, across="x", up="y", **options)

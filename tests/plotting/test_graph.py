@@ -61,6 +61,42 @@ def test_large_graphs_are_drawn_in_blocks():
     assert len(drawn(trace(f, 0.5), most=100)[0]) > 160
 
 
+def test_blocks_without_a_scope_say_what_they_do():
+    def f(x):
+        for _ in range(40):
+            x = jnp.sin(x) * 2
+        return x
+
+    texts = [text for text, _ in drawn(trace(f, 0.5), most=8)[0]]
+    assert any(text.startswith("sin, ×\n") for text in texts)
+
+    def g(x):
+        for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "arctan", "exp", "log1p"):
+            x = getattr(jnp, name)(x)
+        return x
+
+    assert any(text.startswith("sin … ") for text, _ in drawn(trace(g, 0.1), most=2)[0])
+
+
+def test_scopes_of_transformations_alone_are_no_names():
+    def f(x):
+        for _ in range(5):
+            x = jnp.sin(x) * 2
+        return x
+
+    texts = [text for text, _ in drawn(trace(lambda x: jax.vmap(f)(x).sum(), np.ones(3)), most=4)[0]]
+    assert not any("vmap(" in text for text in texts)
+    assert any(text.startswith("sin, ×\n10 operations") for text in texts)
+
+
+@pytest.mark.parametrize("count", [61, 70])
+def test_arguments_without_operations_are_one_block(count):
+    texts = [text for text, _ in drawn(trace(lambda *args: args[0], *[1.0] * count))[0]]
+    assert f"args\n{count} arguments" in texts
+    height, width = draw_graph(trace(lambda *args: args[0], *[1.0] * count)).get_size_inches()
+    assert max(height, width) < 5
+
+
 def test_figures_grow_with_the_graph_and_turn_when_they_are_long():
     def chain(length):
         def f(x):

@@ -1,0 +1,274 @@
+"""What every attack is: a search for a perturbation, and the honest arrays that come of it.
+
+    find r  with  f(x + r) wrong (or the target),  ||r|| <= ε  and  low <= x + r <= high       (or the smallest such r, for ε = ∞)
+
+An attack's own part is its search, a pure function of a `Problem`. Everything else stands here, once: the checks, examples of any shape or
+pytree as rows of numbers, a key for each example, one compiled program, and the last word. What is returned is judged in the arrays
+returned: `adversarial` lies in the box, its distance from x in the ball, and success is what f says of `adversarial` itself.
+
+The key of an example is folded with the example's own bits, so that its result depends neither on the batch it comes in nor on its place.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer
+
+from diffprog import norms, require
+from diffprog.adversarial._criterion import Labels, Logits, cross_entropy, wanted
+from diffprog.program import Program, program
+
+Rows = Float[Array, "batch n"]
+Column = Float[Array, "batch"]
+Bounds = tuple[float, float]
+
+
+class Problem(NamedTuple):
+    """What a search is given: everything as rows, one for each example.
+
+    Attributes:
+        logits: rows (batch, n) -> (batch, classes).
+        x: (batch, n), inside the box.
+        y: (batch,), the label to leave, or the target to reach.
+        epsilon: (batch,), the radius of the ball; infinite for a search for the smallest perturbation.
+        keys: (batch,), a random key for each example.
+        norm: the norm.
+        bounds: (low, high).
+        targeted: whether y is the target.
+        shape: of one example, where it is an array; () for other pytrees.
+    """
+
+    logits: Callable[[Rows], Logits]
+    x: Rows
+    y: Labels
+    epsilon: Column
+    keys: jax.Array
+    norm: norms.Norm
+    bounds: Bounds
+    targeted: bool
+    shape: tuple[int, ...]
+
+    def seen(self, r: Rows) -> Logits:
+        """The logits of x + r, as it would be returned."""
+        return self.logits(placed(self.x, r))
+
+    def project(self, r: Rows) -> Rows:
+        """The nearest perturbation in ball and box; for a radius of 0, no perturbation."""
+        return self.norm.project_in_box(r, self.x, self.epsilon, self.bounds)
+
+    def into_box(self, r: Rows) -> Rows:
+        """The nearest perturbation in the box alone; x + r does not leave it by a rounding either."""
+        return norms.linf.project_in_box(r, self.x, float(jnp.finfo(r.dtype).max), self.bounds)
+
+
+class Search(NamedTuple):
+    """What a search comes back with.
+
+    Attributes:
+        r: (batch, n), the perturbations.
+        step: (batch,), the step that found each; -1 where there is none.
+        restart: (batch,), the restart that did.
+        gradients: (batch,), how many gradients each example took, each with its value.
+        queries: (batch,), how many values of f beside them.
+    """
+
+    r: Rows
+    step: Integer[Array, "batch"]
+    restart: Integer[Array, "batch"]
+    gradients: Integer[Array, "batch"]
+    queries: Integer[Array, "batch"]
+
+
+class Found(NamedTuple):
+    """What an attack comes back with; leading axis example.
+
+    Attributes:
+        adversarial: like x, inside the bounds.
+        perturbation: like x, adversarial - x; zero for an example that f misread from the start (or read as its target).
+        success: (batch,), whether f reads `adversarial` wrongly, or as the target; never where a logit is NaN.
+        distance: (batch,), the norm of the perturbation.
+        loss: (batch,), the cross-entropy of the label at `adversarial` (or minus that of the target): what the attack makes large.
+        already: (batch,), whether f was wrong (or right about the target) before: such an example is left alone.
+        step: (batch,), the step that found it; -1 where there is none.
+        restart: (batch,), the restart that did.
+        gradients: (batch,), how many gradients were taken for it.
+        queries: (batch,), how many values of f beside them.
+    """
+
+    adversarial: Any
+    perturbation: Any
+    success: Bool[Array, "batch"]
+    distance: Column
+    loss: Column
+    already: Bool[Array, "batch"]
+    step: Integer[Array, "batch"]
+    restart: Integer[Array, "batch"]
+    gradients: Integer[Array, "batch"]
+    queries: Integer[Array, "batch"]
+
+
+Run = Callable[[Program, Any, Labels, Column, jax.Array], Found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack: a function (f, x, y, key=key) -> Found, with the numbers it was made of.
+
+    Attributes:
+        name: of the method.
+        norm: "linf", "l2" or "l1".
+        epsilon: the radius, one for all or one for each example; None for a search for the smallest perturbation.
+        bounds: (low, high) of every number of an example.
+        targeted: whether y is what f shall say, and not what it shall no longer say.
+        run: (f, x, y, epsilon, key) -> Found, of arguments that have been checked.
+    """
+
+    name: str
+    norm: str
+    epsilon: Any
+    bounds: Bounds
+    targeted: bool
+    run: Run
+
+    def __call__(self, f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array, labels: Labels | None = None) -> Found:
+        """Attack each example.
+
+        Args:
+            f: a program of a batch of examples, returning logits (batch, classes).
+            x: float examples, an array (batch, ...) or a pytree of them, inside the bounds. What leaves them by rounding alone is clipped.
+            y: integer labels (batch,); the targets, for a targeted attack.
+            key: a random key.
+            labels: the true labels of a targeted attack, to refuse a target that is one.
+
+        Raises:
+            TypeError, ValueError: x that is not finite floats or lies outside the bounds, y that is not integers in 0 .. classes - 1, an f that
+                does not return logits, an epsilon that does not fit the batch, a target equal to the label.
+        """
+        f = program(f)
+        x, y = checked(f, x, y, self.bounds)
+        require.key("key", key)
+        batch = len(y)
+        if labels is not None and bool((jnp.asarray(labels) == y).any()):
+            raise ValueError(f"y must be targets other than the labels, got {int((jnp.asarray(labels) == y).sum())} equal to theirs")
+        dtype = jnp.result_type(*jax.tree.leaves(x))
+        epsilon = jnp.full(batch, jnp.inf, dtype) if self.epsilon is None else radii(self.epsilon, batch, dtype)
+        return self.run(f, x, y, epsilon, key)
+
+
+def searching(
+    name: str,
+    search: Callable[[Problem], Search],
+    *,
+    norm: str,
+    epsilon: Any = None,
+    bounds: Bounds = (0.0, 1.0),
+    targeted: bool = False,
+) -> Attack:
+    """The attack that a search makes. What the search holds besides numbers must be arrays where it should not be compiled in."""
+    norms.named(norm)
+    if epsilon is not None:
+        radii(epsilon, None, jnp.float32)
+    bounds = require.bounds("bounds", bounds)
+    opened = program(search, fast_gradients=False)
+    run = lambda f, x, y, epsilon, key: _found(opened, f, x, y, epsilon, key, norm, bounds, bool(targeted))  # noqa: E731
+    return Attack(name, norm, epsilon, bounds, bool(targeted), run)
+
+
+def radii(epsilon: Any, batch: int | None, dtype: Any) -> Column:
+    """One radius for each example; of whatever length where the batch is not known."""
+    if isinstance(epsilon, int | float):
+        return jnp.full(batch or 1, require.number("epsilon", epsilon, low=0), dtype)
+    require.floating("epsilon", epsilon, rank=(0, 1))
+    require.finite("epsilon", epsilon)
+    require.within("epsilon", epsilon, 0, np.inf)
+    if batch is not None and jnp.shape(epsilon) not in ((), (batch,)):
+        raise ValueError(f"epsilon must be a number or have one value for each of {batch} examples, got {list(jnp.shape(epsilon))}")
+    return jnp.broadcast_to(jnp.asarray(epsilon, dtype), batch or jnp.size(epsilon))
+
+
+def checked(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, Labels]:
+    """Examples inside the box and labels of f's classes, or an error."""
+    leaves = jax.tree.leaves(x)
+    if not leaves:
+        raise ValueError("x must hold at least one array, got none")
+    require.floating_leaves("x", x)
+    require.batch(x=x, y=y)
+    require.finite("x", x)
+    x = jax.tree.map(functools.partial(_inside, bounds=bounds), x)
+    logits = jax.eval_shape(f, x)
+    if getattr(logits, "ndim", 0) != 2 or len(logits) != len(y) or logits.shape[1] < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"f must return float logits of shape ({len(y)}, classes), classes >= 2, got {logits}")
+    require.labels("y", y, logits.shape[1])
+    return x, jnp.asarray(y, jnp.int32)
+
+
+def _inside(leaf: Any, bounds: Bounds) -> Array:
+    given, known = jnp.asarray(leaf), require.values(leaf)
+    low, high = bounds
+    if known is not None:
+        out = np.maximum(low - known, known - high)
+        slack = 4 * float(jnp.finfo(given.dtype).eps) * max(abs(low), abs(high))
+        if (out > slack).any():
+            worst = known.flat[out.argmax()]
+            raise ValueError(f"x must lie in {low:g} .. {high:g}, got {int((out > slack).sum())} numbers outside, the worst {worst:g}")
+    return jnp.clip(given, low, high)
+
+
+def placed(x: Rows, r: Rows) -> Rows:
+    """x + r, rounded towards x: it is never farther from x than r says."""
+    rounded = x + r
+    known = jax.lax.stop_gradient(rounded)
+    # One unit in the last place, which is exact to add.
+    back = jnp.where(jnp.abs(known - x) > jnp.abs(r), jnp.nextafter(known, x) - known, 0)
+    return rounded + jax.lax.stop_gradient(back)
+
+
+def own_keys(key: jax.Array, rows: Rows) -> jax.Array:
+    """A key for each example, folded with its bits."""
+    bits = jax.lax.bitcast_convert_type(rows.astype(jnp.float32), jnp.uint32)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
+    places = (2 * jnp.arange(rows.shape[1], dtype=jnp.uint32) + 1) * jnp.uint32(0x9E3779B1)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, ((bits ^ (bits >> 13)) * places).sum(1, dtype=jnp.uint32))
+
+
+def as_rows(x: Any) -> tuple[Rows, Callable[[Rows], Any]]:
+    """A batch of examples as rows of numbers, and the way back."""
+    leaves, structure = jax.tree.flatten(x)
+    sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
+
+    def back(rows: Rows) -> Any:
+        parts = jnp.split(rows, list(np.cumsum(sizes)[:-1]), axis=1) if len(leaves) > 1 else [rows]
+        shaped = [part.reshape(len(part), *leaf.shape[1:]).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(structure, shaped)
+
+    dtype = jnp.result_type(*leaves)
+    return jnp.concatenate([leaf.reshape(len(leaf), -1).astype(dtype) for leaf in leaves], axis=1), back
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "bounds", "targeted"))
+def _found(
+    search: Program, f: Program, x: Any, y: Labels, epsilon: Column, key: jax.Array, norm: str, bounds: Bounds, targeted: bool
+) -> Found:
+    rows, back = as_rows(x)
+    logits = lambda rows: f(back(rows))  # noqa: E731
+    shape = x.shape[1:] if isinstance(x, jax.Array) else ()
+    problem = Problem(logits, rows, y, epsilon, own_keys(key, rows), norms.named(norm), bounds, targeted, shape)
+    already = wanted(logits(rows), y, targeted)
+    search_result = search(problem)
+    adversarial = placed(rows, jnp.where(already[:, None], 0, search_result.r))
+    r, said = adversarial - rows, logits(adversarial)
+    return Found(
+        back(adversarial),
+        back(r),
+        wanted(said, y, targeted),
+        problem.norm.length(r),
+        cross_entropy(said, y, targeted),
+        already,
+        *search_result[1:],
+    )

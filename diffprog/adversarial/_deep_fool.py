@@ -1,0 +1,105 @@
+"""DeepFool: step to the nearest boundary as if all boundaries were flat, and again from there.
+
+    z_j(x + r + d) - z_y(x + r + d)  ≈  m_j + <g_j, d>,      d_j = argmin ||d||  such that  m_j + <g_j, d> >= 0,  x + r + d in the box
+
+of all classes j other than y the nearest is stepped to; of a target, that one alone. The box is part of the step, so on a linear classifier
+the first one is the smallest perturbation there is.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffprog import norms, require
+from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
+from diffprog.adversarial._boundary import Best, as_examples, finished, finite, nothing, number, success
+from diffprog.adversarial._criterion import Logits
+from diffprog.adversarial._halfspace import nearest
+
+Rivals = Float[Array, "classes batch"]
+
+
+def deep_fool(
+    *,
+    norm: str = "l2",
+    steps: int = 50,
+    overshoot: float = 0.02,
+    candidates: int = 10,
+    bounds: Bounds = (0.0, 1.0),
+    targeted: bool = False,
+    examples: Any = None,
+) -> Attack:
+    """A small perturbation in few steps, by going to the nearest linearised boundary.
+
+    r <- r + (1 + overshoot) d, with d the shortest step of the box that reaches the flat boundary of one of the classes; an example stops
+    where f reads it otherwise.
+
+    Args:
+        norm: "l2", "linf" or "l1".
+        steps: at least 1; each takes a gradient for every candidate.
+        overshoot: >= 0.
+        candidates: how many classes are tried, those with the largest logits at x, at least 1. Moosavi-Dezfooli et al. try 10.
+        bounds: (low, high) of every number of x.
+        targeted: whether y is the target.
+        examples: like x, of any number: where the search finds nothing, the nearest that f reads otherwise is brought to the boundary
+            instead; None for points drawn from the box.
+
+    Raises:
+        TypeError, ValueError: an argument that is none of these.
+
+    Source: S. Moosavi-Dezfooli, A. Fawzi and P. Frossard, "DeepFool: a simple and accurate method to fool deep neural networks", 2016.
+
+    >>> found = deep_fool()(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
+    >>> print(found.distance.round(3), found.success)
+    [0.212] [ True]
+    """
+    norms.named(norm)
+    count, most = jnp.int32(require.integer("steps", steps, low=1)), require.integer("candidates", candidates, low=1)
+    beyond = number(1 + require.number("overshoot", overshoot, low=0))
+    starts = as_examples(examples, require.bounds("bounds", bounds))
+
+    def search(problem: Problem) -> Search:
+        rivals = likeliest(problem, most)
+
+        def step(k: Array, carried: tuple[Rows, Best, Array]) -> tuple[Rows, Best, Array]:
+            r, best, taken = carried
+            logits, d = _nearest_boundary(problem, norm, rivals, r)
+            best = best.or_shorter(problem, r, success(problem, logits), k)
+            further = problem.into_box(r + beyond.astype(r.dtype) * d)
+            return jnp.where(best.found[:, None], r, further), best, taken + ~best.found * len(rivals)
+
+        begun = jnp.zeros_like(problem.x), nothing(problem), jnp.zeros(len(problem.x), int)
+        r, best, taken = jax.lax.fori_loop(0, count, step, begun)
+        best = best.or_shorter(problem, r, success(problem, problem.seen(r)), count)
+        return finished(problem, best, taken, jnp.full(len(r), 2), starts)
+
+    return searching("deep_fool", search, norm=norm, bounds=bounds, targeted=targeted)
+
+
+def likeliest(problem: Problem, most: int) -> Array:
+    """(classes, batch): those to step towards, the likeliest first; of a targeted attack those to rise above with the target."""
+    logits = problem.logits(problem.x)
+    others = jnp.where(jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool), -jnp.inf, jnp.nan_to_num(logits))
+    return jax.lax.top_k(others, min(most, logits.shape[1] - 1))[1].T
+
+
+def _nearest_boundary(problem: Problem, norm: str, rivals: Array, r: Rows) -> tuple[Logits, Rows]:
+    """The logits, and the step to the boundary that is nearest (to the farthest, where the target must rise above all)."""
+    logits, pull = jax.vjp(problem.seen, r)
+    own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=logits.dtype)
+    low, high = (bound - problem.x - r for bound in problem.bounds)
+    sign = -1 if problem.targeted else 1
+
+    def towards(rival: Array) -> tuple[Rows, Column]:
+        difference = sign * (jax.nn.one_hot(rival, logits.shape[1], dtype=logits.dtype) - own)
+        g = finite(pull(difference)[0])
+        need = jnp.nan_to_num(-(difference * logits).sum(1))
+        d = nearest(norm, g, need, low, high)
+        short = (g * d).sum(1) < need * (1 - 1e-3)
+        return d, jnp.where(short, jnp.inf, problem.norm.length(d))
+
+    steps, lengths = jax.lax.map(towards, rivals)
+    chosen = lengths.argmax(0) if problem.targeted else lengths.argmin(0)
+    return logits, jnp.take_along_axis(steps, chosen[None, :, None], axis=0)[0]

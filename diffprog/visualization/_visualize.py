@@ -1,0 +1,192 @@
+"""Descent on images: objective, parametrization, transforms and optimizer, put together.
+
+    maximise   Σ_i  objective_i(f(transform(x_i, key_i)))  -  Σ_R λ R(x_i)      over the variables z_i, with x_i = paint(z_i)
+
+(lecture 000: argmax_x y_j + λ R(x)). The images of a batch are made together by one compiled descent, each with random draws of its own,
+and do not know of one another (unless an objective such as `diversity` says so): what comes out does not depend on how many are made at
+once. Which units they show are arguments of the compiled program, so other units are another call and not another compile.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from diffprog import interpreter, require
+from diffprog.program import Program, program
+from diffprog.visualization._images import Image
+from diffprog.visualization._objectives import Objective, custom
+from diffprog.visualization._penalties import OfVariable, Penalty
+from diffprog.visualization._scores import require_images, require_readable, scores
+from diffprog.visualization._search import Found, Plan, Transform, View, search
+
+_BYTES_AT_ONCE = 2**30
+
+
+class Visualization(NamedTuple):
+    """Images that a program's units look for.
+
+    Attributes:
+        images: (n, height, width, channels), in the range of the parametrization.
+        names: what each of them shows.
+        scores: (n,), the objective of each, seen without transforms (with one draw of them where they change the size).
+        history: (steps, n), the objective of each at each step, seen through the transforms; NaN after its end.
+        percentiles: (n,), the share of the real images given as `data` that score less, in percent; None without data.
+        variables: what the images are painted from, leading axis image.
+        endings: why the descent of each ended: "steps", "plateau" or "nonfinite" (see `descent.Result`).
+    """
+
+    images: Float[Array, "n height width channels"]
+    names: tuple[str, ...]
+    scores: np.ndarray
+    history: np.ndarray
+    percentiles: np.ndarray | None
+    variables: Any
+    endings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """A line for each image."""
+        ranks = [""] * len(self.names) if self.percentiles is None else [f", over {rank:.0f} % of the data" for rank in self.percentiles]
+        ends = ["" if ending == "steps" else f" ({ending})" for ending in self.endings]
+        rows = zip(self.names, self.scores, ranks, ends, strict=True)
+        return "\n".join(f"{name}: {score:.4g}{rank}{end}" for name, score, rank, end in rows)
+
+
+def visualize(
+    f: Callable[..., Any],
+    objective: Objective | Callable[[Array], Array],
+    image: Image,
+    *,
+    key: jax.Array,
+    steps: int = 256,
+    transforms: Sequence[Transform] = (),
+    penalties: Mapping[Penalty | OfVariable, float] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    start: Float[Array, "... height width channels"] | None = None,
+    data: Float[Array, "images height width channels"] | None = None,
+    at_once: int | None = None,
+    plateau: int | None = None,
+    straight_through: int = 0,
+    slicing: bool = True,
+    progress: bool | None = None,
+) -> Visualization:
+    """The images that an objective asks for.
+
+    Args:
+        f: a program of a batch of images, (batch, height, width, channels) -> (batch, outputs).
+        objective: what each image is to excite; or a function of f's output, output -> (batch,).
+        image: how an image is made of a free variable, from `pixels`, `fourier`, `covariance`, ...
+        key: a random key. Image i draws its start and its transforms from `fold_in(key, i)`.
+        steps: the number of updates.
+        transforms: what happens to an image before f sees it, from `default_transforms` or of your own: (image, key) -> image.
+        penalties: weights λ by penalty R, a function of one image that returns a scalar, or `of_variable(R)`; they are subtracted.
+        optimizer: any optax optimizer of the variables; Adam with rate 0.05 by default.
+        start: an image to start from, or one for each.
+        data: real images, to tell what share of them scores less than what was made.
+        at_once: how many images are made together; by default as many as f's intermediate values leave room for in about 1 GiB.
+        plateau: stop when the last so many steps were on the mean no better than those before them; never by default.
+        straight_through: the first so many steps pass the gradient through every relu as if it were the identity, so that a unit which is
+            switched off can be reached.
+        slicing: compute only the filters that are wanted where a node allows it: the same result, faster.
+        progress: a bar; None shows it for long runs on a terminal.
+
+    Raises:
+        TypeError, ValueError: an unknown node (the message lists those there are), a unit out of its range, an image that is too small
+            for a transform or not of f's input shape, a start that is not finite or of another shape, numbers out of their range.
+
+    >>> from diffprog.visualization import logit, pixels
+    >>> seen = visualize(lambda x: x.reshape(len(x), -1), logit([2, 0]), pixels((1, 3, 1)), steps=100, key=jax.random.key(0))
+    >>> print(seen.images[:, 0, :, 0].argmax(1), seen.names)
+    [2 0] ('logit[2]', 'logit[0]')
+    """
+    require.key("key", key)
+    if not isinstance(image, Image):
+        raise TypeError(f"image must be an Image, such as fourier((32, 32, 3)), got {type(image).__name__}")
+    steps = require.integer("steps", steps, low=1)
+    plan = Plan(
+        optax.adam(0.05) if optimizer is None else optimizer,
+        steps,
+        require.integer("straight_through", straight_through, low=0),
+        steps if plateau is None else require.integer("plateau", plateau, low=1),
+        slicing,
+        progress,
+    )
+    f, objective = program(f), objective if isinstance(objective, Objective) else custom(objective)
+    view = View(image, _transforms(transforms), _penalties(penalties))
+    starts = None if start is None else _starts(start, image, len(objective))
+    seen = _seen(view)
+    require_readable(f, objective, seen)
+    if data is not None:
+        require_images("data", data)
+    at_once = _room(f, seen) if at_once is None else require.integer("at_once", at_once, low=1)
+
+    found = []
+    for index in _batches(len(objective), at_once):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        variables = jax.vmap(image.init)(keys) if starts is None else jax.vmap(image.invert)(starts[index])
+        found.append(search(f, objective.take(index), view, plan, variables, keys))
+    return _together(objective, found, None if data is None else scores(f, objective, data))
+
+
+def _transforms(transforms: Any) -> tuple[Transform, ...]:
+    if callable(transforms):
+        raise TypeError("transforms must be a sequence of functions (image, key) -> image, got one function; put it in a list")
+    return tuple(require.function(f"transforms[{k}]", transform) for k, transform in enumerate(transforms))
+
+
+def _penalties(penalties: Any) -> tuple[tuple[Penalty | OfVariable, float], ...]:
+    if penalties is not None and not isinstance(penalties, Mapping):
+        raise TypeError(f"penalties must be a dict of weights by penalty, got {type(penalties).__name__}")
+    for penalty in penalties or {}:
+        require.function("a penalty", penalty.penalty if isinstance(penalty, OfVariable) else penalty)
+    return tuple((penalty, require.number("a penalty's weight", weight)) for penalty, weight in (penalties or {}).items())
+
+
+def _starts(start: Any, image: Image, count: int) -> Array:
+    require.floating("start", start, rank=(3, 4))
+    if start.shape[-3:] != image.shape or (start.ndim == 4 and len(start) != count):
+        raise ValueError(f"start must have shape {list(image.shape)} or {[count, *image.shape]}, got {list(start.shape)}")
+    require.finite("start", start)
+    require.within("start", start, *image.range)
+    return jnp.broadcast_to(jnp.asarray(start), (count, *image.shape))
+
+
+def _seen(view: View) -> jax.ShapeDtypeStruct:
+    """A batch of one image, as f sees it."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    variables = jax.eval_shape(jax.vmap(view.image.init), keys)
+    images = jax.eval_shape(view.images, variables)
+    for penalty, _ in view.penalties:
+        of, given = (penalty.penalty, variables) if isinstance(penalty, OfVariable) else (penalty, images)
+        require.scalar("a penalty", jax.eval_shape(of, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given)))
+    return jax.eval_shape(view.seen, images, keys)
+
+
+def _room(f: Program, seen: jax.ShapeDtypeStruct) -> int:
+    """How many images' intermediate values, and their adjoints, fit in memory together."""
+    values = [variable.aval for site in interpreter.sites(jax.make_jaxpr(f)(seen), lambda _: True) for variable in site.equation.outvars]
+    used = 2 * sum(value.size * value.dtype.itemsize for value in values if jnp.issubdtype(value.dtype, jnp.floating))
+    return max(1, _BYTES_AT_ONCE // max(used, 1))
+
+
+def _batches(count: int, at_once: int) -> list[np.ndarray]:
+    """Batches of one size; the last is filled up with its last image, so that nothing is compiled again for it."""
+    size = -(-count // -(-count // at_once))
+    return [np.minimum(np.arange(first, first + size), count - 1) for first in range(0, count, size)]
+
+
+def _together(objective: Objective, found: Sequence[Found], on_data: np.ndarray | None) -> Visualization:
+    count, steps = len(objective), max(len(batch.history) for batch in found)
+    images, variables, own = jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves)[:count], *((batch.images, batch.variables, batch.scores) for batch in found)
+    )
+    history = [np.pad(batch.history, ((0, steps - len(batch.history)), (0, 0)), constant_values=np.nan) for batch in found]
+    endings = [batch.ending for batch in found for _ in batch.scores]
+    percentiles = None if on_data is None else 100 * (on_data < np.asarray(own)[:, None]).mean(1)
+    return Visualization(
+        images, objective.names, np.asarray(own), np.concatenate(history, axis=1)[:, :count], percentiles, variables, tuple(endings[:count])
+    )

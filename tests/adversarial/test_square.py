@@ -1,0 +1,196 @@
+"""Square attack: the truth of linear classifiers, the ball and the box, and how often f was asked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import diffprog as dp
+from diffprog.adversarial._square import square
+
+NORMS = ("linf", "l2", "l1")
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
+SHAPE, SIZE = (4, 4, 1), 16
+# Bounds whose ends are not round numbers in binary: there high - x + x can miss high.
+BOUNDS = {"linf": (-2.1179, 2.64), "l2": (0.0, 1.0), "l1": (-2.1179, 2.64)}
+
+every_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+@jax.custom_vjp
+def scores(x, weights):
+    """Logits that nobody can differentiate: an attack that asks for a gradient fails."""
+    return (x.reshape(len(x), -1) - 0.5) @ weights
+
+
+def _refused(*_):
+    raise AssertionError("a gradient was asked for")
+
+
+scores.defvjp(_refused, _refused)
+
+
+def linear(weights):
+    return dp.program(lambda weights, x: scores(x, weights), jnp.asarray(weights))
+
+
+def case(seed, batch=8, classes=2, shape=SHAPE, bounds=(0.0, 1.0), dtype=np.float32, faces=0.0):
+    """A linear program, examples (some numbers of them on the faces of the box), and what it reads."""
+    rng = np.random.default_rng(seed)
+    low, high = (dtype(bound) for bound in bounds)
+    x = rng.uniform(low + 0.4 * (high - low), high - 0.4 * (high - low), (batch, *shape)).astype(dtype)
+    x = np.where(rng.uniform(size=x.shape) < faces, rng.choice([low, high], x.shape), x)
+    f = linear(rng.normal(size=(x[0].size, classes)).astype(dtype))
+    return f, jnp.asarray(x), f(x).argmax(1)
+
+
+def lengths(norm, r):
+    return np.linalg.norm(np.asarray(r, np.float64).reshape(len(r), -1), ORDER[norm], axis=1)
+
+
+def distances(norm, f, x, y):
+    """Of x to the boundary of a classifier of two classes, without a box."""
+    (weights,) = f.arrays
+    gap = np.abs(np.diff(np.asarray(f(x), np.float64))[:, 0])
+    return gap / np.linalg.norm(np.diff(np.asarray(weights, np.float64))[:, 0], DUAL[norm])
+
+
+@every_norm
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_linear_classifier_is_fooled_beyond_its_distance_and_not_within(key, norm, targeted):
+    f, x, y = case(0)
+    wish = 1 - y if targeted else y
+    distance = distances(norm, f, x, y)
+    for factor, expected in ((1.5, True), (0.999, False)):
+        epsilon = jnp.asarray(factor * distance, jnp.float32)
+        found = square(norm=norm, epsilon=epsilon, queries=1500, targeted=targeted)(f, x, wish, key=key)
+        np.testing.assert_array_equal(found.success, expected)
+        assert (lengths(norm, found.perturbation) <= epsilon * (1 + 1e-6)).all()
+        np.testing.assert_array_equal(found.step + 1, found.queries if expected else 0)
+        np.testing.assert_array_equal(found.queries[~found.success], 1500)
+
+
+@every_norm
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(-4, 1))
+def test_ball_and_box_are_never_left(norm, seed, scale):
+    f, x, y = case(seed, classes=3, bounds=BOUNDS[norm], faces=0.3)
+    epsilon = jnp.asarray(10**scale * np.linspace(0, 3, len(x)), jnp.float32)
+    found = square(norm=norm, epsilon=epsilon, queries=40, restarts=2, bounds=BOUNDS[norm])(f, x, y, key=jax.random.key(seed % 1000))
+    low, high = (np.float32(bound) for bound in BOUNDS[norm])
+    assert (lengths(norm, found.perturbation) <= epsilon * (1 + 1e-6)).all()
+    assert ((found.adversarial >= low) & (found.adversarial <= high)).all()
+    np.testing.assert_array_equal(found.adversarial[0], x[0])
+    np.testing.assert_array_equal(found.success, f(found.adversarial).argmax(1) != y)
+    assert (found.queries <= 80).all()
+
+
+@every_norm
+def test_the_random_search_climbs(key, norm):
+    f, x, y = case(3)
+    epsilon = jnp.asarray(0.9 * distances(norm, f, x, y), jnp.float32)
+    few, many = (square(norm=norm, epsilon=epsilon, queries=queries)(f, x, y, key=key).loss for queries in (1, 1500))
+    best = np.log1p(np.exp(-0.1 * np.abs(np.diff(f(x))[:, 0])))  # the gap that is left at 0.9 of the distance is a tenth
+    assert (many > few).all()
+    assert np.median((many - few) / (best - few)) > 0.9
+
+
+def test_queries_are_the_calls_of_f(key):
+    calls = []
+
+    def counted(weights, x):
+        jax.debug.callback(lambda: calls.append(1))
+        return scores(x, weights)
+
+    f, x, y = case(1, batch=1)
+    program = dp.program(counted, f.arrays[0])
+    for factor, restarts in ((0.9, 1), (0.9, 3), (1.5, 3)):
+        epsilon = float(factor * distances("linf", f, x, y)[0])
+        calls.clear()
+        found = jax.block_until_ready(square(epsilon=epsilon, queries=200, restarts=restarts)(program, x, y, key=key))
+        jax.effects_barrier()
+        # What every attack asks besides: the logits of x and of the result.
+        assert len(calls) == found.queries[0] + 2
+        assert found.gradients[0] == 0
+
+
+def test_restarts_go_on_only_for_what_is_not_found(key):
+    f, x, y = case(2)
+    epsilon = jnp.asarray(1.05 * distances("linf", f, x, y), jnp.float32)
+    once, often = (square(epsilon=epsilon, queries=60, restarts=restarts)(f, x, y, key=key) for restarts in (1, 20))
+    np.testing.assert_array_equal(once.adversarial[once.success], often.adversarial[once.success])
+    assert often.success.sum() > once.success.sum()
+    assert (often.loss >= once.loss).all()
+    assert (often.restart[often.success & ~once.success] > 0).all()
+    np.testing.assert_array_equal(often.queries, np.where(often.success, 60 * often.restart + often.step + 1, 1200))
+
+
+def test_an_example_is_searched_alone_as_in_a_batch_in_any_order(key):
+    f, x, y = case(4, shape=(7, 5, 2))
+    attack = square(epsilon=jnp.float32(0.02), queries=100)
+    together = attack(f, x, y, key=key)
+    backwards = attack(f, x[::-1], y[::-1], key=key)
+    alone = [attack(f, x[i : i + 1], y[i : i + 1], key=key) for i in range(3)]
+    np.testing.assert_array_equal(together.adversarial, backwards.adversarial[::-1])
+    np.testing.assert_array_equal(together.adversarial[:3], np.concatenate([found.adversarial for found in alone]))
+    np.testing.assert_array_equal(together.queries[:3], np.concatenate([found.queries for found in alone]))
+    assert (attack(f, x, y, key=jax.random.key(9)).adversarial != together.adversarial).any()
+
+
+def test_other_numbers_are_no_other_program(key):
+    traces = []
+
+    def traced(weights, x):
+        traces.append(1)
+        return scores(x, weights)
+
+    for seed, epsilon, queries, p in ((0, 0.1, 5, 0.8), (1, 0.2, 50, 0.3), (2, jnp.linspace(0, 1, 8), 7, 0.5)):
+        f, x, y = case(seed)
+        program = dp.program(traced, f.arrays[0])
+        square(epsilon=jnp.full(8, epsilon), queries=queries, p=p, restarts=1 + seed)(program, x, y, key=jax.random.key(seed))
+        counted = counted if seed else len([*traces])
+    # Beyond the first call f is only traced for its shape, by the checks.
+    assert len(traces) <= counted + 2
+
+
+@every_norm
+def test_float64_of_what_is_no_image(key, norm):
+    with jax.enable_x64(True):
+        f, x, y = case(5, shape=(12,), dtype=np.float64)
+        epsilon = 1.5 * distances(norm, f, x, y)
+        found = square(norm=norm, epsilon=jnp.asarray(epsilon), queries=1500)(f, x, y, key=key)
+        assert found.adversarial.dtype == np.float64
+        assert found.success.all()
+        assert (lengths(norm, found.perturbation) <= epsilon * (1 + 1e-14)).all()
+
+
+def test_nan_is_no_success_and_does_not_stop_the_search(key):
+    f, x, y = case(6)
+    broken = dp.program(lambda weights, x: jnp.where(x[:, :1, 0, 0] > x[:, 1:2, 0, 0], jnp.nan, 1) * scores(x, weights), f.arrays[0])
+    y = jnp.nan_to_num(broken(x)).argmax(1)
+    found = square(epsilon=0.3, queries=500)(broken, x, y, key=key)
+    assert jnp.isfinite(found.adversarial).all()
+    assert not found.success[jnp.isnan(broken(found.adversarial)).any(1)].any()
+    assert found.success.any()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error", "says"),
+    [
+        ({"norm": "l3"}, ValueError, "norm"),
+        ({"epsilon": -1.0}, ValueError, "epsilon"),
+        ({"queries": 0}, ValueError, "queries"),
+        ({"queries": 10.5}, TypeError, "queries"),
+        ({"p": 0.0}, ValueError, "p must"),
+        ({"p": 1.5}, ValueError, "p must"),
+        ({"loss": "hinge"}, ValueError, "loss"),
+        ({"restarts": 0}, ValueError, "restarts"),
+        ({"bounds": (1, 0)}, ValueError, "bounds"),
+    ],
+)
+def test_bad_numbers_are_refused_at_once(numbers, error, says):
+    with pytest.raises(error, match=says):
+        square(**numbers)
