@@ -9,6 +9,7 @@ from diffprog.program import Program, program
 
 __all__ = [
     "Program",
+    "adversarial",
     "backprop",
     "checks",
     "data",
@@ -27,10 +28,23 @@ __all__ = [
 
 
 # Imported when first asked for, so that `import diffprog` costs little more than `import jax`; plotting alone needs matplotlib.
-_LATER = ("backprop", "checks", "data", "descent", "gradients", "graph", "losses", "models", "norms", "plotting", "visualization")
+_LATER = (
+    "adversarial",
+    "backprop",
+    "checks",
+    "data",
+    "descent",
+    "gradients",
+    "graph",
+    "losses",
+    "models",
+    "norms",
+    "plotting",
+    "visualization",
+)
 
 if TYPE_CHECKING:
-    from diffprog import backprop, checks, data, descent, gradients, graph, losses, models, norms, plotting, visualization
+    from diffprog import adversarial, backprop, checks, data, descent, gradients, graph, losses, models, norms, plotting, visualization
 
 
 def __getattr__(name: str) -> Any:
