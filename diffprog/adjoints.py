@@ -44,7 +44,7 @@ def faster(f: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         TypeError: f is not callable.
 
-    Source: jax issue 12868 for the loops; Baydin et al., "Automatic Differentiation in Machine Learning: a Survey", 2018, for the two modes.
+    Source: jax issue 12868 for the loops; A. Baydin et al., "Automatic differentiation in machine learning: a survey", 2018, for the modes.
 
     >>> pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2,), (2,), "VALID")
     >>> jax.jit(jax.grad(lambda x: faster(pool)(x).sum()))(jnp.array([1.0, 2.0, 4.0, 4.0]))

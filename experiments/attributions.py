@@ -22,6 +22,8 @@ import diffprog as dp
 from diffprog.plotting import Section, Table
 from experiments.recogniser import train
 
+Method = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
 vis = dp.visualization
 
 MODEL = dp.models.cnn((8, 8, 1), channels=(32, 64), hidden=(128,))
@@ -29,7 +31,7 @@ LAST_CONVOLUTION, LAYERS = "hidden2", ("logits", "affine3", "conv2", "conv1")
 EPOCHS, SHOWN, JUDGED = 60, 10, 200
 
 
-def methods(key: jax.Array) -> dict[str, Callable[[Any, jax.Array, jax.Array], jax.Array]]:
+def methods(key: jax.Array) -> dict[str, Method]:
     """Each method as a function (f, images, targets) -> maps."""
     return {
         "saliency": vis.saliency,
@@ -57,15 +59,12 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     importance = {name: -values if name == "random order" else values for name, values in maps_or_noise.items()}
     deleted = {name: vis.deletion(probabilities, x, values, read) for name, values in importance.items()}
     inserted = {name: vis.insertion(probabilities, x, values, read) for name, values in importance.items()}
-    left = {
-        name: vis.randomise_parameters(
-            lambda params, method=method: method(dp.program(MODEL.apply, params), x[:SHOWN], read[:SHOWN]),
-            network.params,
-            key=check_key,
-            layers=LAYERS,
-        ).similarity.mean(1)
-        for name, method in methods(method_key).items()
-    }
+
+    def left_of(method: Method) -> np.ndarray:
+        maps_of = lambda params: method(dp.program(MODEL.apply, params), x[:SHOWN], read[:SHOWN])  # noqa: E731
+        return vis.randomise_parameters(maps_of, network.params, key=check_key, layers=LAYERS).similarity.mean(1)
+
+    left = {name: left_of(method) for name, method in methods(method_key).items()}
     gap = vis.integrated_gradients(f, x, read).gap
     numbers = {
         "accuracy": network.accuracy(digits.x_test, digits.y_test),

@@ -38,8 +38,8 @@ def photographs() -> list[jax.Array]:
 def patches(photos: list[jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A batch of patches at random places, sizes and turns, and the class of each: photograph and quarter turns."""
     photo_key, turn_key, size_key, place_key = jax.random.split(key, 4)
-    photo, turn = jax.random.randint(photo_key, BATCH, 0, len(photos)), jax.random.randint(turn_key, BATCH, 0, TURNS)
-    zoom = jnp.exp(jax.random.uniform(size_key, BATCH, minval=jnp.log(0.4), maxval=0.0))
+    photo, turn = jax.random.randint(photo_key, (BATCH,), 0, len(photos)), jax.random.randint(turn_key, (BATCH,), 0, TURNS)
+    zoom = jnp.exp(jax.random.uniform(size_key, (BATCH,), minval=jnp.log(0.4), maxval=0.0))
     places = jax.random.uniform(place_key, (BATCH, 2))
     both = jnp.stack([photos[0], photos[1]])
 

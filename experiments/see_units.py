@@ -59,7 +59,7 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         "judge accuracy": judge.accuracy(digits.x_test, digits.y_test),
         "agreement": float((read == asked).mean()),
         "agreement by digit": [float((read == asked)[asked == digit].mean()) for digit in range(10)],
-        "median percentile": {node: float(np.median(seen.percentiles)) for node, seen in sheets.items()},
+        "median percentile": {node: float(np.median(np.asarray(seen.percentiles))) for node, seen in sheets.items()},
     }
     write(folder, numbers, sheets, logits, read)
     return numbers

@@ -16,6 +16,11 @@ def convolved(kernel, x):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+def grouped(kernel, x):
+    twice, axes = jnp.concatenate([x, x], -1), ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(twice, kernel, (1, 1), "SAME", dimension_numbers=axes, feature_group_count=2)
+
+
 def by_hand(kernel, x):
     layer = backprop.convolution(1, 2)
     return backprop.differentiable(layer)({"weight": kernel, "bias": jnp.zeros(2)}, x)
@@ -32,7 +37,7 @@ def test_autodiff_of_a_convolution_is_slow_in_a_loop_and_the_hand_written_one_is
     assert loops.fast_on_device(gradient(by_hand))
 
 
-@pytest.mark.parametrize(("f", "form"), [(convolved, "on_host"), (by_hand, "on_device")])
+@pytest.mark.parametrize(("f", "form"), [(grouped, "on_host"), (convolved, "on_device"), (by_hand, "on_device")])
 def test_run_chooses_that_form(f, form, monkeypatch):
     used = []
     for name in ("on_host", "on_device"):

@@ -83,7 +83,8 @@ def draw_curves(
 
     Raises:
         TypeError: arrays that are not float.
-        ValueError: lengths that do not agree, no curve, values that are not finite or, for a logarithm, not positive, x that does not increase.
+        ValueError: lengths that do not agree, no curve, values that are not finite or, for a logarithm, not positive, an x that does not
+            increase.
 
     >>> draw_curves(np.array([0.0, 0.5, 1.0]), {"y": np.array([1.0, 0.2, 0.0])}, across="share", up="score")
     <Figure size ... with 1 Axes>

@@ -13,7 +13,7 @@ With s the score that is explained (an output y_j, or any objective) and h what 
 Everything is batched: one attribution for each example, of its own score.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +23,11 @@ from jaxtyping import Array, ArrayLike, Float
 
 from diffprog import nodes, require
 from diffprog.program import Program, program
-from diffprog.visualization._objectives import Objective, logit
+from diffprog.visualization._objectives import Objective, Units, logit
 from diffprog.visualization._rectifiers import guided, with_rectifier
 from diffprog.visualization._scores import read_whole, require_readable
 
-Target = int | Sequence[int] | Array | Objective
+Target = Units | Objective
 Examples = Float[Array, "batch ..."]
 Score = Callable[[Examples], Float[Array, "batch"]]
 

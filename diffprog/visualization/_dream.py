@@ -75,6 +75,7 @@ def dream(
         TypeError, ValueError: a photograph outside its range or with a smallest octave that holds no tile, an unknown node, numbers out of
             their range.
 
+    >>> from diffprog.visualization import logit
     >>> found = dream(lambda x: x, logit(0), jnp.full((4, 4, 1), 0.5), key=jax.random.key(0), tile=(2, 2), octaves=1, steps=1)
     >>> round(float(found.image.mean()), 3)
     0.51
@@ -85,7 +86,8 @@ def dream(
     require.finite("photograph", photograph)
     low, high = require.bounds("range", range)
     require.within("photograph", photograph, low, high)
-    tile = require.integers("tile", tile, least=2, most=2)
+    height, width = require.integers("tile", tile, least=2, most=2)
+    tile = height, width
     sizes = _sizes(photograph.shape[:2], require.integer("octaves", octaves, low=1), require.number("scale", scale, above=1), tile)
     optimizer = optax.chain(_of_mean_size_one(), optax.sgd(require.number("rate", rate, above=0)))
     steps, tiles_at_once = require.integer("steps", steps, low=1), require.integer("tiles_at_once", tiles_at_once, low=1)
@@ -142,7 +144,7 @@ def _cost(f: Program, objective: Objective, tile: tuple[int, ...], at_once: int,
 def _tiles(image: Array, tile: tuple[int, ...], key: jax.Array) -> Float[Array, "tiles rows columns channels"]:
     """The image cut up from a random corner on; it goes on at the opposite edge, and the last tiles repeat what they have to."""
     height, width, channels = image.shape
-    moved = jnp.roll(image, jax.random.randint(key, 2, 0, jnp.asarray(tile)), (0, 1))
+    moved = jnp.roll(image, jax.random.randint(key, (2,), 0, jnp.asarray(tile)), (0, 1))
     whole = jnp.pad(moved, ((0, -height % tile[0]), (0, -width % tile[1]), (0, 0)), mode="wrap")
     rows, columns = whole.shape[0] // tile[0], whole.shape[1] // tile[1]
     return whole.reshape(rows, tile[0], columns, tile[1], channels).swapaxes(1, 2).reshape(-1, *tile, channels)

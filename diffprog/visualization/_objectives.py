@@ -23,6 +23,7 @@ from diffprog import require
 from diffprog.visualization._slicing import Request
 
 Scores = Float[Array, "batch"]
+Units = int | Sequence[int] | np.ndarray | Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Objective:
     def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, images: Sequence[int]) -> "Objective":
+    def take(self, images: Sequence[int] | np.ndarray) -> "Objective":
         """The same for some of the images, or for one of them several times."""
         index = np.asarray(images, int)
         requests = tuple(r if r.units is None else r._replace(units=r.units[index]) for r in self.requests)
@@ -111,7 +112,7 @@ def _of_one_batch(a: Objective, b: Objective) -> tuple[Objective, Objective]:
     return (a.take([0] * len(b)), b) if len(a) == 1 else (a, b.take([0] * len(a)))
 
 
-def logit(unit: int | Sequence[int] | Array) -> Objective:
+def logit(unit: Units) -> Objective:
     """y_j: one output of the program, before any softmax.
 
     Args:
@@ -124,7 +125,7 @@ def logit(unit: int | Sequence[int] | Array) -> Objective:
     return Objective((Request(None, ids),), (), lambda values, data: _mean(values[0]), _names("logit", ids))
 
 
-def unit(node: str, unit: int | Sequence[int] | Array, position: Sequence[int] | None = None) -> Objective:
+def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objective:
     """h_j at one position: a single unit of a node.
 
     Args:
@@ -143,7 +144,7 @@ def unit(node: str, unit: int | Sequence[int] | Array, position: Sequence[int] |
     return Objective(requests, (), lambda values, data: _at(values[0], at), _names(node, ids, *at))
 
 
-def channel(node: str, unit: int | Sequence[int] | Array) -> Objective:
+def channel(node: str, unit: Units) -> Objective:
     """mean_{p, q} h_c[p, q]: a channel of a node, wherever in the image.
 
     Args:

@@ -168,7 +168,8 @@ def _seen(view: View) -> jax.ShapeDtypeStruct:
 
 def _room(f: Program, seen: jax.ShapeDtypeStruct) -> int:
     """How many images' intermediate values, and their adjoints, fit in memory together."""
-    values = [variable.aval for site in interpreter.sites(jax.make_jaxpr(f)(seen), lambda _: True) for variable in site.equation.outvars]
+    every = interpreter.sites(jax.make_jaxpr(f)(seen), lambda _: True)
+    values: list[Any] = [variable.aval for site in every for variable in site.equation.outvars]
     used = 2 * sum(value.size * value.dtype.itemsize for value in values if jnp.issubdtype(value.dtype, jnp.floating))
     return max(1, _BYTES_AT_ONCE // max(used, 1))
 
