@@ -65,7 +65,12 @@ def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
     Array([[1., 1.]], dtype=float32)
     """
     require_layer("layer", layer)
-    return functools.partial(_apply, layer)
+    return functools.partial(_named, layer)
+
+
+def _named(layer: Layer, params: Params, x: Any) -> Any:
+    with jax.named_scope(layer.name):
+        return _apply(layer, params, x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -136,6 +136,8 @@ def unroll(program: ClosedJaxpr | Jaxpr, constants: Sequence[Wire], arguments: S
 def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
     primitive = equation.primitive.name
     name, of_nn = called(equation), is_nn(equation)
+    if primitive in RULED:
+        name = _unless_private(name, scope)
     if primitive in RULED or of_nn:
         tape.boxes.add(name)
     if primitive in INLINED | RULED and (name in tape.opened or (primitive in INLINED and not of_nn)):
@@ -148,6 +150,8 @@ def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[W
         return _scan(equation, wires, tape, scope)
     if primitive == "while" and any(_inexact(variable) for variable in equation.outvars):
         return _while(equation, wires, tape, scope)
+    if primitive == "convert_element_type" and equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype:
+        return wires
     if primitive == "name":
         return _tap(equation, wires, tape, scope)
     if primitive in INLINED | RULED:
@@ -202,6 +206,11 @@ def _while(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> lis
             return carry
         carry = _enter(body, [*wires[first:second], *carry], tape, _joined(scope, f"step {step}"))
     raise ValueError(f"f must stop: its while loop has taken {_LONGEST_WHILE:,} steps, the most that are unrolled")
+
+
+def _unless_private(name: str, scope: str) -> str:
+    """The name of a function, or of the scope it was called in: a layer's, where the function is the one that runs any layer."""
+    return scope.rpartition("/")[2] or name if name.startswith("_") else name
 
 
 def _tap(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:

@@ -292,3 +292,18 @@ def seconds(f, *args):
     start = time.process_time()
     trace(f, *args)
     return time.process_time() - start
+
+
+def test_a_layer_or_net_goes_by_its_name_and_is_opened_by_it():
+    net = dp.backprop.chain([dp.backprop.affine(3, 2), dp.backprop.relu()])
+    f, params = dp.backprop.differentiable(net), net.init(jax.random.key(0))
+    cost = lambda params, x: f(params, x).sum()  # noqa: E731
+    assert "chain(2 layers)" in names(trace(cost, params, jnp.ones((2, 3))))
+    assert "matmul" in names(trace(cost, params, jnp.ones((2, 3)), expand="chain(2 layers)"))
+
+
+def test_forgetting_that_a_number_was_weak_is_no_operation():
+    last = lambda w: lax.scan(lambda h, x: (w * h + x, None), 0.0, jnp.ones(2, jnp.float32))[0]  # noqa: E731
+    with jax.enable_x64(False):
+        assert "convert_element_type" not in [node.op for node in trace(last, 0.3).nodes]
+    assert "convert_element_type" in [node.op for node in trace(lambda x: x.astype(jnp.float16), jnp.float32(0.3)).nodes]
