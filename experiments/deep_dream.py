@@ -27,7 +27,7 @@ TILE, BATCH, TURNS = 48, 64, 4
 MODEL = dp.models.cnn((TILE, TILE, 3), channels=(16, 32, 64), hidden=(64,), classes=2 * TURNS)
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 NODES = ("conv2", "conv3")
-TRAINING_STEPS, OCTAVES, STEPS, RATE = 500, 4, 16, 0.012
+TRAINING_STEPS, OCTAVES, STEPS, RATE = 500, 4, 16, 0.006
 
 
 def photographs() -> list[jax.Array]:

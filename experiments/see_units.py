@@ -71,7 +71,7 @@ def write(folder: Path, numbers: dict[str, Any], sheets: dict[str, vis.Visualiza
     sections = []
     for node, seen in sheets.items():
         assert seen.percentiles is not None
-        titles = [f"{name}  {rank:.0f} %" for name, rank in zip(seen.names, seen.percentiles, strict=True)]
+        titles = [f"{unit}: {rank:.0f} %" for unit, rank in enumerate(seen.percentiles)]
         figure = dp.plotting.draw_images(seen.images, titles, columns=8)
         figure.savefig(folder / f"{node}.png", dpi=150)
         text = "Above each image its unit, and the share of held-out real digits that excite the unit less."

@@ -102,10 +102,11 @@ def draw_curves(
         raise ValueError("x must increase")
     axes = _axes(across, up)
     axes.set_yscale(scale)
-    for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
-        axes.plot(
-            np.asarray(x), np.asarray(curve, np.float64), color=color, label=name, linewidth=1.4, marker="o" if len(curve) < 30 else ""
-        )
+    marker = "o" if len(x) < 30 else ""
+    for k, ((name, curve), color) in enumerate(zip(curves.items(), _colors(len(curves)), strict=True)):
+        # More curves than colours: the colours come again, dashed.
+        dashes = ("-", "--", ":")[k // len(_COLORS) % 3]
+        axes.plot(x, np.asarray(curve, np.float64), dashes, color=color, label=name, linewidth=1.4, marker=marker, markersize=4)
     if len(curves) > 1:
         axes.legend(frameon=False, labelcolor=INK)
     return _figure(axes)

@@ -87,6 +87,12 @@ def test_bad_accuracies_are_refused(arguments, error, message):
         draw_accuracy(*arguments)
 
 
+def test_more_curves_than_colours_are_told_apart_by_their_dashes():
+    figure = draw_curves(np.array([0.0, 1.0]), {f"c{k}": np.array([0.0, k]) for k in range(9)}, across="x", up="y")
+    lines = figure.axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
+
+
 def test_curves_go_through_their_points():
     figure = draw_curves(SIZES, {"a": SHARES, "b": SHARES / 2}, across="share", up="score")
     axes = figure.axes[0]
