@@ -27,6 +27,9 @@ from diffprog.adversarial._gradient import Best, Look, better, chosen, drawn, in
 Ascended: TypeAlias = Callable[[Logits], Column]
 """What one run makes large, for each example."""
 
+Lead: TypeAlias = Callable[[Logits, Labels, Labels], Column]
+"""(logits, y, target) -> what grows as the target gets ahead of y."""
+
 
 def apgd(
     *,
@@ -49,8 +52,8 @@ def apgd(
         restarts: runs, with `targets` for each of these; an example takes part until one succeeds.
         random_start: whether the first run starts at a point drawn uniformly from the ball, as all later ones do, or at x.
         loss: "cross_entropy", "margin", "dlr", or a function (logits, y, targeted) -> (batch,) that grows towards what is wanted. With
-            `targets` it is the loss of a targeted attack on the run's class; dlr is then (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), and with
-            fewer than four classes its numerator.
+            `targets` it is the loss of a targeted attack on the run's class; dlr is then (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), and
+            with fewer than four classes its numerator.
         targets: how many classes to try, at most all others; None to ascend away from the label.
         bounds: (low, high) of every number of x.
         targeted: whether y is the target.
@@ -74,7 +77,7 @@ def apgd(
 
     def search(problem: Problem) -> Search:
         if most is None:
-            count, ascended = 1, lambda _: lambda logits: value(logits, problem.y, problem.targeted)
+            count, ascended = jnp.int32(1), lambda _: lambda logits: value(logits, problem.y, problem.targeted)
         else:
             count, ascended = _towards(problem, lead or (lambda logits, y, target: value(logits, target, True)), most)
         look = looking(problem, value)
@@ -101,13 +104,14 @@ def _gap_ratio(logits: Logits, y: Labels, target: Labels) -> Column:
     return _gap(logits, y, target) / jnp.maximum(ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2, 1e-12)
 
 
-TOWARDS: dict[str, Callable[[Logits, Labels, Labels], Column]] = {"margin": _gap, "dlr": _gap_ratio}
-TOWARDS["cross_entropy"] = lambda logits, y, target: cross_entropy(logits, target, True)
+TOWARDS: dict[str, Lead] = {
+    "cross_entropy": lambda logits, y, target: cross_entropy(logits, target, True),
+    "margin": _gap,
+    "dlr": _gap_ratio,
+}
 
 
-def _towards(
-    problem: Problem, lead: Callable[[Logits, Labels, Labels], Column], most: Array
-) -> tuple[Array, Callable[[Array], Ascended]]:
+def _towards(problem: Problem, lead: Lead, most: Array) -> tuple[Array, Callable[[Array], Ascended]]:
     """How many classes there are to try, and what run k ascends: the lead of the k-th likeliest."""
     clean = problem.logits(problem.x)
     order = jnp.argsort(jnp.where(jax.nn.one_hot(problem.y, clean.shape[1], dtype=bool), jnp.inf, -clean), axis=1)

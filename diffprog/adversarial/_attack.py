@@ -93,7 +93,8 @@ class Found(NamedTuple):
         perturbation: like x, adversarial - x; zero for an example that f misread from the start (or read as its target).
         success: (batch,), whether f reads `adversarial` wrongly, or as the target; never where a logit is NaN.
         distance: (batch,), the norm of the perturbation.
-        loss: (batch,), the cross-entropy of the label at `adversarial` (or minus that of the target): what the attack makes large.
+        loss: (batch,), what the attack makes large: the cross-entropy of the label at `adversarial`, or minus that of the target; where
+            softmax has rounded to 1, the margin.
         already: (batch,), whether f was wrong (or right about the target) before: such an example is left alone.
         step: (batch,), the step that found it; -1 where there is none.
         restart: (batch,), the restart that did.
@@ -147,15 +148,16 @@ class Attack:
             labels: the true labels of a targeted attack, to refuse a target that is one.
 
         Raises:
-            TypeError, ValueError: x that is not finite floats or lies outside the bounds, y that is not integers in 0 .. classes - 1, an f that
-                does not return logits, an epsilon that does not fit the batch, a target equal to the label.
+            TypeError, ValueError: x that is not finite floats of one dtype or lies outside the bounds, y that is not integers in
+                0 .. classes - 1, an f that does not return logits, an epsilon that does not fit the batch, a target equal to the label,
+                labels of an attack that has no targets.
         """
         f = program(f)
         x, y = checked(f, x, y, self.bounds)
         require.key("key", key)
         batch = len(y)
-        if labels is not None and bool((jnp.asarray(labels) == y).any()):
-            raise ValueError(f"y must be targets other than the labels, got {int((jnp.asarray(labels) == y).sum())} equal to theirs")
+        if labels is not None:
+            _require_other(y, labels, self.targeted)
         dtype = jnp.result_type(*jax.tree.leaves(x))
         epsilon = jnp.full(batch, jnp.inf, dtype) if self.epsilon is None else radii(self.epsilon, batch, dtype)
         return self.run(f, x, y, epsilon, key)
@@ -194,14 +196,13 @@ def radii(epsilon: Any, batch: int | None, dtype: Any) -> Column:
 
 def checked(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, Labels]:
     """Examples inside the box and labels of f's classes, or an error."""
-    leaves = jax.tree.leaves(x)
-    if not leaves:
-        raise ValueError("x must hold at least one array, got none")
     require.floating_leaves("x", x)
     require.batch(x=x, y=y)
     require.finite("x", x)
     x = jax.tree.map(functools.partial(_inside, bounds=bounds), x)
-    logits = jax.eval_shape(f, x)
+    if len(dtypes := {str(leaf.dtype) for leaf in jax.tree.leaves(x)}) > 1:
+        raise TypeError(f"x must be of one dtype, got {', '.join(sorted(dtypes))}")
+    logits = _said.eval_shape(f, x)
     if getattr(logits, "ndim", 0) != 2 or len(logits) != len(y) or logits.shape[1] < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"f must return float logits of shape ({len(y)}, classes), classes >= 2, got {logits}")
     require.labels("y", y, logits.shape[1])
@@ -217,15 +218,33 @@ def _inside(leaf: Any, bounds: Bounds) -> Array:
         if (out > slack).any():
             worst = known.flat[out.argmax()]
             raise ValueError(f"x must lie in {low:g} .. {high:g}, got {int((out > slack).sum())} numbers outside, the worst {worst:g}")
-    return jnp.clip(given, low, high)
+    # Only what is outside: clipping flushes the smallest numbers to zero, and what is inside comes back bit for bit.
+    return jnp.where((given < low) | (given > high), jnp.clip(given, low, high), given)
+
+
+def _require_other(y: Labels, labels: Any, targeted: bool) -> None:
+    if not targeted:
+        raise ValueError("labels must be None for an attack without targets: there y is the labels")
+    require.same_shape(y=y, labels=labels)
+    known = require.values(labels), require.values(y)
+    if known[0] is not None and known[1] is not None and (same := known[0] == known[1]).any():
+        raise ValueError(f"y must be targets other than the labels, got {same.sum()} equal to theirs")
+
+
+@jax.jit
+def _said(f: Program, x: Any) -> Any:
+    """Only ever asked for its shape: JAX remembers that of a program it has seen, and does not trace it again."""
+    return f(x)
 
 
 def placed(x: Rows, r: Rows) -> Rows:
     """x + r, rounded towards x: it is never farther from x than r says."""
     rounded = x + r
     known = jax.lax.stop_gradient(rounded)
-    # One unit in the last place, which is exact to add.
-    back = jnp.where(jnp.abs(known - x) > jnp.abs(r), jnp.nextafter(known, x) - known, 0)
+    # What rounding took from the sum, exactly (Knuth); where it took the other side of r, one unit in the last place, exact to add.
+    moved = known - x
+    taken = (x - (known - moved)) + (r - moved)
+    back = jnp.where(jnp.sign(taken) * jnp.sign(r) < 0, jnp.nextafter(known, x) - known, 0)
     return rounded + jax.lax.stop_gradient(back)
 
 
@@ -261,7 +280,8 @@ def _found(
     problem = Problem(logits, rows, y, epsilon, own_keys(key, rows), norms.named(norm), bounds, targeted, shape)
     already = wanted(logits(rows), y, targeted)
     search_result = search(problem)
-    adversarial = placed(rows, jnp.where(already[:, None], 0, search_result.r))
+    left = already[:, None] | (search_result.r == 0)
+    adversarial = jnp.where(left, rows, placed(rows, search_result.r))
     r, said = adversarial - rows, logits(adversarial)
     return Found(
         back(adversarial),

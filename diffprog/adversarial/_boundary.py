@@ -2,9 +2,9 @@
 
     t* = min { t : f(x + t r) is wanted },  by halving  [0, 1],        r <- t* r
 
-Whatever a search found, its result ends on the boundary between the classes: on the segment from x to x + r there is a crossing, and halving
-the bracket around it reaches it to a part in 10^5, with f's own word on every point. The point kept is always the outer end of the bracket,
-one that f was asked about.
+Whatever a search found, its result ends on the boundary between the classes: on the segment from x to x + r there is a crossing, and
+halving the bracket around it reaches it to a part in 10^5, with f's own word on every point. The point kept is always the outer end of the
+bracket, one that f was asked about.
 
 An example for which a search found nothing is given a perturbation to halve. It is the nearest of the `examples` that f reads otherwise; or
 failing that, the nearest of the points that the example's own key draws: noise and corners of the box, each followed up the margin by steps
@@ -24,6 +24,7 @@ from diffprog.adversarial._attack import Bounds, Column, Problem, Rows, Search, 
 from diffprog.adversarial._criterion import Logits, margin, wanted
 
 _CLOSE = 1e-5  # the relative width of the last bracket
+_PAST = 1e-3  # how much farther than what was found one may have to go
 _DRAWS, _CLIMB = 8, 20
 
 
@@ -104,6 +105,8 @@ def as_examples(examples: Any, bounds: Bounds) -> Rows | None:
 
 def finished(problem: Problem, best: Best, gradients: Any, queries: Any, examples: Rows | None) -> Search:
     """The search's result: started elsewhere where it found nothing, and brought back to the boundary."""
+    if examples is not None and examples.shape[1] != problem.x.shape[1]:
+        raise ValueError(f"examples must be like x, {problem.x.shape[1]} numbers each, got {examples.shape[1]}")
     searched = best.found
     best = jax.lax.cond(searched.all(), lambda: best, lambda: _where(searched, best, _fallback(problem, examples)))
     r, halvings = nearer(problem, best.r)
@@ -114,9 +117,10 @@ def finished(problem: Problem, best: Best, gradients: Any, queries: Any, example
 
 def nearer(problem: Problem, r: Rows) -> tuple[Rows, Integer[Array, "batch"]]:
     """The part of each r that reaches the boundary, and how many points f was asked about. An r that never crosses comes back as it is."""
+    stretched = lambda t: problem.into_box(t[:, None] * r)  # noqa: E731
 
     def beyond(t: Column) -> Bool[Array, "batch"]:
-        logits = problem.seen(t[:, None] * r)
+        logits = problem.seen(stretched(t))
         # By more than f's own rounding: compiled anew it may round otherwise, and the point shall still be one.
         clear = 64 * jnp.finfo(r.dtype).eps * jnp.abs(logits).max(-1)
         return success(problem, logits) & (ahead(problem, logits) > clear)
@@ -130,9 +134,13 @@ def nearer(problem: Problem, r: Rows) -> tuple[Rows, Integer[Array, "batch"]]:
         crossed = beyond(middle)
         return jnp.where(halving & ~crossed, middle, inner), jnp.where(halving & crossed, middle, outer), asked + halving
 
-    start = jnp.zeros(len(r), r.dtype), jnp.where((r != 0).any(1), 1, 0).astype(r.dtype), jnp.zeros(len(r), int)
+    whole = (r != 0).any(1).astype(r.dtype)
+    # An end too near the boundary to be clear is moved past it.
+    farther = (1 + _PAST) * whole
+    end = jnp.where(beyond(farther) & ~beyond(whole), farther, whole)
+    start = jnp.zeros_like(end), end, jnp.full(len(r), 2)
     _, outer, asked = jax.lax.while_loop(lambda bracket: wide(*bracket[:2]).any(), halve, start)
-    return outer[:, None] * r, asked
+    return stretched(outer), asked
 
 
 def _fallback(problem: Problem, examples: Rows | None) -> Best:
@@ -153,18 +161,18 @@ def _nearest(problem: Problem, examples: Rows) -> Best:
 
 def _drawn(problem: Problem) -> Best:
     """The shortest success among points drawn from the box and those met on the way up from them."""
-    low, high = problem.bounds
+    low, wide = problem.bounds[0], width(problem)
 
     def climb(draw: Array, best: Best) -> Best:
         keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, draw)
         share = jax.vmap(lambda key: jax.random.uniform(key, problem.x.shape[1:], problem.x.dtype))(keys)
-        point = low + (high - low) * jnp.where(draw % 2, share > 0.5, share)
+        point = low + wide * jnp.where(draw % 2, share > 0.5, share)
 
         def up(k: Array, carried: tuple[Rows, Best]) -> tuple[Rows, Best]:
             r, best = carried
             _, gradient, logits = slope(problem, r)
             best = best.or_shorter(problem, r, success(problem, logits), -1, -1)
-            stride = (high - low) * 0.5 * 0.02 ** (k / _CLIMB)
+            stride = wide * 0.5 * 0.02 ** (k / _CLIMB)
             return problem.into_box(r + stride.astype(r.dtype) * jnp.sign(gradient)), best
 
         return jax.lax.fori_loop(0, _CLIMB + 1, up, (problem.into_box(point - problem.x), best))[1]
@@ -175,6 +183,12 @@ def _drawn(problem: Problem) -> Best:
 def _where(condition: Bool[Array, "batch"], new: Any, old: Any) -> Any:
     pick: Callable[[Any, Array], Array] = lambda new, old: jnp.where(condition.reshape(-1, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
     return jax.tree.map(pick, new, old)
+
+
+def width(problem: Problem) -> float:
+    """The box's."""
+    low, high = problem.bounds
+    return high - low
 
 
 def number(value: float) -> np.ndarray:

@@ -6,9 +6,9 @@
     margin           max_{j != y} z_j - z_y                 z_y - max_{j != y} z_j
     dlr              margin / (z_1st - z_3rd)               the same, of the targeted margin
 
-All per example, and all grow towards what is wanted; `margin` is positive where it is reached. The difference of logits ratio (Croce and Hein
-2020) is the margin that does not change when the logits are scaled. Cross-entropy is blind where softmax rounds to 1: its gradient is then zero
-or wrong, and `cross_entropy` becomes the margin there.
+All per example, and all grow towards what is wanted; `margin` is positive where it is reached. The difference of logits ratio (Croce and
+Hein 2020) is the margin that does not change when the logits are scaled. Cross-entropy is blind where softmax rounds to 1: its gradient is
+then zero or wrong, and `cross_entropy` becomes the margin there.
 """
 
 from collections.abc import Callable

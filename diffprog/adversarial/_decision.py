@@ -1,7 +1,7 @@
 """Attacks that see nothing of f but the class it reads.
 
-HopSkipJump stands on the boundary, and finds from labels alone which way leads deeper into what is wanted. φ is +1 where f is fooled and -1 where
-it is not, u_b are random unit vectors and δ is small against the distance:
+HopSkipJump stands on the boundary, and finds from labels alone which way leads deeper into what is wanted. φ is +1 where f is fooled and
+-1 where it is not, u_b are random unit vectors and δ is small against the distance:
 
     v = Σ_b (φ(x + r + δ u_b) - mean φ) u_b              points along the gradient of the margin, as many u_b as there are
     r' = r + ξ v / ||v||_2      (linf: ξ sign(v))        ξ = ||r|| / sqrt(k) first, then halved until f is fooled at x + r'
@@ -105,7 +105,7 @@ def _hopped(decide: Decide, problem: Problem, count: Array, draws: Array, exampl
     point = _returned(decide, problem, _started(decide, problem, examples), close)
     begun = point, point.r, jnp.where(point.found, 0, -1)
     _, (point, best, step) = _while(lambda carried: carried[0].found.any(), hop, begun, count)
-    last = _returned(decide, problem, point._replace(r=best), _CLOSE)
+    last = _clear(decide, problem, _returned(decide, problem, point._replace(r=best), _CLOSE))
     none = jnp.zeros_like(last.queries)
     return Search(last.r, step, none, none, last.queries)
 
@@ -193,6 +193,13 @@ def _returned(decide: Decide, problem: Problem, point: _Point, close: float) -> 
     ends = jnp.zeros_like(problem.epsilon), jnp.ones_like(problem.epsilon), point.queries
     _, (_, outer, queries) = _while(lambda bracket: wide(*bracket[:2]).any(), halve, ends, jnp.int32(64))
     return point._replace(r=back(outer), queries=queries)
+
+
+def _clear(decide: Decide, problem: Problem, point: _Point) -> _Point:
+    """A part in 10^5 beyond the boundary, so that f reads the same there when it is compiled anew and rounds otherwise."""
+    ahead = problem.into_box(point.r * (1 + _CLOSE))
+    fooled = decide(ahead) & point.found
+    return point._replace(r=jnp.where(fooled[:, None], ahead, point.r), queries=point.queries + point.found)
 
 
 def _while(more: Callable[[Any], Array], body: Callable[[Array, Any], Any], start: Any, count: Array) -> tuple[Array, Any]:

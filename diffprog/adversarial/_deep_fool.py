@@ -2,15 +2,16 @@
 
     z_j(x + r + d) - z_y(x + r + d)  ≈  m_j + <g_j, d>,      d_j = argmin ||d||  such that  m_j + <g_j, d> >= 0,  x + r + d in the box
 
-of all classes j other than y the nearest is stepped to; of a target, that one alone. The box is part of the step, so on a linear classifier
-the first one is the smallest perturbation there is.
+of all classes j other than y the nearest is stepped to. The box is part of the step, so on a linear classifier the first one is the
+smallest perturbation there is. A target must rise above every other class: the farthest of its boundaries is stepped to, and where several
+of them meet, what the steps come to is a way there, and not the shortest.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from diffprog import norms, require
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
@@ -18,7 +19,24 @@ from diffprog.adversarial._boundary import Best, as_examples, finished, finite, 
 from diffprog.adversarial._criterion import Logits
 from diffprog.adversarial._halfspace import nearest
 
-Rivals = Float[Array, "classes batch"]
+
+class Flat(NamedTuple):
+    """Linearised boundaries.
+
+    Attributes:
+        logits: at the point where they were.
+        steps: the shortest step of the box to each.
+        lengths: of the steps; infinite where the box ends before the boundary.
+    """
+
+    logits: Logits
+    steps: Float[Array, "classes batch n"]
+    lengths: Float[Array, "classes batch"]
+
+    def step(self, targeted: bool) -> Rows:
+        """To the nearest; to the farthest, where the target must rise above all."""
+        chosen = self.lengths.argmax(0) if targeted else self.lengths.argmin(0)
+        return jnp.take_along_axis(self.steps, chosen[None, :, None], axis=0)[0]
 
 
 def deep_fool(
@@ -52,8 +70,8 @@ def deep_fool(
     Source: S. Moosavi-Dezfooli, A. Fawzi and P. Frossard, "DeepFool: a simple and accurate method to fool deep neural networks", 2016.
 
     >>> found = deep_fool()(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
-    >>> print(found.distance.round(3), found.success)
-    [0.212] [ True]
+    >>> f"{found.distance[0]:.3f}"
+    '0.212'
     """
     norms.named(norm)
     count, most = jnp.int32(require.integer("steps", steps, low=1)), require.integer("candidates", candidates, low=1)
@@ -65,9 +83,9 @@ def deep_fool(
 
         def step(k: Array, carried: tuple[Rows, Best, Array]) -> tuple[Rows, Best, Array]:
             r, best, taken = carried
-            logits, d = _nearest_boundary(problem, norm, rivals, r)
-            best = best.or_shorter(problem, r, success(problem, logits), k)
-            further = problem.into_box(r + beyond.astype(r.dtype) * d)
+            flat = boundaries(problem, norm, rivals, r)
+            best = best.or_shorter(problem, r, success(problem, flat.logits), k)
+            further = problem.into_box(r + beyond.astype(r.dtype) * flat.step(problem.targeted))
             return jnp.where(best.found[:, None], r, further), best, taken + ~best.found * len(rivals)
 
         begun = jnp.zeros_like(problem.x), nothing(problem), jnp.zeros(len(problem.x), int)
@@ -78,15 +96,22 @@ def deep_fool(
     return searching("deep_fool", search, norm=norm, bounds=bounds, targeted=targeted)
 
 
-def likeliest(problem: Problem, most: int) -> Array:
+def likeliest(problem: Problem, most: int) -> Integer[Array, "classes batch"]:
     """(classes, batch): those to step towards, the likeliest first; of a targeted attack those to rise above with the target."""
     logits = problem.logits(problem.x)
     others = jnp.where(jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool), -jnp.inf, jnp.nan_to_num(logits))
     return jax.lax.top_k(others, min(most, logits.shape[1] - 1))[1].T
 
 
-def _nearest_boundary(problem: Problem, norm: str, rivals: Array, r: Rows) -> tuple[Logits, Rows]:
-    """The logits, and the step to the boundary that is nearest (to the farthest, where the target must rise above all)."""
+def nearest_first(problem: Problem, norm: str, most: int) -> Integer[Array, "classes batch"]:
+    """Of the likeliest classes those with the nearest linearised boundaries at x first."""
+    rivals = likeliest(problem, most)
+    flat = boundaries(problem, norm, rivals, jnp.zeros_like(problem.x))
+    return jnp.take_along_axis(rivals, jnp.argsort(flat.lengths, axis=0), axis=0)
+
+
+def boundaries(problem: Problem, norm: str, rivals: Array, r: Rows) -> Flat:
+    """The linearised boundary to each of the rivals at x + r."""
     logits, pull = jax.vjp(problem.seen, r)
     own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=logits.dtype)
     low, high = (bound - problem.x - r for bound in problem.bounds)
@@ -100,6 +125,4 @@ def _nearest_boundary(problem: Problem, norm: str, rivals: Array, r: Rows) -> tu
         short = (g * d).sum(1) < need * (1 - 1e-3)
         return d, jnp.where(short, jnp.inf, problem.norm.length(d))
 
-    steps, lengths = jax.lax.map(towards, rivals)
-    chosen = lengths.argmax(0) if problem.targeted else lengths.argmin(0)
-    return logits, jnp.take_along_axis(steps, chosen[None, :, None], axis=0)[0]
+    return Flat(logits, *jax.lax.map(towards, rivals))

@@ -1,7 +1,7 @@
 """Fast adaptive boundary: walk along the boundary between the classes towards the point of it that is nearest to x.
 
-Around r the boundary to another class is taken for flat, {r' : v + <g, r' - r> = 0}, with v the difference of the two logits at x + r and g its
-gradient. Two points of it lead on, both in the box: d steps to the nearest one from r, d0 to the nearest one from x.
+Around r the boundary to another class is taken for flat, {r' : v + <g, r' - r> = 0}, with v the difference of the two logits at x + r and
+g its gradient. Two points of it lead on, both in the box: d steps to the nearest one from r, d0 to the nearest one from x.
 
     d = nearest(<g, d> = -v)          d0 = nearest(<g, d0> = <g, r> - v)          α = min(||d|| / (||d|| + ||d0||), pull)
     r' = (1 - α) (r + η d) + α η d0                  a little beyond the boundary (η > 1), and drawn back towards x
@@ -76,7 +76,7 @@ def fab(
     one_by_one = None if targets is None else jnp.int32(require.integer("targets", targets, low=1))
     if targeted and targets is not None:
         raise ValueError(f"targets must be None for a targeted attack, whose target is y, got {targets}")
-    starts = as_examples(examples, require.bounds("bounds", bounds))
+    starts, smallest = as_examples(examples, require.bounds("bounds", bounds)), epsilon is None
 
     def step(problem: Problem, boundary: Boundary, r: Rows) -> tuple[Rows, Bool[Array, "batch"], Rows]:
         """r', whether it fools f, and where to go on from."""
@@ -108,7 +108,7 @@ def fab(
             return jax.lax.while_loop(more, once, begun)[2]
 
         kept = jax.lax.fori_loop(0, runs * turns, walk, _Kept(nothing(problem), none, none))
-        if epsilon is None:
+        if smallest:
             return finished(problem, kept.best, kept.gradients, kept.queries + 1, starts)
         return _inside(problem, kept)
 
@@ -143,7 +143,7 @@ def _rivals(problem: Problem) -> Integer[Array, "batch others"]:
 
 
 def _boundary(problem: Problem, rivals: Array, rank: Array | None) -> Boundary:
-    """The linearised boundary at x + r, to one rival, to the nearest, or of the target: what f lacks to cross it, below 0, and its gradient."""
+    """The boundary to one rival, to the nearest, or of the target, linearised at x + r: v, below 0 where f lacks to cross it, and g."""
     if problem.targeted:
         return lambda r: slope(problem, r)[:2]
 

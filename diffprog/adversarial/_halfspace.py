@@ -8,8 +8,8 @@ Each coordinate moves along sign(g_i) and has a room b_i on that side. Of all mo
     l2      |d_i| = min(t |g_i|, b_i)       ... by their g_i²
     l1      |d_i| = b_i where |g_i| > τ, a share of b_i where |g_i| = τ, else 0
 
-The gain is concave and piecewise linear in t: Newton's method from t = 0 never passes the solution and meets it after a few pieces. τ is found
-by halving. No sort.
+The gain is concave and piecewise linear in t: Newton's method from t = 0 never passes the solution and meets it after a few pieces. τ is
+found by halving. No sort.
 """
 
 import jax

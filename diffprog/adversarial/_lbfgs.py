@@ -3,11 +3,12 @@
     v_{k+1} = P(v_k + t d),     d = -H g on the free coordinates,     P clips to the box
 
 A coordinate is free unless it lies on a face of the box that the descent would push it through. H is the inverse Hessian that the last
-moves s and changes y of the gradient, restricted to the free coordinates, make by the two-loop recursion; t is halved from 1 until the value
-has fallen by a part of what the gradient promises (Armijo, along the projected path). What ends the search of one example ends none of another.
+moves and changes of the gradient, restricted to the free coordinates, make by the two-loop recursion; t is halved from 1 until the value
+has fallen by a part of what the gradient promises (Armijo, along the projected path). What ends the search of one example ends none of
+another.
 
-Source: D. Bertsekas, "Projected Newton methods for optimization problems with simple constraints", 1982; J. Nocedal, "Updating quasi-Newton
-matrices with limited storage", 1980.
+Source: D. Bertsekas, "Projected Newton methods for optimization problems with simple constraints", 1982; J. Nocedal, "Updating
+quasi-Newton matrices with limited storage", 1980.
 """
 
 from collections.abc import Callable
@@ -120,8 +121,9 @@ def _line_search(cost: Cost, low: Rows, high: Rows, state: State, d: Rows) -> tu
         accepted = ~fell & (promised < 0) & (value <= state.value + _ARMIJO * promised)
         seen = reached._replace(point=point, value=value, aux=aux, gradient=gradient)
         pick = lambda new, old: jnp.where(accepted.reshape(-1, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
-        kept = jax.tree.map(pick, seen[:4], reached[:4])
-        return t / 2, State(*kept, *reached[4:6], reached.taken + ~fell), fell | accepted
+        point, value, aux, gradient = jax.tree.map(pick, seen[:4], reached[:4])
+        reached = reached._replace(point=point, value=value, aux=aux, gradient=gradient, taken=reached.taken + ~fell)
+        return t / 2, reached, fell | accepted
 
     smallest = 0.5**_TRIALS
     going = lambda carried: (carried[0] > smallest) & ~carried[2].all()  # noqa: E731

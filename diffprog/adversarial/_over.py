@@ -4,6 +4,8 @@
     straight_through    f with steps       the gradient passes round, floor, ceil and sign as if they were the identity
     universal           one r, many x_i    argmax_r  mean_i min(L(clip(x_i + r)), β)  over the ball
     transfer            source and f       search with the gradients of the one, judge by the other
+
+Success is always what the program itself says: under other draws, with its steps in place, for each of the examples.
 """
 
 import dataclasses
@@ -29,8 +31,9 @@ _JUDGES = 4  # times as many draws decide on success as gave a gradient
 def expectation(attack: Attack, draws: int = 16) -> Attack:
     """The attack on a program that takes a key, f(x, key): on the mean of its probabilities, log E_key softmax f(x, key).
 
-    The draws follow from the point: every iterate of every example is seen through new ones, and yet the search sees a function. What is found is
-    judged by others, four times as many, so that a lucky draw is no success. Each example has its own, and f is called for one at a time.
+    The draws follow from the point: every iterate of every example is seen through new ones, and yet the search sees a function. What is
+    found is judged by others, four times as many, so that a lucky draw is no success. Each example has its own, and f is called for one
+    at a time.
 
     Args:
         attack: any attack; called with an f of (x, key), x of shape (1, ...) under `jax.vmap`.
@@ -48,7 +51,8 @@ def expectation(attack: Attack, draws: int = 16) -> Attack:
     [ True]
     """
     _require_attack(attack)
-    return _Expectation(**{**vars(attack), "name": f"expectation of {attack.name}"}, draws=require.integer("draws", draws, low=1))
+    draws = require.integer("draws", draws, low=1)
+    return _Expectation(**{**vars(attack), "name": f"expectation of {attack.name}", "draws": draws})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +89,8 @@ def _averaged(f: Callable[..., Any], key: jax.Array, draws: int) -> Callable[[An
 def straight_through(f: Callable[..., Any], through: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """f, with another gradient: as if each round, floor, ceil and sign in it were the identity; or that of `through`.
 
-    A program that quantises is constant almost everywhere: its gradient is zero, and says nothing of its robustness. The values stay those of f.
-    Conversions to integers and comparisons have no such gradient: for f with these give `through`.
+    A program that quantises is constant almost everywhere: its gradient is zero, and says nothing of its robustness. The values stay those
+    of f. Conversions to integers and comparisons have no such gradient: for f with these give `through`.
 
     Args:
         f: any callable of pytrees; with `through`, of floats that returns floats.
@@ -133,7 +137,7 @@ _ROUNDING = ("round", "floor", "ceil", "sign")
 @jax.jit
 def _rounding_passed(f: Program, args: tuple[Any, ...]) -> Any:
     traced, shape = jax.make_jaxpr(lambda f, args: f(*args), return_shape=True)(f, args)
-    passed = {path: _identity for path in _rounding_paths(traced)}
+    passed = dict.fromkeys(_rounding_paths(traced), _identity)
     outputs, _ = interpret(traced, passed, jax.tree.leaves((f, args)))
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
@@ -144,8 +148,8 @@ def _rounding_paths(traced: ClosedJaxpr) -> list[tuple[int, ...]]:
         raise ValueError(f"f must have a {', '.join(_ROUNDING)}, got none; give `through` for the whole of f")
     closed = [site for site in found if site.closed_by or site.ruled_by]
     if closed:
-        where = sorted({str(site.closed_by or site.ruled_by) for site in closed})
-        raise ValueError(f"f must not have its {closed[0].equation.primitive.name} inside {', '.join(where)}; give `through` for the whole of f")
+        what, where = closed[0].equation.primitive.name, sorted({str(site.closed_by or site.ruled_by) for site in closed})
+        raise ValueError(f"f must not have its {what} inside {', '.join(where)}; give `through` for the whole of f")
     return [site.path for site in found]
 
 
@@ -178,7 +182,8 @@ def universal(
 ) -> Callable[..., Universal]:
     """One perturbation for a set: argmax_r mean_i min(L(clip(x_i + r)), β) over the ball, by projected ascent on minibatches.
 
-    The clipped loss keeps examples that are long won from pulling r further. The rate falls from the width of the ball to 0, as that of `pgd`.
+    The clipped loss keeps examples that are long won from pulling r further. The rate falls from the width of the ball to 0, as that of
+    `pgd`.
 
     Args:
         norm: "linf", "l2" or "l1".
@@ -196,15 +201,15 @@ def universal(
     Raises:
         TypeError, ValueError: an argument that is none of these.
 
-    Sources: S. Moosavi-Dezfooli et al., "Universal adversarial perturbations", 2017; A. Shafahi et al., of the same name, 2020, whose method this
-    is, with its β.
+    Sources: S. Moosavi-Dezfooli et al., "Universal adversarial perturbations", 2017; A. Shafahi et al., of the same name, 2020, whose
+    method this is, with its β.
 
     >>> attack = universal(epsilon=0.25, steps=10)
     >>> print(attack(lambda x: x, jnp.array([[0.6, 0.5], [0.7, 0.3]]), jnp.array([0, 0]), key=jax.random.key(0)).perturbation)
     [-0.25  0.25]
     """
     measure, value = norms.named(norm), named_loss(loss)
-    radius, most = jnp.float32(require.number("epsilon", epsilon, low=0)), jnp.float32(require.number("ceiling", ceiling))
+    epsilon, ceiling = require.number("epsilon", epsilon, low=0), require.number("ceiling", ceiling)
     length, size = require.integer("steps", steps, low=1), require.integer("batch_size", batch_size, low=1)
     low, high = require.bounds("bounds", bounds)
     direction = norms.linf if measure is norms.linf else norms.l2
@@ -215,23 +220,32 @@ def universal(
         x, y = checked(f, x, y, (low, high))
         rows, back = as_rows(x)
         batches = _minibatches(key, len(y), min(size, len(y)), length)
+        radius, most, count = jnp.asarray(epsilon, rows.dtype), jnp.asarray(ceiling, rows.dtype), jnp.int32(length)
 
         def cost(r: Rows, batch: Array) -> Array:
-            logits = f(back(jnp.clip(rows[batch] + r, low, high)))
-            return -jnp.minimum(value(logits, y[batch], targeted), most).mean()
+            logits = f(back(jnp.clip(rows[batch] + _heard(jnp.broadcast_to(r, (len(batch), r.shape[1]))), low, high)))
+            won = jnp.minimum(value(logits, y[batch], targeted), most)
+            return -jnp.where(jnp.isfinite(won), won, 0).mean()
 
-        up = optax.stateless(lambda gradient, _: radius * direction.ascent(jnp.where(jnp.isfinite(gradient), -gradient, 0)))
-        falling = optax.scale_by_schedule(optax.linear_schedule(2.0, 0.0, length))
+        up = optax.stateless(lambda gradient, _: radius * direction.ascent(-gradient))
+        falling = optax.scale_by_schedule(lambda k: 2 * (1 - k / count))
         engine = descent.descent(cost, optax.chain(up, falling), lambda r: measure.project(r, radius))
         end = descent.run(engine, jnp.zeros_like(rows[:1]), batches, progress=False)
-        count = jnp.bincount(batches[: end.steps].ravel(), length=len(y))
-        moved = placed(rows, jnp.clip(end.variable, low - rows, high - rows))
-        return Universal(
-            jax.tree.map(lambda leaf: leaf[0], back(end.variable)),
-            _judged(f, _unjudged(back(moved), x, measure, end.steps, count), x, y, targeted),
-        )
+        gradients = jnp.bincount(batches[: end.steps].ravel(), length=len(y))
+        into_box = norms.linf.project_in_box(jnp.broadcast_to(end.variable, rows.shape), rows, radius, (low, high))
+        moved = _unjudged(back(placed(rows, into_box)), x, measure, end.steps, gradients)
+        return Universal(jax.tree.map(lambda leaf: leaf[0], back(end.variable)), _judged(f, moved, x, y, targeted))
 
     return search
+
+
+@jax.custom_vjp
+def _heard(r: Rows) -> Rows:
+    """r itself; an example whose gradient is NaN or infinite has no say in it."""
+    return r
+
+
+_heard.defvjp(lambda r: (r, None), lambda _, gradient: (jnp.where(jnp.isfinite(gradient).all(1, keepdims=True), gradient, 0),))
 
 
 def _minibatches(key: jax.Array, examples: int, size: int, steps: int) -> Array:

@@ -1,15 +1,18 @@
 """Square attack: random search by squares of one colour. It asks for logits, never for a gradient.
 
     r'      = r with another content in a square of side s_k, at a place drawn uniformly
-    r_{k+1} = r' if loss(x + r') > loss(x + r) or f is already fooled there, else r
+    r_{k+1} = r' if loss(x + r') > loss(x + r) or f is fooled at x + r', else r
 
-What the square holds is extreme, since the most harmful perturbations of a ball lie on its border. With linf every channel of it becomes +ε or -ε.
-With l2 and l1, r spends all its length: a second square of the same size is emptied, and what is then left of ε goes into the first, along
+What the square holds is extreme, since the most harmful perturbations of a ball lie on its border. With linf every channel of it becomes
++ε or -ε. With l2 and l1, r spends all its length: a second square of the same size is emptied, and what is then left of ε goes into the
+first, along
 
     r there / ||r there|| + h / ||h||,     h = +1 in one half of the square and -1 in the other
 
-(The paper's h falls off from the middle of each half; on digits, flat halves did as well.) The share p_k of the image that a square covers is halved nine times on the way: coarse changes first, then single pixels. Examples that are
-not images, arrays of shape (H, W, C), count as one row of numbers, with intervals for squares. A square is a mask, so every side is one program.
+The share p_k of the image that a square covers is halved nine times on the way: coarse changes first, then single pixels; with l2 two by
+two, since no pixel by itself can carry an even share of the length. (On digits, flat halves did as well as the paper's, which fall off from
+their middle, and two by two better than its least side, three.) Examples that are not images, arrays of shape (H, W, C), count as one row
+of numbers, with intervals for squares. A square is a mask, so every side is one program.
 
 Sources: M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square attack: a query-efficient black-box adversarial attack via random
 search", 2020; the l1 ball, F. Croce and M. Hein, "Mind the box", 2021.
@@ -24,11 +27,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from diffprog import norms, require
-from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
-from diffprog.adversarial._criterion import LOSSES, wanted
+from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, radii, searching
+from diffprog.adversarial._criterion import Loss, wanted
+from diffprog.adversarial._gradient import named_loss
 
 Image = Float[Array, "height width channels"]
 Mask = Bool[Array, "height width 1"]
+Proposal = Callable[[Problem, jax.Array, Rows, Array], Rows]
 
 # Where p is halved, as shares of the queries: those of the paper, which states them for 10,000 queries.
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -40,7 +45,7 @@ def square(
     epsilon: Any = 0.1,
     queries: int = 5000,
     p: float = 0.8,
-    loss: str = "margin",
+    loss: str | Loss = "margin",
     restarts: int = 1,
     bounds: Bounds = (0.0, 1.0),
     targeted: bool = False,
@@ -52,7 +57,7 @@ def square(
         epsilon: the radius, one for all or one for each example.
         queries: how many values of f each restart may ask for, at least 1; an example that is found asks no more. 5000 is the paper's.
         p: the share of the image that the first squares cover, in 0 .. 1; 0.8 is what the attack has in AutoAttack.
-        loss: "margin", "cross_entropy" or "dlr".
+        loss: "margin", "cross_entropy", "dlr", or a function (logits, y, targeted) -> (batch,) that grows towards what is wanted.
         restarts: how many searches, each with its own draws, for the examples that are not found yet.
         bounds: (low, high) of every number of x.
         targeted: whether y is the target.
@@ -67,10 +72,10 @@ def square(
     [ True]
     """
     require.choice("norm", norm, _PROPOSALS)
-    require.choice("loss", loss, LOSSES)
+    radii(epsilon, None, jnp.float32)
+    propose, value = _PROPOSALS[norm], named_loss(loss)
     allowed, runs = (jnp.int32(require.integer(*named, low=1)) for named in (("queries", queries), ("restarts", restarts)))
     share = jnp.float32(require.number("p", p, above=0, high=1))
-    propose, value = _PROPOSALS[norm], LOSSES[loss]
 
     def search(problem: Problem) -> Search:
         def offered(kept: _Kept, r: Rows, query: Array, restart: Array) -> _Kept:
@@ -149,10 +154,10 @@ def _frame(problem: Problem) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def _side(frame: tuple[int, int, int], covered: Array) -> Array:
+def _side(frame: tuple[int, int, int], covered: Array, least: int) -> Array:
     """The side of a square that covers this share of the frame; the length of an interval."""
     height, width, _ = frame
-    return jnp.maximum(jnp.round((covered * height * width) ** (0.5 if height > 1 else 1)), 1)
+    return jnp.maximum(jnp.round((covered * height * width) ** (0.5 if height > 1 else 1)), least)
 
 
 def _signs(drawn: Array) -> Array:
@@ -188,7 +193,7 @@ def _window(frame: tuple[int, int, int], side: Array, place: Array) -> tuple[Mas
 def _linf_proposal(problem: Problem, keys: jax.Array, r: Rows, covered: Array) -> Rows:
     """A square of +ε or -ε in each channel; of the opposite sign, where it holds that already."""
     frame = _frame(problem)
-    side = _side(frame, covered)
+    side = _side(frame, covered, 1)
 
     def painted(key: jax.Array) -> tuple[Image, Image]:
         drawn = jax.random.uniform(key, (2 + frame[2],))
@@ -201,23 +206,28 @@ def _linf_proposal(problem: Problem, keys: jax.Array, r: Rows, covered: Array) -
     return jnp.where((ahead == r).all(1, keepdims=True), against, ahead)
 
 
-def _spending_proposal(left: Callable[[Column, Column], Column], problem: Problem, keys: jax.Array, r: Rows, covered: Array) -> Rows:
-    """A square filled with what another had and what the ball has left."""
-    frame = _frame(problem)
-    side = _side(frame, covered)
+def _spending(left: Callable[[Column, Column], Column], least: int) -> Proposal:
+    """A square, of at least this side, filled with what another had and what the ball has left."""
 
-    def drawn(key: jax.Array) -> tuple[Image, Image, Image]:
-        drawn = jax.random.uniform(key, (5 + frame[2],))
-        filled, down, right = _window(frame, side, drawn[0:2])
-        emptied = _window(frame, side, drawn[2:4])[0]
-        halves = jnp.where(jnp.where(drawn[4] < 0.5, down, right) < 0.5, -1, 1)
-        return jnp.where(filled, halves, 0) * _signs(drawn[5:]), jnp.broadcast_to(filled, frame), jnp.broadcast_to(emptied, frame)
+    def propose(problem: Problem, keys: jax.Array, r: Rows, covered: Array) -> Rows:
+        frame = _frame(problem)
+        drawn = jax.vmap(functools.partial(_two_windows, frame, _side(frame, covered, least)))(keys)
+        halves, filled, emptied = (part.reshape(r.shape) for part in drawn)
+        rest = jnp.where(filled | emptied, 0, r)
+        content = _unit(problem.norm, jnp.where(filled, r, 0)) + _unit(problem.norm, halves.astype(r.dtype))
+        budget = left(problem.epsilon, jnp.minimum(problem.norm.length(rest), problem.epsilon))
+        return _within(problem, rest + budget[:, None] * _unit(problem.norm, content))
 
-    halves, filled, emptied = (part.reshape(r.shape) for part in jax.vmap(drawn)(keys))
-    rest = jnp.where(filled | emptied, 0, r)
-    content = _unit(problem.norm, jnp.where(filled, r, 0)) + _unit(problem.norm, halves.astype(r.dtype))
-    budget = left(problem.epsilon, jnp.minimum(problem.norm.length(rest), problem.epsilon))
-    return _within(problem, rest + budget[:, None] * _unit(problem.norm, content))
+    return propose
+
+
+def _two_windows(frame: tuple[int, int, int], side: Array, key: jax.Array) -> tuple[Image, Image, Image]:
+    """What goes into the one, h; the one and the other as masks."""
+    drawn = jax.random.uniform(key, (5 + frame[2],))
+    filled, down, right = _window(frame, side, drawn[0:2])
+    emptied = _window(frame, side, drawn[2:4])[0]
+    halves = jnp.where(jnp.where(drawn[4] < 0.5, down, right) < 0.5, -1, 1)
+    return jnp.where(filled, halves, 0) * _signs(drawn[5:]), jnp.broadcast_to(filled, frame), jnp.broadcast_to(emptied, frame)
 
 
 def _unit(norm: norms.Norm, rows: Rows) -> Rows:
@@ -226,8 +236,8 @@ def _unit(norm: norms.Norm, rows: Rows) -> Rows:
     return rows / jnp.where(length > 0, length, 1)[:, None]
 
 
-_PROPOSALS = {
+_PROPOSALS: dict[str, Proposal] = {
     "linf": _linf_proposal,
-    "l2": functools.partial(_spending_proposal, lambda whole, part: jnp.sqrt((whole + part) * (whole - part))),
-    "l1": functools.partial(_spending_proposal, lambda whole, part: whole - part),
+    "l2": _spending(lambda whole, part: jnp.sqrt((whole + part) * (whole - part)), least=2),
+    "l1": _spending(lambda whole, part: whole - part, least=1),
 }

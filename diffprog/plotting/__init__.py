@@ -5,6 +5,7 @@ from diffprog.plotting._curves import draw_accuracy, draw_costs, draw_curves
 from diffprog.plotting._graph import draw_graph
 from diffprog.plotting._images import draw_adversarial, draw_images
 from diffprog.plotting._page import Section, Table, write_page
+from diffprog.plotting._robustness import draw_robustness
 from diffprog.plotting._slopes import draw_slopes
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "draw_curves",
     "draw_graph",
     "draw_images",
+    "draw_robustness",
     "draw_slopes",
     "write_page",
 ]

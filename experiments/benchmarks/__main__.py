@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.benchmarks import harness
 
-BENCHMARKS = ["loops", "cnn", "backprop", "visualization"]
+BENCHMARKS = ["loops", "cnn", "backprop", "visualization", "attacks"]
 RESULTS = Path("results/benchmarks")
 
 
