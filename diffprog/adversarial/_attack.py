@@ -238,13 +238,11 @@ def _said(f: Program, x: Any) -> Any:
 
 
 def placed(x: Rows, r: Rows) -> Rows:
-    """x + r, rounded towards x: it is never farther from x than r says."""
+    """x + r, rounded towards x: its distance from x, in the numbers of its dtype, is never more than r says."""
     rounded = x + r
     known = jax.lax.stop_gradient(rounded)
-    # What rounding took from the sum, exactly (Knuth); where it took the other side of r, one unit in the last place, exact to add.
-    moved = known - x
-    taken = (x - (known - moved)) + (r - moved)
-    back = jnp.where(jnp.sign(taken) * jnp.sign(r) < 0, jnp.nextafter(known, x) - known, 0)
+    # One unit in the last place, which is exact to add.
+    back = jnp.where(jnp.abs(known - x) > jnp.abs(r), jnp.nextafter(known, x) - known, 0)
     return rounded + jax.lax.stop_gradient(back)
 
 

@@ -66,8 +66,8 @@ def fab(
         ensemble of diverse parameter-free attacks", 2020.
 
     >>> found = fab(norm="l2")(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
-    >>> print(found.distance.round(3), found.success)
-    [0.212] [ True]
+    >>> print(f"{found.distance[0]:.3f}", found.success)
+    0.212 [ True]
     """
     norms.named(norm)
     count, runs = jnp.int32(require.integer("steps", steps, low=1)), jnp.int32(require.integer("restarts", restarts, low=1))

@@ -74,7 +74,7 @@ def _attacked(apply: Any, params: Any, many: int, rounds: int, other: list[Any] 
     attack = adv.pgd(epsilon=EPSILON, steps=STEPS)
     contenders = {"PGD-40": lambda: attack(f, x, y, key=jax.random.key(0)), baseline: bare_gradients(apply, params, x, y)}
     if other:
-        cases = itertools.cycle(enumerate(_case(apply, params, many, k) for k, params in enumerate(other, 1)))
+        cases = itertools.cycle([(k, _case(apply, params, many, k)) for k, params in enumerate(other, 1)])
         contenders["PGD-40, all new"] = lambda: _all_new(*next(cases))
     return compare(contenders, baseline=baseline, rounds=rounds, warmup=2)
 

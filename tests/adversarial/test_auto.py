@@ -33,7 +33,7 @@ def in_full(stages, f, x, y, key):
 
 
 def weak_to_strong(epsilon=0.04):
-    return [adv.fgsm(epsilon=epsilon), adv.pgd(steps=20, epsilon=epsilon), adv.square(queries=40, epsilon=epsilon)]
+    return [adv.fgsm(epsilon=epsilon), adv.pgd(steps=3, epsilon=epsilon), adv.square(queries=40, epsilon=epsilon)]
 
 
 def test_an_example_comes_out_as_if_every_attack_had_seen_all(key):
@@ -53,6 +53,7 @@ def test_an_example_comes_out_as_if_every_attack_had_seen_all(key):
     assert list(found.broken.values()) == [(first == k).sum() for k in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "targeted", "norm", "most"), [(2, False, "linf", 0.1), (3, True, "l2", 0.5)])
 def test_auto_attack_stays_in_its_balls_and_says_what_f_says(classes, targeted, norm, most, key):
     f, x, y = case(3, classes=classes)
@@ -78,6 +79,7 @@ def test_a_misread_example_belongs_to_no_stage(key):
     assert sum(found.broken.values()) == (found.success & ~found.already).sum()
 
 
+@pytest.mark.slow
 def test_order_and_company_do_not_matter(key):
     f, x, y = case()
     attack = cascade(weak_to_strong())
@@ -111,6 +113,7 @@ def test_who_stands_compiles_nothing(key):
     assert max(broken) == 21
 
 
+@pytest.mark.slow
 def test_inside_jit_every_attack_sees_all_and_the_outcome_is_the_same(key):
     f, x, y = case()
     attack = cascade(weak_to_strong()[:2])
@@ -120,6 +123,7 @@ def test_inside_jit_every_attack_sees_all_and_the_outcome_is_the_same(key):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_float64_stays(key):
     with jax.enable_x64(True):
         f, x, y = case()
@@ -129,6 +133,7 @@ def test_float64_stays(key):
         assert (found.distance <= 0.04 * (1 + 1e-10)).all()
 
 
+@pytest.mark.slow
 def test_a_cascade_goes_through_what_attacks_are_put_over(key):
     f, x, y = case()
     transferred = adv.transfer(cascade(weak_to_strong()[:2]), f)(f, x, y, key=key)

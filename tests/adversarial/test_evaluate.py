@@ -101,6 +101,7 @@ def test_a_radius_for_each_example_and_names_of_ones_own():
     assert " .. " in str(own).splitlines()[3]
 
 
+@pytest.mark.slow
 def test_a_cascade_says_its_stages():
     f, x, y, _ = case()
     both = adv.cascade([adv.fgsm(epsilon=EPSILON), adv.square(epsilon=EPSILON, queries=5)])
@@ -117,6 +118,7 @@ def test_nan_logits_are_neither_right_nor_broken():
     assert found.clean.count == 13
 
 
+@pytest.mark.slow
 def test_examples_of_a_tree():
     f, x, y, _ = case()
     tree = {"a": x, "b": jnp.full((30, 1), 0.5)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import diffprog as dp
+from diffprog.adversarial._flags import Seen, signs
 
 adv = dp.adversarial
 RNG = np.random.default_rng(0)
@@ -27,21 +28,68 @@ def names(f, attacks=None, x=X, **keywords):
     return [flag.name for flag in adv.evaluate(f, x, y, attacks, key=jax.random.key(0), **keywords).flags]
 
 
-@pytest.mark.parametrize("apply", [linear, net])
+COUNT = 40
+CLEAN = Seen(
+    logits=jnp.tile(jnp.array([3.0, 1.0, -1.0]), (COUNT, 1)),
+    again=jnp.tile(jnp.array([3.0, 1.0, -1.0]), (COUNT, 1)),
+    gradient=jnp.ones((COUNT, 4)),
+    nearby=(jnp.ones((COUNT, 3)), jnp.ones((COUNT, 4))),
+    saturated=jnp.zeros(COUNT, bool),
+    short=jnp.full(COUNT, 1.0),
+    long=jnp.full(COUNT, 2.0),
+    wide=jnp.full(COUNT, 3.0),
+    turned=jnp.ones((4, COUNT), bool),
+    widened=True,
+)
+
+
+def first(count, value, other):
+    """The value for that many examples, the other for the rest."""
+    which = jnp.arange(COUNT) < count
+    return jnp.where(which.reshape(-1, *[1] * (jnp.ndim(other) - 1)), value, other)
+
+
+@pytest.mark.parametrize(
+    ("most", "change", "name"),
+    [
+        (0, lambda k: {"gradient": first(k, jnp.inf, CLEAN.gradient)}, "NaN or infinite gradients"),
+        (0, lambda k: {"nearby": (first(k, jnp.nan, CLEAN.nearby[0]), CLEAN.nearby[1])}, "NaN or infinite gradients"),
+        (2, lambda k: {"gradient": first(k, 0, CLEAN.gradient), "nearby": (CLEAN.logits, 0 * CLEAN.gradient)}, "zero gradients"),
+        (10, lambda k: {"saturated": first(k, True, CLEAN.saturated)}, "saturated softmax"),
+        (4, lambda k: {"long": first(k, 0.8, CLEAN.long)}, "loss falls with steps"),
+        (10, lambda k: {"wide": first(k, CLEAN.long, CLEAN.wide)}, "loss does not rise with ε"),
+        (6, lambda k: {"turned": CLEAN.turned.at[1, :k].set(False)}, "restarts disagree"),
+    ],
+)
+def test_a_flag_is_raised_by_one_example_more_than_it_allows(most, change, name):
+    raised = lambda k: [flag.name for flag in signs(CLEAN._replace(**change(k)), (), np.ones(COUNT, bool))]  # noqa: E731
+    assert raised(most) == []
+    assert raised(most + 1) == [name]
+
+
+def test_two_calls_differ_by_more_than_rounding():
+    raised = lambda by: [flag.name for flag in signs(CLEAN._replace(again=CLEAN.logits + by), (), np.ones(COUNT, bool))]  # noqa: E731
+    assert (raised(1e-6), raised(1e-2)) == ([], ["random program"])
+
+
+@pytest.mark.parametrize("apply", [pytest.param(linear, marks=pytest.mark.slow), net])
 def test_a_program_without_a_defence_raises_none(apply):
     attacks = [adv.pgd(epsilon=0.05, steps=10), adv.square(epsilon=0.05, queries=50), adv.fmn(steps=20)]
     assert names(dp.program(apply, WEIGHTS), attacks) == []
 
 
+@pytest.mark.slow
 def test_probabilities_for_logits():
     assert names(lambda x: jax.nn.softmax(net(WEIGHTS, x))) == ["probabilities for logits"]
     assert names(lambda x: jax.nn.log_softmax(net(WEIGHTS, x))) == []
 
 
+@pytest.mark.slow
 def test_saturated_softmax():
     assert names(lambda x: 1e3 * net(WEIGHTS, x)) == ["saturated softmax"]
 
 
+@pytest.mark.slow
 def test_zero_gradients_and_a_loss_that_does_not_rise():
     """An input rounded so coarsely that a start in the ball seldom crosses a step."""
     centres = jnp.round(2 * X) / 2
@@ -49,12 +97,14 @@ def test_zero_gradients_and_a_loss_that_does_not_rise():
     assert found == ["zero gradients", "loss does not rise with ε"]
 
 
+@pytest.mark.slow
 def test_nan_gradients():
     """A root at 0, under which the value is fine."""
     root = lambda x: net(WEIGHTS, x) + jnp.sqrt(jnp.maximum(x[:, :3] - 2, 0))  # noqa: E731
     assert "NaN or infinite gradients" in names(root)
 
 
+@pytest.mark.slow
 def test_nan_logits_near_the_examples():
     """A logarithm of what nearly any perturbation makes negative."""
     corner = jnp.where(X < 0.5, 0.3, 0.7)
@@ -62,6 +112,7 @@ def test_nan_logits_near_the_examples():
     assert "NaN or infinite gradients" in names(fragile, x=corner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", ["python", "callback"])
 def test_a_random_program(inside):
     source = np.random.default_rng(0)
@@ -75,6 +126,7 @@ def test_a_random_program(inside):
     assert "random program" in names(lambda x: net(WEIGHTS, x + 0.1 * noise(x)))
 
 
+@pytest.mark.slow
 def test_a_program_that_takes_its_key_is_not_blamed_for_drawing():
     noisy = lambda x, key: net(WEIGHTS, x + 0.02 * jax.random.normal(key, x.shape))  # noqa: E731
     attack = adv.expectation(adv.pgd(epsilon=0.1, steps=5), draws=4)
@@ -83,6 +135,7 @@ def test_a_program_that_takes_its_key_is_not_blamed_for_drawing():
     assert report.robust(0.1).value < report.clean.value - 0.2
 
 
+@pytest.mark.slow
 def test_a_loss_that_falls_with_steps_and_a_black_box_that_wins():
     """A gradient of the wrong sign, which leads the more astray the longer it is followed."""
     backwards = lambda x: jax.lax.stop_gradient(2 * x) - x  # noqa: E731
@@ -92,6 +145,7 @@ def test_a_loss_that_falls_with_steps_and_a_black_box_that_wins():
     assert "black box beats white box" in names(lambda x: net(WEIGHTS, backwards(x)), stages)
 
 
+@pytest.mark.slow
 def test_restarts_that_disagree():
     """A landscape of many hills, some of them high enough: where an ascent ends hangs on where it starts."""
     waves, phases = 8 * RNG.normal(size=(12, 60)), RNG.uniform(0, 6, 60)

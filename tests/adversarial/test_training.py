@@ -36,7 +36,7 @@ def closed_form(norm):
     return cost
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow), pytest.param("l1", marks=pytest.mark.slow)])
 def test_a_linear_models_loss_and_gradient_are_the_closed_form(norm, key):
     """Also for the examples that it misreads, which an attack alone would leave as they are."""
     params, x, y = case()
@@ -70,6 +70,7 @@ def test_the_gradient_is_that_at_the_attacked_examples(key):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_engine_descends_on_it_and_margins_grow(key):
     """Two clouds 0.4 apart on one axis and 0.1 on thirty others: trained plainly it leans on all, against linf on the one that holds."""
     rng = np.random.default_rng(0)
@@ -88,6 +89,7 @@ def test_the_engine_descends_on_it_and_margins_grow(key):
     assert trained(0.1) > 0.99
 
 
+@pytest.mark.slow
 def test_other_data_keys_and_parameters_compile_nothing(key):
     traces = []
 
