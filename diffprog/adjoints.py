@@ -128,9 +128,11 @@ def operation(equation: JaxprEqn) -> str:
 def _rule(equation: JaxprEqn) -> Callable[..., Array] | None:
     """The equation as a function with its fast derivative, if it has one."""
     make = _RULES.get(equation.primitive.name)
+    if make is None:
+        return None
     avals: list[Any] = [atom.aval for atom in (*equation.invars, *equation.outvars)]
     plain = {aval.dtype for aval in avals} == {avals[0].dtype} and jnp.issubdtype(avals[0].dtype, jnp.floating)
-    return make(equation.params) if make and plain and all(0 not in aval.shape for aval in avals) else None
+    return make(equation.params) if plain and all(0 not in aval.shape for aval in avals) else None
 
 
 class _Convolution(NamedTuple):

@@ -150,7 +150,7 @@ def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[W
         return _scan(equation, wires, tape, scope)
     if primitive == "while" and any(_inexact(variable) for variable in equation.outvars):
         return _while(equation, wires, tape, scope)
-    if primitive == "convert_element_type" and equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype:
+    if primitive == "convert_element_type" and _same_dtype(equation.invars[0].aval, equation.outvars[0].aval):
         return wires
     if primitive == "name":
         return _tap(equation, wires, tape, scope)
@@ -206,6 +206,11 @@ def _while(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> lis
             return carry
         carry = _enter(body, [*wires[first:second], *carry], tape, _joined(scope, f"step {step}"))
     raise ValueError(f"f must stop: its while loop has taken {_LONGEST_WHILE:,} steps, the most that are unrolled")
+
+
+def _same_dtype(before: Any, after: Any) -> bool:
+    """Whether a conversion does no more than forget that a number was weakly typed."""
+    return before.dtype == after.dtype
 
 
 def _unless_private(name: str, scope: str) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from diffprog import require
 from diffprog.program import Program, program
-from diffprog.visualization._objectives import Objective
+from diffprog.visualization._objectives import Objective, as_objective
 from diffprog.visualization._scores import require_images, require_readable
 from diffprog.visualization._search import Transform, transformed
 from diffprog.visualization._slicing import read_units
@@ -17,7 +17,7 @@ from diffprog.visualization._slicing import read_units
 
 def alpha_map(
     f: Callable[..., Any],
-    objective: Objective,
+    objective: Objective | Callable[[Array], Array],
     images: Float[Array, "n height width channels"],
     *,
     key: jax.Array,
@@ -50,6 +50,7 @@ def alpha_map(
     functions = tuple(require.function(f"transforms[{k}]", transform) for k, transform in enumerate(transforms))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
     seen = jax.eval_shape(lambda images: transformed(functions, images, keys), jnp.asarray(images))
+    objective = as_objective(objective)
     require_readable(f, objective, jax.ShapeDtypeStruct((1, *seen.shape[1:]), seen.dtype))
     if len(objective) != len(images):
         raise ValueError(f"images must be one for each of the objective's {len(objective)}, got {len(images)}")

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from diffprog import descent, require
 from diffprog.program import Program, program
-from diffprog.visualization._objectives import Objective
+from diffprog.visualization._objectives import Objective, as_objective
 from diffprog.visualization._scores import require_readable
 from diffprog.visualization._slicing import read_units
 
@@ -42,7 +42,7 @@ class Dream(NamedTuple):
 
 def dream(
     f: Callable[..., Any],
-    objective: Objective,
+    objective: Objective | Callable[[Array], Array],
     photograph: Photograph,
     *,
     key: jax.Array,
@@ -92,6 +92,7 @@ def dream(
     optimizer = optax.chain(_of_mean_size_one(), optax.sgd(require.number("rate", rate, above=0)))
     steps, tiles_at_once = require.integer("steps", steps, low=1), require.integer("tiles_at_once", tiles_at_once, low=1)
     photograph = jnp.asarray(photograph)
+    objective = as_objective(objective)
     require_readable(f, objective, jax.ShapeDtypeStruct((1, *tile, photograph.shape[2]), photograph.dtype))
     if len(objective) != 1:
         raise ValueError(f"objective must be of one image, asked of every tile, got {len(objective)}")

@@ -93,6 +93,8 @@ def _combined(a: Objective, sign: str, operation: Callable[[Any, Any], Any], oth
 
 def _with_numbers(a: Objective, sign: str, operation: Callable[[Any, Any], Any], numbers: Any) -> Objective:
     numbers = jnp.asarray(require.array("an objective's operand", numbers), jnp.result_type(float))
+    if not numbers.size:
+        raise ValueError("an objective's operand must hold at least one number, got none")
     require.finite("an objective's operand", numbers)
     if numbers.ndim > 1 or (numbers.ndim == 1 and 1 not in (len(a), len(numbers)) and len(a) != len(numbers)):
         raise ValueError(f"an objective of {len(a)} images goes with a number or one for each image, got an array {list(numbers.shape)}")
@@ -139,6 +141,8 @@ def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objec
     ids = _ids("unit", unit)
     if position is None:
         return Objective((Request(_node(node), ids),), (), lambda values, data: _middle(values[0]), _names(node, ids))
+    if not _is_list(position):
+        raise TypeError(f"position must be an index for each axis between the first and the last, got {position!r}")
     at = tuple(require.integer(f"position[{k}]", index, low=0) for k, index in enumerate(position))
     requests = (Request(_node(node), ids),)
     return Objective(requests, (), lambda values, data: _at(values[0], at), _names(node, ids, *at))
@@ -176,6 +180,8 @@ def direction(node: str, vector: ArrayLike, *, cosine: float = 0.0) -> Objective
     require.batch(vector=vectors)
 
     def score(values: Sequence[Array], data: Array) -> Scores:
+        if data.shape[-1] != values[0].shape[-1]:
+            raise ValueError(f"vector must have one number for each of the {values[0].shape[-1]} units of {node!r}, got {data.shape[-1]}")
         toward = data.reshape(len(data), *(1,) * (values[0].ndim - 2), -1)
         return _mean(_along(values[0], toward, -1, power))
 
@@ -280,7 +286,8 @@ def interpolate(a: Objective, b: Objective, images: int) -> Objective:
     """
     for name, objective in {"a": a, "b": b}.items():
         if not isinstance(objective, Objective) or len(objective) != 1:
-            raise ValueError(f"{name} must be an objective of one image, got {objective!r}")
+            came = f"one of {len(objective)} images" if isinstance(objective, Objective) else type(objective).__name__
+            raise ValueError(f"{name} must be an objective of one image, got {came}")
     t = jnp.linspace(0, 1, require.integer("images", images, low=2))
     return a * (1 - t) + b * t
 
@@ -302,6 +309,19 @@ def custom(score: Callable[..., Scores], *nodes: str, name: str = "custom") -> O
     return Objective(requests, (), lambda values, data: score(*values), (name,))
 
 
+def as_objective(objective: Any) -> Objective:
+    """An objective, or a function of the program's output as one."""
+    if isinstance(objective, Objective):
+        return objective
+    if not callable(objective):
+        raise TypeError(f"objective must be one Objective, such as logit([3, 5]), or a function of f's output, got {_short(objective)}")
+    return custom(objective)
+
+
+def _short(value: Any) -> str:
+    return f"{'an empty' if not value else 'a'} {type(value).__name__}" if isinstance(value, Sequence) else type(value).__name__
+
+
 def _node(node: Any) -> str:
     if not isinstance(node, str) or not node:
         raise TypeError(f"node must be the name of a node, got {node!r}")
@@ -317,7 +337,10 @@ def _ids(name: str, value: Any) -> Array:
     given = list(value)
     if not given:
         raise ValueError(f"{name} must hold at least one index, got none")
-    return jnp.asarray([require.integer(f"{name}[{k}]", index, low=0) for k, index in enumerate(given)], jnp.int32)
+    ids = [require.integer(f"{name}[{k}]", index, low=0) for k, index in enumerate(given)]
+    if max(ids) > np.iinfo(np.int32).max:
+        raise ValueError(f"{name} must hold indices, got {max(ids)}")
+    return jnp.asarray(ids, jnp.int32)
 
 
 def _is_list(value: Any) -> bool:

@@ -44,7 +44,7 @@ class Curve(NamedTuple):
 
 
 def randomise_parameters(
-    attribute: Callable[[Any], Examples], params: Mapping[str, Any], *, key: jax.Array, layers: Sequence[str] | None = None
+    attribute: Callable[[Any], Examples], params: Mapping[str, Any], *, key: jax.Array, layers: Sequence[str]
 ) -> Randomisation:
     """Randomise a model from its output downwards, and see what becomes of its attributions.
 
@@ -54,20 +54,22 @@ def randomise_parameters(
         attribute: params -> attribution (batch, ...), as `lambda params: saliency(program(model.apply, params), x, y)`.
         params: a dict of layers.
         key: a random key.
-        layers: names in the order in which they are randomised; by default the dict's own, from its last to its first.
+        layers: names in the order in which they are randomised, the output's first. The order of a dict says nothing: JAX sorts it.
 
     Raises:
         TypeError, ValueError: params that is no dict of layers, a layer that it does not have.
 
     >>> weights = {"a": jnp.arange(8.0), "b": jnp.ones(8)}
-    >>> randomise_parameters(lambda p: (p["a"] * p["b"])[None], weights, key=jax.random.key(0)).similarity[0].item()
+    >>> randomise_parameters(lambda p: (p["a"] * p["b"])[None], weights, key=jax.random.key(0), layers=["b"]).similarity[0].item()
     1.0
     """
     require.function("attribute", attribute)
     require.key("key", key)
     if not isinstance(params, Mapping) or not params:
         raise TypeError(f"params must be a dict of layers, got {type(params).__name__}")
-    order = tuple(reversed(list(params))) if layers is None else tuple(layers)
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise TypeError(f"layers must be a sequence of names of layers, the output's first, got {layers!r}")
+    order = tuple(layers)
     for layer in order:
         require.choice("layers", layer, params)
     whole, rows, broken = _ranks(attribute(params)), [], dict(params)
@@ -95,7 +97,7 @@ def deletion(f: Callable[..., Any], x: Examples, attribution: Examples, target: 
     >>> print(curve.scores, curve.area)
     [[4. 1. 0.]] [1.5]
     """
-    return _curve(f, x, jnp.full_like(x, require.number("fill", fill)), x, attribution, target, points)
+    return _curve(f, x, attribution, target, points, fill, put_in=False)
 
 
 def insertion(f: Callable[..., Any], x: Examples, attribution: Examples, target: Target, *, points: int = 21, fill: float = 0.0) -> Curve:
@@ -107,11 +109,13 @@ def insertion(f: Callable[..., Any], x: Examples, attribution: Examples, target:
     >>> print(curve.scores, curve.area)
     [[0. 3. 4.]] [2.5]
     """
-    return _curve(f, x, x, jnp.full_like(x, require.number("fill", fill)), attribution, target, points)
+    return _curve(f, x, attribution, target, points, fill, put_in=True)
 
 
-def _curve(f: Callable[..., Any], x: Any, changed: Array, begun: Array, attribution: Any, target: Target, points: int) -> Curve:
+def _curve(f: Callable[..., Any], x: Any, attribution: Any, target: Target, points: int, fill: float, *, put_in: bool) -> Curve:
     score, x = _explained(f, x, target, None)
+    filled = jnp.full_like(x, require.number("fill", fill))
+    begun, changed = (filled, x) if put_in else (x, filled)
     require.floating("attribution", attribution)
     require.finite("attribution", attribution)
     if attribution.shape not in (x.shape, x.shape[:-1]):

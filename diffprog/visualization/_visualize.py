@@ -7,7 +7,7 @@ and do not know of one another (unless an objective such as `diversity` says so)
 once. Which units they show are arguments of the compiled program, so other units are another call and not another compile.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from diffprog import interpreter, require
 from diffprog.program import Program, program
 from diffprog.visualization._images import Image
-from diffprog.visualization._objectives import Objective, custom
+from diffprog.visualization._objectives import Objective, as_objective
 from diffprog.visualization._penalties import OfVariable, Penalty
 from diffprog.visualization._scores import require_images, require_readable, scores
 from diffprog.visualization._search import Found, Plan, Transform, View, search
@@ -88,7 +88,7 @@ def visualize(
         start: an image to start from, or one for each.
         data: real images, to tell what share of them scores less than what was made.
         at_once: how many images are made together; by default as many as f's intermediate values leave room for in about 1 GiB.
-        plateau: stop when the last so many steps were on the mean no better than those before them; never by default.
+        plateau: an image stops when its last so many steps were on the mean no better than those before them; never by default.
         straight_through: the first so many steps pass the gradient through every relu as if it were the identity, so that a unit which is
             switched off can be reached.
         slicing: compute only the filters that are wanted where a node allows it: the same result, faster.
@@ -115,13 +115,15 @@ def visualize(
         slicing,
         progress,
     )
-    f, objective = program(f), objective if isinstance(objective, Objective) else custom(objective)
+    f, objective = program(f), as_objective(objective)
     view = View(image, _transforms(transforms), _penalties(penalties))
     starts = None if start is None else _starts(start, image, len(objective))
     seen = _seen(view)
     require_readable(f, objective, seen)
     if data is not None:
         require_images("data", data)
+        if data.shape[1:] != seen.shape[1:]:
+            raise ValueError(f"data must be images as f sees them, {list(seen.shape[1:])}, got {list(data.shape[1:])}")
     at_once = _room(f, seen) if at_once is None else require.integer("at_once", at_once, low=1)
 
     found = []
@@ -133,17 +135,24 @@ def visualize(
 
 
 def _transforms(transforms: Any) -> tuple[Transform, ...]:
-    if callable(transforms):
-        raise TypeError("transforms must be a sequence of functions (image, key) -> image, got one function; put it in a list")
+    if callable(transforms) or not isinstance(transforms, Iterable):
+        came = "one function; put it in a list" if callable(transforms) else type(transforms).__name__
+        raise TypeError(f"transforms must be a sequence of functions (image, key) -> image, got {came}")
     return tuple(require.function(f"transforms[{k}]", transform) for k, transform in enumerate(transforms))
 
 
-def _penalties(penalties: Any) -> tuple[tuple[Penalty | OfVariable, float], ...]:
+def _penalties(penalties: Any) -> tuple[tuple[Penalty | OfVariable, Array], ...]:
     if penalties is not None and not isinstance(penalties, Mapping):
         raise TypeError(f"penalties must be a dict of weights by penalty, got {type(penalties).__name__}")
     for penalty in penalties or {}:
         require.function("a penalty", penalty.penalty if isinstance(penalty, OfVariable) else penalty)
-    return tuple((penalty, require.number("a penalty's weight", weight)) for penalty, weight in (penalties or {}).items())
+    # Arrays, so that another weight is no other program.
+    return tuple((penalty, _weight(weight)) for penalty, weight in (penalties or {}).items())
+
+
+def _weight(weight: Any) -> Array:
+    known = weight.item() if getattr(weight, "ndim", None) == 0 else weight
+    return jnp.asarray(require.number("a penalty's weight", known), jnp.result_type(float))
 
 
 def _starts(start: Any, image: Image, count: int) -> Array:
@@ -152,7 +161,7 @@ def _starts(start: Any, image: Image, count: int) -> Array:
         raise ValueError(f"start must have shape {list(image.shape)} or {[count, *image.shape]}, got {list(start.shape)}")
     require.finite("start", start)
     require.within("start", start, *image.range)
-    return jnp.broadcast_to(jnp.asarray(start), (count, *image.shape))
+    return jnp.broadcast_to(jnp.asarray(start, jnp.result_type(float)), (count, *image.shape))
 
 
 def _seen(view: View) -> jax.ShapeDtypeStruct:
@@ -186,7 +195,7 @@ def _together(objective: Objective, found: Sequence[Found], on_data: np.ndarray 
         lambda *leaves: jnp.concatenate(leaves)[:count], *((batch.images, batch.variables, batch.scores) for batch in found)
     )
     history = [np.pad(batch.history, ((0, steps - len(batch.history)), (0, 0)), constant_values=np.nan) for batch in found]
-    endings = [batch.ending for batch in found for _ in batch.scores]
+    endings = [ending for batch in found for ending in batch.endings]
     percentiles = None if on_data is None else 100 * (on_data < np.asarray(own)[:, None]).mean(1)
     return Visualization(
         images, objective.names, np.asarray(own), np.concatenate(history, axis=1)[:, :count], percentiles, variables, tuple(endings[:count])

@@ -45,14 +45,14 @@ def test_area_is_that_of_a_line():
 
 def test_an_attribution_that_ignores_the_parameters_does_not_change():
     params = {"first": jnp.arange(20.0), "second": jnp.arange(5.0)}
-    edges = vis.randomise_parameters(lambda params: X, params, key=KEY)
+    edges = vis.randomise_parameters(lambda params: X, params, key=KEY, layers=["second", "first"])
     assert edges.layers == ("second", "first")
     np.testing.assert_allclose(edges.similarity, 1)
 
 
 def test_an_attribution_of_the_parameters_changes():
     params = {"first": jnp.arange(400.0).reshape(4, 100), "second": jnp.ones(5)}
-    found = vis.randomise_parameters(lambda params: params["first"], params, key=KEY)
+    found = vis.randomise_parameters(lambda params: params["first"], params, key=KEY, layers=["second", "first"])
     np.testing.assert_allclose(found.similarity[0], 1)
     # The rank correlation of 100 numbers with a random order has standard deviation 0.1.
     assert (np.abs(found.similarity[1]) < 0.45).all()
@@ -64,14 +64,16 @@ def test_similarity_is_spearman():
     a = jax.random.normal(KEY, (1, 30)).round(1)
     b = a + jax.random.normal(jax.random.key(5), (1, 30)).round(1)
     given = iter([a, b])
-    found = vis.randomise_parameters(lambda params: next(given), {"layer": jnp.ones(2)}, key=KEY)
+    found = vis.randomise_parameters(lambda params: next(given), {"layer": jnp.ones(2)}, key=KEY, layers=["layer"])
     np.testing.assert_allclose(found.similarity[0, 0], spearmanr(np.abs(a[0]), np.abs(b[0])).statistic, rtol=1e-6)
 
 
 def test_saliency_of_a_trained_network_forgets():
     model = dp.models.mlp((10, 16, 3))
     params = model.init(KEY)
-    found = vis.randomise_parameters(lambda p: vis.saliency(dp.program(model.apply, p), X, 1), params, key=KEY)
+    found = vis.randomise_parameters(
+        lambda p: vis.saliency(dp.program(model.apply, p), X, 1), params, key=KEY, layers=["logits", "affine1"]
+    )
     assert (found.similarity[-1] < 0.9).all()
 
 
@@ -83,11 +85,13 @@ def test_saliency_of_a_trained_network_forgets():
         (lambda: vis.deletion(total, X, X, 0, points=1), ValueError, "points"),
         (lambda: vis.insertion(total, X, X, 0, fill=jnp.nan), ValueError, "fill"),
         (lambda: vis.insertion(total, X, X, 1), ValueError, "units"),
-        (lambda: vis.randomise_parameters(3, {"a": X}, key=KEY), TypeError, "attribute"),
-        (lambda: vis.randomise_parameters(lambda p: X, [X], key=KEY), TypeError, "params"),
-        (lambda: vis.randomise_parameters(lambda p: X, {}, key=KEY), TypeError, "params"),
+        (lambda: vis.randomise_parameters(3, {"a": X}, key=KEY, layers=["a"]), TypeError, "attribute"),
+        (lambda: vis.randomise_parameters(lambda p: X, [X], key=KEY, layers=["a"]), TypeError, "params"),
+        (lambda: vis.randomise_parameters(lambda p: X, {}, key=KEY, layers=["a"]), TypeError, "params"),
         (lambda: vis.randomise_parameters(lambda p: X, {"a": X}, key=KEY, layers=["b"]), ValueError, "layers"),
-        (lambda: vis.randomise_parameters(lambda p: X, {"a": X}, key=3), TypeError, "key"),
+        (lambda: vis.randomise_parameters(lambda p: X, {"a": X}, key=KEY, layers="a"), TypeError, "layers"),
+        (lambda: vis.deletion(total, [[1.0]], X, 0), TypeError, "x must be"),
+        (lambda: vis.randomise_parameters(lambda p: X, {"a": X}, key=3, layers=["a"]), TypeError, "key"),
     ],
 )
 def test_refuses(call, error, message):

@@ -1,5 +1,6 @@
 """Descent on images: closed forms, invariants of batches and keys, one compile, and what is refused."""
 
+import functools
 import logging
 
 import jax
@@ -145,6 +146,39 @@ def test_a_cost_that_ends_in_nan_says_so():
     assert "nonfinite" in str(seen)
 
 
+def test_an_image_that_ends_in_nan_takes_no_other_with_it():
+    both = lambda x: jnp.stack([linear(x)[:, 0], jnp.log(0.6 - x[:, 0, 0, 0])], 1)  # noqa: E731
+    see = functools.partial(vis.visualize, both, image=vis.pixels(SHAPE), steps=60)
+    seen = see(vis.logit([0, 1]) * jnp.array([1.0, -1.0]), key=KEY)
+    alone = see(vis.logit(0), key=KEY)
+    assert seen.endings == ("steps", "nonfinite")
+    np.testing.assert_allclose(seen.images[0], alone.images[0], atol=1e-6)
+    np.testing.assert_allclose(seen.history[:, 0], alone.history[:, 0], rtol=1e-6)
+    last = np.isfinite(seen.history[:, 1]).sum()
+    assert 0 < last < 60
+    assert np.isnan(seen.history[last:, 1]).all()
+    assert np.isfinite(seen.images).all()
+    assert np.isfinite(seen.scores).all()
+
+
+def test_an_image_stops_on_its_own_plateau():
+    narrow = lambda x: jnp.stack([linear(x)[:, 0], x[:, 0, 0, 0] * 1e-3], 1)  # noqa: E731
+    see = functools.partial(vis.visualize, narrow, image=vis.pixels(SHAPE), steps=300, plateau=20, optimizer=optax.sgd(0.05))
+    seen, alone = see(vis.logit([0, 1]), key=KEY), see(vis.logit(0), key=KEY)
+    assert seen.endings == ("plateau", "steps")
+    np.testing.assert_allclose(seen.images[0], alone.images[0], atol=1e-6)
+
+
+def test_another_weight_of_a_penalty_compiles_nothing(caplog):
+    see = lambda weight: vis.visualize(linear, vis.logit(0), vis.pixels(SHAPE), key=KEY, steps=3, penalties={vis.l2: weight})  # noqa: E731
+    first = see(0.1)
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING):
+        other, same = see(0.2), see(jnp.float32(0.1))
+    assert not [record for record in caplog.records if "Compiling" in record.message]
+    np.testing.assert_array_equal(first.images, same.images)
+    assert np.abs(other.images - first.images).max() > 0
+
+
 def test_straight_through_reaches_a_unit_that_is_switched_off():
     off = lambda x: jax.nn.relu(linear(x) - 100)  # noqa: E731
     off_then_on = lambda x: jax.nn.relu(linear(x) - 1)  # noqa: E731
@@ -214,7 +248,10 @@ def test_alpha_is_where_the_objective_looks():
         ({"objective": vis.logit(10)}, ValueError, "units 0 .. 9, got 10"),
         ({"objective": vis.unit("conv2", 0, (9, 0))}, ValueError, "position"),
         ({"objective": vis.unit("conv2", 0, (1,))}, ValueError, "position"),
-        ({"objective": 3}, TypeError, "score must be callable"),
+        ({"objective": 3}, TypeError, "objective must be one Objective.* got int"),
+        ({"objective": []}, TypeError, "objective must be one Objective.* got an empty list"),
+        ({"objective": [vis.logit(1), vis.logit(2)]}, TypeError, "objective must be one Objective.* got a list"),
+        ({"objective": vis.direction("conv2", jnp.ones(1))}, ValueError, "vector must have one number for each of the 6 units"),
         ({"objective": lambda logits: logits}, ValueError, "one for each image"),
         ({"objective": vis.inversion("conv2", jnp.ones((1, 2, 2, 6)))}, ValueError, "shape"),
         ({"image": (8, 8, 1)}, TypeError, "image must be an Image"),
@@ -225,6 +262,7 @@ def test_alpha_is_where_the_objective_looks():
         ({"transforms": vis.jitter(1)}, TypeError, "put it in a list"),
         ({"transforms": [vis.crop(9)]}, ValueError, "9"),
         ({"transforms": [3]}, TypeError, "transforms"),
+        ({"transforms": None}, TypeError, "transforms"),
         ({"penalties": [vis.l2]}, TypeError, "penalties"),
         ({"penalties": {vis.l2: "a"}}, TypeError, "weight"),
         ({"penalties": {(lambda image: image): 1.0}}, ValueError, "scalar"),
@@ -235,6 +273,7 @@ def test_alpha_is_where_the_objective_looks():
         ({"start": jnp.zeros((3, 8, 8, 1))}, ValueError, "start"),
         ({"data": jnp.zeros((8, 8, 1))}, ValueError, "data"),
         ({"data": jnp.full((2, 8, 8, 1), jnp.nan)}, ValueError, "data"),
+        ({"data": jnp.zeros((2, 8, 8, 3))}, ValueError, "data must be images as f sees them"),
         ({"at_once": 0}, ValueError, "at_once"),
         ({"plateau": 0}, ValueError, "plateau"),
         ({"straight_through": -1}, ValueError, "straight_through"),
