@@ -98,8 +98,8 @@ def descent(
 
     Args:
         cost: `cost(variable, x) -> J`, a float scalar, or `(J, aux)`; pure. To ascend, return -J.
-        optimizer: any optax optimizer. Those that ask for more than a gradient, such as line searches, get the `value`, `grad`, `value_fn`
-            and `grad_fn` they ask for.
+        optimizer: any optax optimizer. Those that ask for more than a gradient, such as line searches, get the `value`, `grad`, `value_fn`,
+            `grad_fn` and `x` they ask for.
         project: `project(variable) -> variable`, applied after each update; None for anywhere.
 
     Raises:
@@ -131,9 +131,10 @@ def descent(
 
     def step(state: State, x: Any) -> tuple[State, Info]:
         (value, aux), gradient = jax.value_and_grad(cost_and_aux, has_aux=True)(state.variable, x)
-        value_of = lambda variable: cost_and_aux(variable, x)[0]  # noqa: E731
+        # optax hands what it has for the rules on to `value_fn`, if that names it.
+        value_of = lambda variable, x=x, grad_fn=None: cost_and_aux(variable, x)[0]  # noqa: E731
         gradient_of = lambda variable, *_: jax.grad(value_of)(variable)  # noqa: E731
-        known = {"value": value, "grad": gradient, "value_fn": value_of, "grad_fn": gradient_of}
+        known = {"value": value, "grad": gradient, "value_fn": value_of, "grad_fn": gradient_of, "x": x}
         updates, moved = update(gradient, state.optimizer, state.variable, **{name: known[name] for name in wanted})
         variable = optax.apply_updates(state.variable, updates)
         return State(variable if project is None else project(variable), moved), Info(value, aux)
@@ -146,7 +147,7 @@ def _extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
     takes = inspect.signature(update).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
     names = {parameter.name for parameter in takes}
-    return tuple(name for name in ("value", "grad", "value_fn", "grad_fn") if name in names or (takes_all and name != "grad_fn"))
+    return tuple(name for name in ("value", "grad", "value_fn", "grad_fn", "x") if takes_all or name in names)
 
 
 def run(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from diffprog import norms, require
-from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
+from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, radii, searching
 from diffprog.adversarial._criterion import Labels, Logits, Loss, cross_entropy
 from diffprog.adversarial._gradient import Best, Look, better, chosen, drawn, inwards, looking, named_loss, ordered, restarting
 
@@ -89,6 +89,7 @@ def apgd(
         return restarting(problem, look, once, length, runs * count)
 
     name = "apgd" if targets is None else "apgd, targets"
+    radii(epsilon, None, jnp.float32)
     return searching(name, search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
 
 

@@ -49,13 +49,14 @@ def cross_entropy(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "ba
     >>> cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([0]), targeted=False)
     Array([0.6931472], dtype=float32)
     """
-    log_probability = _of(jax.nn.log_softmax(logits), y)
-    gap = margin(logits, y, targeted)
-    # What is left for the others; below the rounding of 1 it no longer reaches the gradient of softmax.
-    others = jax.nn.logsumexp(_without(logits, y), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-    left = log_probability if targeted else others
+    own, others = _of(logits, y), _without(logits, y)
+    ahead = jax.nn.logsumexp(others, axis=-1) - own
+    gap, surprise = others.max(-1) - own, jax.nn.softplus(ahead)
+    # What is left to win; below the rounding of 1 it no longer reaches the gradient of softmax.
+    left = -ahead if targeted else ahead
     saturated = jax.lax.stop_gradient(left < jnp.log(jnp.finfo(logits.dtype).eps))
-    return jnp.where(saturated, gap, log_probability if targeted else -log_probability)
+    value = jnp.where(saturated, gap, surprise)
+    return -value if targeted else value
 
 
 def dlr(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
@@ -75,7 +76,8 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dl
 
 
 def _of(logits: Logits, y: Labels) -> Float[Array, "batch"]:
-    return jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
+    # A selection and a sum: the gradient of a gather would be a scatter, which is slow.
+    return jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), logits, 0).sum(-1)
 
 
 def _without(logits: Logits, y: Labels) -> Logits:

@@ -77,7 +77,8 @@ def look(
     logits, gradient = _slope(opened, x, y)
     nearby = _slope(opened, _near(x, norm, epsilon, bounds, key), y)
     again = None if draws is not None else _called_again(f, x, logits)
-    wider = min(2 * epsilon, bounds[1] - bounds[0])
+    box = norms.named(norm).length(jnp.full_like(gradient[:1], bounds[1] - bounds[0]))
+    wider = min(2 * epsilon, float(box[0]))
 
     def ascend(steps: int, radius: float, start: int) -> tuple[Array, Array]:
         attack = pgd(norm=norm, epsilon=radius, steps=steps, bounds=bounds)

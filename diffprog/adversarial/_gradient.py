@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Integer
 
 from diffprog import norms, require
-from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
+from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, radii, searching
 from diffprog.adversarial._criterion import LOSSES, Labels, Logits, Loss, wanted
 from diffprog.descent import descent
 
@@ -57,6 +57,7 @@ def fgsm(
     [[0.5  0.75]]
     """
     search = _ascending(lambda problem: optax.chain(_upwards(problem), _steps(problem, lambda _: _FAR)), loss, 1, 1, random_start=False)
+    radii(epsilon, None, jnp.float32)
     return searching("fgsm", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
 
 
@@ -107,6 +108,7 @@ def pgd(
         return optax.chain(_upwards(problem), _steps(problem, lambda k: first * (1 - k / length)))
 
     search = _ascending(update, loss, steps, restarts, random_start=random_start)
+    radii(epsilon, None, jnp.float32)
     return searching("pgd", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
 
 
@@ -146,6 +148,7 @@ def momentum(
         return optax.chain(_finite, optax.scale(-1), _UNIT_IN_L1, optax.trace(mu), _steps(problem, lambda _: 1 / length))
 
     search = _ascending(update, loss, steps, 1, random_start=False)
+    radii(epsilon, None, jnp.float32)
     return searching("momentum", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
 
 

@@ -9,9 +9,9 @@ times larger until there is a success, then halving the bracket on the logarithm
     carlini_wagner   ||r||² + c max(-m, 0)               Adam on w, x + r = box(tanh w)       Carlini and Wagner 2017
     elastic_net      ||r||² + β ||r||_1 + c max(-m, 0)   accelerated proximal gradient        Chen et al. 2018
 
-with m the margin of the logits and p the probability of what is wanted. All begin at the linearised boundary that is nearest, and not at
-r = 0, where the loss knows of the likeliest class alone. The shortest success of all rounds is kept, and `_boundary` brings it back to the
-boundary. Lengths are in units of the box's width.
+with m the margin of the logits and p the probability of what is wanted. Every second c begins at r = 0, where the loss knows of the
+likeliest class alone, the others at the linearised boundary that is nearest. The shortest success of all is kept, and `_boundary` brings it
+back to the boundary. Lengths are in units of the box's width.
 """
 
 from collections.abc import Callable
@@ -222,7 +222,7 @@ def _weighing(name: str, norm: str, minimise: Minimise, beta: Any, searches: int
 
         def once(round: Array, carried: Any) -> Any:
             best, taken, c, low, high = carried
-            new, gradients = minimise(problem, c, start, round)
+            new, gradients = minimise(problem, c, jnp.where(round % 2 == 0, start, 0), round)
             low, high = jnp.where(new.found, low, jnp.maximum(low, c)), jnp.where(new.found, jnp.minimum(high, c), high)
             between = jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), high / 10)
             return best.or_best(new), taken + gradients, jnp.where(jnp.isfinite(high), between, 10 * low), low, high

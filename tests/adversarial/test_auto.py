@@ -32,8 +32,10 @@ def in_full(stages, f, x, y, key):
     return founds, first
 
 
-def weak_to_strong(epsilon=0.04):
-    return [adv.fgsm(epsilon=epsilon), adv.pgd(steps=3, epsilon=epsilon), adv.square(queries=40, epsilon=epsilon)]
+def weak_to_strong(epsilon=0.12):
+    """In l2, where no two starts end in the same corner."""
+    ball = {"norm": "l2", "epsilon": epsilon}
+    return [adv.fgsm(**ball), adv.pgd(steps=3, **ball), adv.square(queries=40, **ball)]
 
 
 def test_an_example_comes_out_as_if_every_attack_had_seen_all(key):
@@ -130,7 +132,7 @@ def test_float64_stays(key):
         f, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (f, x))
         found = cascade(weak_to_strong()[:2])(f, x, y, key=key)
         assert found.adversarial.dtype == found.distance.dtype == jnp.float64
-        assert (found.distance <= 0.04 * (1 + 1e-10)).all()
+        assert (found.distance <= 0.12 * (1 + 1e-10)).all()
 
 
 @pytest.mark.slow
