@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffprog import require
 from diffprog.training._batches import Seen
 
 Loss = Callable[..., Float[Array, ""] | Float[Array, "batch"]]

@@ -9,7 +9,7 @@ held-out data, the best parameters so far, a bar, and whether to stop. No step w
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,8 @@ def _epoch_by_epoch(
     state, best_state, best, least = params, None, None, np.inf
     costs: list[np.ndarray] = []
     measured: list[dict[str, float]] = []
-    done, ending = 0, cast(Ending, "steps")
+    done: int = 0
+    ending: Ending = "steps"
     with tqdm.tqdm(total=plan.steps, disable=None if progress is None else not progress, delay=0 if progress else 1) as bar:
         while done < plan.steps and ending == "steps":
             last, epoch = _next_look(plan, done, bool(watched.measures)), len(measured) + 1

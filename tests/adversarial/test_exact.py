@@ -9,6 +9,8 @@ A rectifier a = max(z, 0) with low <= z <= high is four inequalities and a numbe
 Source: V. Tjeng, K. Xiao and R. Tedrake, "Evaluating robustness of neural networks with mixed integer programming", 2019.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def network(weights, x):
 
 def case(seed):
     rng = np.random.default_rng(seed)
-    shapes = list(zip(LENGTHS, LENGTHS[1:], strict=False))
+    shapes = list(itertools.pairwise(LENGTHS))
     weights = [(rng.normal(size=shape) * np.sqrt(2 / shape[0]), 0.1 * rng.normal(size=shape[1])) for shape in shapes]
     x = rng.uniform(size=(BATCH, LENGTHS[0]))
     weights[-1] = weights[-1][0], -np.asarray(network([*weights[:-1], (weights[-1][0], 0)], x)).mean(0)
