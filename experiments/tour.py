@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import diffprog as dp
 from diffprog.plotting import Section, Table
@@ -43,19 +42,6 @@ def visualize(program: dp.Program, objective: vis.Objective, images: jax.Array, 
         penalties={vis.of_variable(vis.l2): PLAINNESS},
         key=key,
     ).images
-
-
-def attack(program: dp.Program, images: jax.Array, labels: jax.Array, epsilon: float, steps: int, key: jax.Array) -> jax.Array:
-    """Descend on a perturbation: projected gradient steps that raise the loss within |r| <= epsilon and pixels in [0, 1]."""
-    radius = jnp.float32(epsilon)
-    ascend = optax.stateless(lambda gradient, _: 2.5 / steps * radius * dp.norms.linf.ascent(-gradient))
-
-    def cost(perturbation: jax.Array, step: jax.Array) -> jax.Array:
-        return -dp.losses.softmax_cross_entropy(program(images + perturbation), labels).mean()
-
-    nearest = lambda perturbation: dp.norms.linf.project_in_box(perturbation, images, radius)  # noqa: E731
-    start = nearest(dp.norms.linf.sample(key, images.shape, epsilon))
-    return images + dp.descent.run(dp.descent.descent(cost, ascend, nearest), start, steps).variable
 
 
 def gradients_by_hand(digits: dp.data.Dataset, key: jax.Array) -> list[list[Any]]:
@@ -95,12 +81,13 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     trained = train(MODEL, digits.x_train, digits.y_train, epochs, train_key)
     logits = visualize(trained.program, vis.logit(range(10)), digits.x_train, steps, see_key)
     channels = visualize(trained.program, vis.channel(CHANNELS, range(SHOWN_CHANNELS)), digits.x_train, steps, see_key)
-    attacked = {eps: attack(trained.program, digits.x_test, digits.y_test, eps, attack_steps, attack_key) for eps in EPSILONS}
-    robust = [float((trained.program(images).argmax(-1) == digits.y_test).mean()) for images in attacked.values()]
+    attacks = {eps: dp.adversarial.pgd(epsilon=eps, steps=attack_steps) for eps in EPSILONS}
+    found = {eps: attack(trained.program, digits.x_test, digits.y_test, key=attack_key) for eps, attack in attacks.items()}
+    robust = [float((~result.success).mean()) for result in found.values()]
     gradients, report = gradients_by_hand(digits, hand_key), check(digits, hand_key)
 
     first = np.array([np.flatnonzero(np.asarray(digits.y_test) == digit)[0] for digit in range(10)])
-    shown, shown_attacked = digits.x_test[first], attacked[SHOWN_EPSILON][first]
+    shown, shown_attacked = digits.x_test[first], found[SHOWN_EPSILON].adversarial[first]
     before, after = (jax.nn.softmax(trained.program(images)) for images in (shown, shown_attacked))
     figures = {
         "training": dp.plotting.draw_costs(trained.costs, scale="log", cost="cross-entropy of a batch"),

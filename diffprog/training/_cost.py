@@ -2,8 +2,8 @@
 
     J(θ, k) = Σ_i w_i L(θ, x_i, y_i, ...) / Σ_i w_i            over the batch that step k sees
 
-A loss is a function (params, *arrays) of a batch: of one number, which is taken as it is, or of one for each example, which are averaged with
-their weights. If it has an argument `key`, it is given one of its own at each step.
+A loss is a function (params, *arrays) of a batch: to one number, which is taken as it is, or to one for each example, which are averaged
+with their weights. If it has an argument `key`, it is given one of its own at each step.
 
     accumulate = n       the batch is seen in n parts, one after another, and only one part's values are kept: the gradient of their mean
     remat                no intermediate values are kept at all; the backward pass computes them again
