@@ -5,6 +5,7 @@ A program computes y = f(x) through intermediate values h. With a name for h, f 
     read        (f(x), h)          the value of the node
     replace     s(x, v)            the program with v in place of h
     perturb     s(x, h + δ)        its gradient at δ = 0 is the adjoint dy/dh of the node
+    intervene   s(x, v), h'(x, v)  and what another node h' becomes
 
 A node is named in the model, `h = tap(h, "hidden1")`, which is the identity and costs nothing; a name used k times means k nodes,
 "hidden1#0", "hidden1#1", ... In a model without taps every convolution is a node "conv:0", "conv:1", ... and every matrix product a node
@@ -179,6 +180,20 @@ def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[
     return _changed(f, "deltas", deltas, _add)
 
 
+def intervene(f: Callable[..., Any], values: Mapping[str, ArrayLike], names: Iterable[str]) -> Callable[..., tuple[Any, dict[str, Array]]]:
+    """The function args -> (s(args, v), nodes): f with the values v in place of its nodes, and what others of its nodes then are, by name.
+
+    Every name is that of the node in f as it is: what is read after "matmul:0" was replaced is still "matmul:1". A node that was replaced
+    reads as its v. Args and errors are those of `replace`, and for `names` of `read`.
+
+    >>> f = lambda x: tap(tap(x * x, "square") + 1, "sum")
+    >>> intervene(f, {"square": 5.0}, ["sum"])(3.0)[1]
+    {'sum': Array(6., dtype=float32, weak_type=True)}
+    """
+    arrays, chosen = _arrays(f, "values", values), names_of(names)
+    return lambda *args: _change(_opened(f), args, arrays, chosen, "values", _put)
+
+
 def _listed(f: Callable[..., Any], args: tuple[Any, ...], primitives: Iterable[str]) -> dict[str, Site]:
     require.function("f", f)
     return _keyed(_nodes(_trace(_opened(f), args)[0], primitives))
@@ -190,14 +205,18 @@ def _opened(f: Callable[..., Any]) -> Program:
 
 
 def _changed(f: Callable[..., Any], argument: str, values: Mapping[str, ArrayLike], action: Action) -> Callable[..., Any]:
+    arrays = _arrays(f, argument, values)
+    return lambda *args: _change(_opened(f), args, arrays, (), argument, action)[0]
+
+
+def _arrays(f: Callable[..., Any], argument: str, values: Mapping[str, ArrayLike]) -> dict[str, Array]:
     require.function("f", f)
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise TypeError(f"{argument} must be a mapping from names to arrays, got {values!r}")
     for name, value in values.items():
         require.array(f"{argument}[{name!r}]", value)
     require.finite(argument, dict(values))
-    arrays = {name: jnp.asarray(value) for name, value in values.items()}
-    return lambda *args: _change(_opened(f), args, arrays, argument, action)
+    return {name: jnp.asarray(value) for name, value in values.items()}
 
 
 # Names, shapes and dtypes are checked inside these two: that is once for each structure and shape, and before XLA sees the program.
@@ -209,17 +228,20 @@ def _read(f: Any, args: tuple[Any, ...], chosen: tuple[str, ...] | None) -> tupl
     return jax.tree.unflatten(structure, outputs), {name: side[site.path] for name, site in found.items()}
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _change(f: Any, args: tuple[Any, ...], values: dict[str, Array], argument: str, action: Action) -> Any:
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _change(
+    f: Any, args: tuple[Any, ...], values: dict[str, Array], chosen: tuple[str, ...], argument: str, action: Action
+) -> tuple[Any, dict[str, Array]]:
     traced, structure = _trace(f, args)
-    found = _find(values, traced)
+    found, read = _find(values, traced), _find(chosen, traced)
     for name, site in found.items():
         _require_changeable(f"{argument}[{name!r}]", values[name], site)
     given = {site.path: values[name] for name, site in found.items()}
     if len(given) < len(found):
         raise ValueError(f"{argument} must have one array for each node, got two for one node among {', '.join(map(repr, found))}")
-    outputs, _ = interpret(traced, dict.fromkeys(given, action), jax.tree.leaves((f, args)), given)
-    return jax.tree.unflatten(structure, outputs)
+    actions = {site.path: _see for site in read.values()} | dict.fromkeys(given, action)
+    outputs, side = interpret(traced, actions, jax.tree.leaves((f, args)), given)
+    return jax.tree.unflatten(structure, outputs), {name: side[site.path] for name, site in read.items()}
 
 
 def _see(equation: JaxprEqn, inputs: Sequence[Any], given: None) -> tuple[list[Any], Any]:
@@ -227,8 +249,8 @@ def _see(equation: JaxprEqn, inputs: Sequence[Any], given: None) -> tuple[list[A
     return outputs, outputs[0]
 
 
-def _put(equation: JaxprEqn, inputs: Sequence[Any], given: Array) -> tuple[list[Any], None]:
-    return [given], None
+def _put(equation: JaxprEqn, inputs: Sequence[Any], given: Array) -> tuple[list[Any], Array]:
+    return [given], given
 
 
 def _add(equation: JaxprEqn, inputs: Sequence[Any], given: Array) -> tuple[list[Any], None]:

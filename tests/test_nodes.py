@@ -221,6 +221,25 @@ def test_a_name_used_twice_is_two_nodes():
         nodes.read(f, ["h"])(X)
 
 
+def test_after_an_intervention_nodes_keep_their_names():
+    def f(x):
+        return straight(straight(x @ jnp.eye(3)) @ jnp.eye(3)) @ jnp.eye(3)
+
+    v = 2 * X
+    for given, told in ({"h#0": v}, "h#1"), ({"matmul:0": v}, "matmul:2"), ({"matmul:0": v, "h#1": X}, "matmul:1"):
+        out, values = nodes.intervene(f, given, [told, *given])(X)
+        close(out, nodes.replace(f, given)(X))
+        close({name: values[name] for name in given}, given)
+        if len(given) == 1:
+            close(values[told], {"h#1": jnp.sin(jnp.cos(v * X)), "matmul:2": straight(straight(v))}[told])
+
+
+def test_an_intervention_in_a_loop_is_stacked():
+    v = jnp.ones((3, 3)) * X
+    out, values = nodes.intervene(counted, {"h": v}, ["h"])(X)
+    close((out, values["h"]), (nodes.replace(counted, {"h": v})(X), v))
+
+
 class Block(linen.Module):
     @linen.compact
     def __call__(self, x):
@@ -358,6 +377,17 @@ def test_loops_of_unknown_length_are_refused_by_name_only():
 def test_changes_inside_a_custom_rule_are_refused(change):
     with pytest.raises(ValueError, match=r"'square'.* inside a 'custom_vjp_call'.* bypass its derivative rule"):
         change(cubed, {"square": X})(X)
+
+
+def test_interventions_are_checked_on_both_sides():
+    with pytest.raises(ValueError, match=r"values\['h'\] must be float32\[3, 3\] like its node, got float32\[3\]"):
+        nodes.intervene(counted, {"h": X}, [])(X)
+    with pytest.raises(ValueError, match="'g' is unknown"):
+        nodes.intervene(straight, {"h": X}, ["g"])(X)
+    with pytest.raises(TypeError, match="names must be a sequence of strings"):
+        nodes.intervene(straight, {"h": X}, 3)
+    with pytest.raises(TypeError, match="f must be callable, got int"):
+        nodes.intervene(3, {"h": X}, ["h"])
 
 
 @pytest.mark.parametrize(("change", "argument"), [(nodes.replace, "values"), (nodes.perturb, "deltas")])

@@ -24,11 +24,11 @@ from jaxtyping import Array
 
 from diffprog import require
 from diffprog.adversarial import _lbfgs
+from diffprog.adversarial._adapting import cosine
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
 from diffprog.adversarial._boundary import Best, ahead, as_examples, finished, finite, nothing, number, slope, success, width
 from diffprog.adversarial._criterion import Logits
 from diffprog.adversarial._deep_fool import boundaries, likeliest
-from diffprog.adversarial._minimum import cosine
 from diffprog.descent import descent
 
 Minimise = Callable[[Problem, Column, Rows, Array], tuple[Best, Array]]

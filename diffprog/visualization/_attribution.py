@@ -13,6 +13,7 @@ With s the score that is explained (an output y_j, or any objective) and h what 
 Everything is batched: one attribution for each example, of its own score.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,12 +23,15 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from diffprog import nodes, require
+from diffprog.nodes import _find, _trace
 from diffprog.program import Program, program
-from diffprog.visualization._objectives import Objective, Units, logit
+from diffprog.visualization._layout import axes_of, first_and_last, moved_back
+from diffprog.visualization._objectives import Objective, Units, custom, logit
 from diffprog.visualization._rectifiers import guided, with_rectifier
 from diffprog.visualization._scores import read_whole, require_readable
+from diffprog.visualization._values import depends
 
-Target = Units | Objective
+Target = Units | Objective | Callable[[Array], Array]
 Examples = Float[Array, "batch ..."]
 Score = Callable[[Examples], Float[Array, "batch"]]
 
@@ -51,14 +55,15 @@ def saliency(f: Callable[..., Any], x: Examples, target: Target, *, at: str | No
         f: a program of a batch of examples.
         x: (batch, ...), finite floats.
         target: s: the index j of an output, one for all or one for each example; or an objective, of one image or of the batch, which
-            may be about any node: `unit("hidden1", 3)`.
+            may be about any node: `unit("hidden1", 3)`; or a function of f's output, output -> (batch,).
         at: the node h that it is attributed to; the input by default. It must lie before the target.
 
     Returns:
-        (batch, ...), of the shape of x, or of the node.
+        (batch, ...), of the shape of x, or of the node with its images first and its units last.
 
     Raises:
-        TypeError, ValueError: x that is not such, an output that f does not have, a node that it does not have.
+        TypeError, ValueError: x that is not such, an output that f does not have, a node that it does not have, a target that does not
+            depend on `at`.
 
     >>> saliency(lambda x: x**2, jnp.array([[1.0, 2.0]]), 1)
     Array([[0., 4.]], dtype=float32)
@@ -147,10 +152,10 @@ def grad_cam(
 
     Args:
         f, x, target: as for `saliency`; x are images.
-        node: h, (batch, p, q, c), usually the last convolution.
+        node: h, a convolution, usually the last, or a tap (batch, p, q, c). It must lie before the target.
 
     Returns:
-        (batch, height, width), resized linearly from p x q to the images.
+        (batch, height, width) of x's dtype, resized linearly from p x q to the images.
 
     >>> f = lambda x: nodes.tap(x, "h").mean((1, 2))
     >>> grad_cam(f, jnp.ones((1, 2, 2, 1)), 0, "h")[0]
@@ -162,7 +167,7 @@ def grad_cam(
     if h.ndim != 4:
         raise ValueError(f"node must be of shape (batch, p, q, channels), got {node!r} of {list(h.shape)}")
     strength = _gradient(score, h).mean((1, 2), keepdims=True)
-    return jax.image.resize(jax.nn.relu((strength * h).sum(-1)), x.shape[:3], "linear")
+    return jax.image.resize(jax.nn.relu((strength * h).sum(-1)), x.shape[:3], "linear").astype(jnp.asarray(x).dtype)
 
 
 def occlusion(
@@ -191,7 +196,7 @@ def occlusion(
     """
     require.floating("x", x, rank=4)
     score, x = _explained(f, x, target, None)
-    rows, columns = require.integers("window", (window, window) if isinstance(window, int) else window, least=2, most=2)
+    rows, columns = require.integers("window", (window, window) if isinstance(window, int | np.integer) else window, least=2, most=2)
     stride, fill = require.integer("stride", stride, low=1), require.number("fill", fill)
     if rows > x.shape[1] or columns > x.shape[2]:
         raise ValueError(f"window must fit in an image of {list(x.shape[1:3])}, got {[rows, columns]}")
@@ -210,20 +215,37 @@ def _explained(f: Callable[..., Any], x: Any, target: Target, at: str | None) ->
     require.finite("x", x)
     x, objective = jnp.asarray(x), score_of(target, len(x))
     require_readable(f, objective, jax.ShapeDtypeStruct(x.shape, x.dtype))
-    requests, score, data = objective.requests, objective.score, objective.data
+    units, score, data = tuple(request.units for request in objective.requests), objective.score, objective.data
+    names = tuple(request.node for request in objective.requests)
 
-    def scores(g: Callable[[Any], Any], x: Any) -> Array:
-        pairs = zip(read_whole(g, [request.node for request in requests], x), requests, strict=True)
-        return score([value if request.units is None else _own_unit(value, request.units) for value, request in pairs], data)
+    def scores(values: list[Array]) -> Array:
+        return score([value if own is None else _own_unit(value, own) for value, own in zip(values, units, strict=True)], data)
 
     if at is None:
-        return program(lambda h: scores(f, h)), x
-    return program(lambda h: scores(nodes.replace(f, {at: h}), x)), nodes.read(f, [at])(x)[1][at]
+        return program(lambda h: scores(read_whole(f, names, h))), x
+    (h,) = read_whole(f, [at], x)
+    _require_before(f, x, h, at, names)
+    return program(lambda h: scores(_read_after(f, x, h, at, names))), h
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _read_after(f: Program, x: Array, h: Array, at: str, names: tuple[str | None, ...]) -> list[Any]:
+    """What `read_whole` reads, with h in place of the node `at`."""
+    wanted = [name for name in names if name is not None]
+    axes = axes_of(f, x, _find([at, *wanted], _trace(f, (x,))[0]))
+    output, values = nodes.intervene(f, {at: moved_back(h, axes[at])}, wanted)(x)
+    return [output if name is None else first_and_last(values[name], axes[name]) for name in names]
+
+
+def _require_before(f: Program, x: Array, h: Array, at: str, names: tuple[str | None, ...]) -> None:
+    if not depends(jax.make_jaxpr(lambda h: _read_after(f, x, h, at, names))(h)):
+        of = " and ".join("the output" if name is None else repr(name) for name in names)
+        raise ValueError(f"at must lie before the target, got {at!r}, on which {of} does not depend")
 
 
 def score_of(target: Target, batch: int) -> Objective:
     """The objective of a batch of examples that a target means."""
-    objective = target if isinstance(target, Objective) else logit(target)
+    objective = target if isinstance(target, Objective) else custom(target) if callable(target) else logit(target)
     if len(objective) not in (1, batch):
         raise ValueError(f"target must be one for all examples or one for each of {batch}, got {len(objective)}")
     return objective if len(objective) == batch else objective.take([0] * batch)

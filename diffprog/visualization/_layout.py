@@ -1,11 +1,11 @@
 """Layout: where a node has its images, and where its units.
 
-This package takes every node as (images, ..., units). The output of a program and a tap are, as their author says; an operation has the axes
-that the framework gave it, (units, images) for the product W x of a `vmap`:
+This package takes every node as (images, ..., units). The output of a program and its taps are so, as their author says. An operation has
+the axes that the framework gave it, such as (units, images) for the product W x under `vmap`, and is turned:
 
-    convolution        its dimension numbers name both
-    matrix product     images: the axis that grows by one when the batch does
-                       units: the columns of the other operand, or the last axis if both operands are of one image each
+    convolution        its dimension numbers name both axes
+    matrix product     images: the axis that is one longer when the batch is
+                       units:  the last axis of the operand without images, the weights; of the product, where both operands have images
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,11 @@ from diffprog.visualization._filters import Axes
 
 
 def axes_of(f: Program, images: Any, found: Mapping[str, Site]) -> dict[str, Axes]:
-    """The axes of the images and of the units of some nodes of f, as it was traced on `images`."""
+    """The axes of the images and of the units of some nodes of f, as they were found in its trace on `images`.
+
+    Raises:
+        ValueError: a matrix product does not have one axis of the images.
+    """
     return {name: _axes(f, images, name, site) for name, site in found.items()}
 
 
@@ -60,33 +64,29 @@ def _axes_of_convolution(equation: JaxprEqn) -> Axes:
 
 
 def _axis_of_images(f: Program, images: Any, name: str, site: Site) -> int:
-    count, shape = images.shape[0], _value(site).shape
-    longer = _shape_with_one_more(f, images, name)
-    # A program that takes batches of one size only: an axis of that size, if there is but one.
+    count, shape, longer = images.shape[0], _value(site).shape, _with_one_more(f, images, name)
+    # For a program of one batch size only: the axis of that size, if there is but one.
     grown = [axis for axis, size in enumerate(shape) if (size == count if longer is None else size != longer[axis])]
     if len(grown) != 1 or shape[grown[0]] != count:
         raise ValueError(f"node {name!r} of {list(shape)} must have one axis of the {count} images; tap it as (images, ..., units)")
     return grown[0]
 
 
-def _shape_with_one_more(f: Program, images: Any, name: str) -> tuple[int, ...] | None:
+def _with_one_more(f: Program, images: Any, name: str) -> tuple[int, ...] | None:
+    """The shape of a node for a batch of one more image; None if f takes no such batch."""
     more = jax.ShapeDtypeStruct((images.shape[0] + 1, *images.shape[1:]), images.dtype)
     try:
-        shape = _value(_find([name], _trace(f, (more,))[0])[name]).shape
-    except Exception:  # whatever a program may raise for a batch that it was not written for
+        return _value(_find([name], _trace(f, (more,))[0])[name]).shape
+    except Exception:  # whatever a program raises that was not written for this batch
         return None
-    return shape if len(shape) == images.ndim else shape
 
 
 def _axis_of_columns(site: Site, images: int) -> int:
-    """Axes of the output are those of both operands that go together, those of the first alone, and those of the second alone."""
-    steps, (summed, together) = len(site.steps), site.equation.params["dimension_numbers"]
-    avals: list[Any] = [atom.aval for atom in site.equation.invars]
-    first = steps + len(together[0])
-    second = first + avals[0].ndim - len(summed[0]) - len(together[0])
-    end = len(_value(site).shape)
-    if first <= images < second < end:
-        return end - 1
-    if images >= second > first:
-        return second - 1
-    return max(axis for axis in range(end) if axis != images)
+    """The output has the axes that both operands share, those of the first alone, and those of the second alone."""
+    (summed, _), (shared, _) = site.equation.params["dimension_numbers"]
+    operand: Any = site.equation.invars[0].aval
+    first, end = len(site.steps) + len(shared), len(_value(site).shape)
+    second = first + operand.ndim - len(summed) - len(shared)
+    own, other = range(first, second), range(second, end)
+    columns = other if images in own else own if images in other else ()
+    return max(columns or set(range(end)) - {images}, default=images)

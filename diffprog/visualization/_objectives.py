@@ -132,7 +132,7 @@ def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objec
 
     Args:
         node: a tap, or an operation such as "conv:3"; the name of a pre-activation spares you the units that a relu has switched off.
-        unit: j, an index of the node's last axis, or several, for one image each.
+        unit: j, an index of the node's units, or several, for one image each.
         position: where, an index for each axis between the first and the last; the middle by default. A node (batch, units) has none.
 
     >>> unit("conv2", [0, 1], position=(3, 3)).names
@@ -153,7 +153,7 @@ def channel(node: str, unit: Units) -> Objective:
 
     Args:
         node: a tap or an operation.
-        unit: c, an index of the node's last axis, or several, for one image each.
+        unit: c, an index of the node's units, or several, for one image each.
 
     >>> len(channel("conv2", range(64)))
     64
@@ -202,7 +202,7 @@ def inversion(node: str, target: ArrayLike) -> Objective:
 
     Args:
         node: a tap or an operation.
-        target: h*, what `dp.nodes.read` returned for some images: (images, ...), finite.
+        target: h*, the values of the node for some images, as `read_units` returns them: (images, ..., units), finite.
 
     >>> inversion("conv2", jnp.ones((1, 8, 8, 64))).names
     ('conv2 of 0',)
@@ -221,7 +221,7 @@ def caricature(node: str, target: ArrayLike, *, cosine: float = 1.0) -> Objectiv
 
     Args:
         node: a tap or an operation.
-        target: h*, what `dp.nodes.read` returned for some images: (images, ...), finite.
+        target: h*, the values of the node for some images, as `read_units` returns them: (images, ..., units), finite.
         cosine: power >= 0 of the cosine.
 
     >>> caricature("conv2", jnp.ones((1, 8, 8, 64))).names

@@ -1,6 +1,6 @@
 """What any images score by an objective: the units of one program read on real data, or on what another program was made to see."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffprog import nodes, require
+from diffprog import require
 from diffprog.program import Program, program
-from diffprog.visualization._objectives import Objective
+from diffprog.visualization._objectives import Objective, as_objective
+from diffprog.visualization._slicing import Request, read_units, require_channels
 
 _AT_ONCE = 256
 
 Images = Float[Array, "images height width channels"]
 
 
-def scores(f: Any, objective: Objective, images: Images) -> np.ndarray:
+def scores(f: Any, objective: Objective | Callable[[Array], Array], images: Images) -> np.ndarray:
     """What each image scores by each part of an objective.
 
     Args:
         f: a program of a batch of images.
-        objective: of n images.
+        objective: of n images; or a function of f's output, output -> (batch,).
         images: (m, height, width, channels), finite floats.
 
     Returns:
@@ -36,7 +37,7 @@ def scores(f: Any, objective: Objective, images: Images) -> np.ndarray:
     [[2. 5.]
      [0. 3.]]
     """
-    opened = program(f)
+    opened, objective = program(f), as_objective(objective)
     require_images("images", images)
     require_readable(opened, objective, jax.ShapeDtypeStruct(jnp.shape(images), jnp.asarray(images).dtype))
     pieces = [jnp.asarray(images[first : first + _AT_ONCE]) for first in range(0, len(images), _AT_ONCE)]
@@ -64,9 +65,8 @@ def _scores_of_units(f: Program, score: Program, names: tuple[str | None, ...], 
 
 
 def read_whole(f: Any, names: Sequence[str | None], images: Any) -> list[Array]:
-    """The values of nodes; of the output, for None."""
-    output, values = nodes.read(f, {name for name in names if name is not None})(images)
-    return [output if name is None else values[name] for name in names]
+    """The values of nodes, (images, ..., units); of the output, for None."""
+    return read_units(f, [Request(name) for name in names], slicing=False)(images)[1]
 
 
 def require_images(name: str, images: Any) -> None:
@@ -83,9 +83,8 @@ def require_readable(f: Any, objective: Objective, images: jax.ShapeDtypeStruct)
     whole = jax.eval_shape(lambda images: read_whole(f, [request.node for request in objective.requests], images), images)
     values = []
     for request, value in zip(objective.requests, whole, strict=True):
-        name = "the program's output" if request.node is None else f"node {request.node!r}"
-        if getattr(value, "ndim", 0) < 2 or value.shape[0] != images.shape[0]:
-            raise ValueError(f"{name} must have the axes (image, ..., unit), got {value}")
+        require_channels(request.node, value, images.shape[0])
+        name = "the output" if request.node is None else f"node {request.node!r}"
         if request.units is not None and int(request.units.max()) >= value.shape[-1]:
             raise ValueError(f"{name} has units 0 .. {value.shape[-1] - 1}, got {int(request.units.max())}")
         last = value.ndim if request.units is None else value.ndim - 1

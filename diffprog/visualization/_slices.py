@@ -90,7 +90,8 @@ class Slices:
     def of(self, value: Value, axes: Axes) -> Array | None:
         """The slice of a value, of size 1 along the channel axis; None if it does not lead to a filter."""
         if (value, axes) not in self.known:
-            made = value.equation if self._has(value, axes) else None
+            # Nothing comes before what is made of nothing, such as an iota.
+            made = value.equation if value.inputs and self._has(value, axes) else None
             self.known[value, axes] = None if made is None else self._slice(value, made, axes)
         return self.known[value, axes]
 

@@ -10,16 +10,18 @@ picked from it. Either way what is not read, and what comes after it, costs noth
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer
 
-from diffprog import nodes, require
+from diffprog import require
 from diffprog.nodes import _find, _trace
 from diffprog.program import Program, program
+from diffprog.visualization._filters import Axes
+from diffprog.visualization._layout import axes_of, first_and_last
 from diffprog.visualization._slices import Slices, picked
 from diffprog.visualization._values import Value, values_of
 
@@ -29,7 +31,7 @@ class Request(NamedTuple):
 
     Attributes:
         node: a name as `nodes.read` takes it; None for the output of the program.
-        units: the channel u_i that image i is about, an index of the node's last axis, (batch,); None for the whole value.
+        units: the channel u_i that image i is about, (batch,); None for the whole node, (batch, ..., channels).
     """
 
     node: str | None
@@ -38,6 +40,9 @@ class Request(NamedTuple):
 
 def read_units(f: Callable[..., Any], requests: Sequence[Request], *, slicing: bool = True) -> Callable[[Array], tuple[Any, list[Any]]]:
     """The function images -> (f(images), values): what f returns, and h[i, ..., u_i] for each node h asked for, (batch, ...).
+
+    The output and taps have the images first and the channels last; convolutions and matrix products have them wherever the framework put
+    them, and are turned to be so (see `_layout`).
 
     Gradients flow through the values; slicing changes them by rounding only. Where a function with its own derivative rule was sliced, such
     as `jax.nn.relu`, the values have no forward mode (`jax.jvp`).
@@ -50,7 +55,7 @@ def read_units(f: Callable[..., Any], requests: Sequence[Request], *, slicing: b
     Raises:
         TypeError: f is not callable, `requests` no sequence of `Request`, units that are not integers (batch,).
         ValueError: on the call: units of another length than the batch or (where values are known) out of range, a node without an axis of
-            images and one of channels, and what `nodes.read` raises.
+            images and one of channels, a matrix product of which it cannot be told where they are, and what `nodes.read` raises.
 
     >>> f = lambda x: x @ jnp.asarray([[1.0, 10.0], [2.0, 20.0]])
     >>> read_units(f, [Request(None, jnp.asarray([1, 0]))])(jnp.eye(2))[1]
@@ -87,25 +92,21 @@ def _require_units(f: Program, names: tuple[str | None, ...], units: tuple[Any, 
             raise ValueError(f"requests[{k}].units must be one for each of the images {list(given.shape)}, got {list(wanted.shape)}")
     # Where units are traced, as in a loop, this would trace f once more and find nothing.
     if any(require.values(wanted) is not None for wanted in units if wanted is not None):
-        for k, (name, whole, wanted) in enumerate(zip(names, jax.eval_shape(_whole, f, images, names), units, strict=True)):
+        values = jax.eval_shape(_read, f, images, (None,) * len(names), names, False)[1]
+        for k, (name, whole, wanted) in enumerate(zip(names, values, units, strict=True)):
             if wanted is not None:
-                _require_channels(name, whole, len(images))
+                require_channels(name, whole, len(images))
                 require.labels(f"requests[{k}].units", wanted, whole.shape[-1])
 
 
-def _require_channels(name: str | None, value: Any, count: int) -> None:
+def require_channels(name: str | None, value: Any, count: int) -> None:
+    """A node, or the output for None, that is (images, ..., channels)."""
     shape = getattr(value, "shape", None)
-    if shape is None or len(shape) < 2 or shape[0] != count:
-        came = type(value).__name__ if shape is None else list(shape)
-        raise ValueError(
-            f"{'the output' if name is None else f'node {name!r}'} must be ({count} images, ..., channels) to read units, got {came}"
-        )
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _whole(f: Program, images: Array, names: tuple[str | None, ...]) -> list[Any]:
-    output, values = nodes.read(f, [name for name in names if name is not None])(images)
-    return [output if name is None else values[name] for name in names]
+    if shape is None:
+        size = f" of {len(value)}" if isinstance(value, Sized) else ""
+        raise ValueError(f"f must return an array, got a {type(value).__name__}{size}")
+    if len(shape) < 2 or shape[0] != count:
+        raise ValueError(f"{'the output' if name is None else f'node {name!r}'} must be ({count} images, ..., channels), got {list(shape)}")
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
@@ -114,15 +115,20 @@ def _read(f: Program, images: Array, units: tuple[Any, ...], names: tuple[str | 
     found = _find([name for name in names if name is not None], traced)
     leaves = [Value(leaf) for leaf in jax.tree.leaves((f, (images,)))]
     outputs, values = values_of(traced, leaves, {name: site.path for name, site in found.items()})
-    output = jax.tree.unflatten(structure, [value.array for value in outputs])
-    whole = [jax.tree.unflatten(structure, outputs) if name is None else values[name] for name in names]
-    return output, [_one(name, value, wanted, len(images), slicing) for name, value, wanted in zip(names, whole, units, strict=True)]
+    output, made = jax.tree.unflatten(structure, [value.array for value in outputs]), jax.tree.unflatten(structure, outputs)
+    axes = axes_of(f, images, found)
+
+    def one(name: str | None, units: Array | None) -> Any:
+        whole = output if name is None else first_and_last(values[name].array, axes[name])
+        if units is None:
+            return whole
+        require_channels(name, whole, len(images))
+        value, where = (made, (0, whole.ndim - 1)) if name is None else (values[name], axes[name])
+        return _units(value, where, units, slicing)
+
+    return output, [one(name, wanted) for name, wanted in zip(names, units, strict=True)]
 
 
-def _one(name: str | None, value: Any, units: Array | None, count: int, slicing: bool) -> Any:
-    if units is None:
-        return jax.tree.map(lambda value: value.array, value)
-    _require_channels(name, getattr(value, "array", value), count)
-    axes = (0, value.array.ndim - 1)
-    part = Slices(count, units).part(value, axes) if slicing else picked(value.array, units, axes)
-    return part.squeeze(-1)
+def _units(value: Value, axes: Axes, units: Array, slicing: bool) -> Array:
+    part = Slices(len(units), units).part(value, axes) if slicing else picked(value.array, units, axes)
+    return first_and_last(part, axes).squeeze(-1)

@@ -37,9 +37,24 @@ class Value:
 def values_of(program: Any, arguments: Sequence[Value], names: Mapping[str, Path]) -> tuple[list[Value], dict[str, Value]]:
     """The outputs of a program, flat, and its values at the paths of some operations."""
     # `interpret` does not look at what it carries from one action to the next, so with an action at every operation it carries `Value`s.
-    paths = [site.path for site in sites(program, _is_operation) if _INLINED.issuperset(site.inside)]
-    outputs, side = interpret(program, dict.fromkeys(paths, _note), arguments)
+    outputs, side = interpret(program, dict.fromkeys(_operations(program), _note), arguments)
     return [_value(output) for output in outputs], {name: _at(path, side, program, arguments) for name, path in names.items()}
+
+
+def depends(program: Any) -> bool:
+    """Whether an output of a program comes of its arguments."""
+    # What is carried here in the place of such values is a mark.
+    mark = object()
+
+    def spread(equation: JaxprEqn, inputs: Sequence[Any], given: None) -> tuple[list[Any], None]:
+        return [mark if any(carried is mark for carried in inputs) else None] * len(equation.outvars), None
+
+    outputs, _ = interpret(program, dict.fromkeys(_operations(program), spread), [mark] * len(program.in_avals))
+    return any(output is mark for output in outputs)
+
+
+def _operations(program: Any) -> list[Path]:
+    return [site.path for site in sites(program, _is_operation) if _INLINED.issuperset(site.inside)]
 
 
 def _is_operation(equation: JaxprEqn) -> bool:

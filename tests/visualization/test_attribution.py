@@ -1,5 +1,6 @@
 """Attributions against closed forms, against one another, and example by example."""
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,58 @@ def test_any_node_to_any_node():
     np.testing.assert_allclose(vis.input_x_gradient(network, X, 3, at="mean"), h.mean((1, 2)) * np.asarray(OUT)[:, 3], rtol=1e-5)
 
 
+WEIGHTS = jax.random.normal(jax.random.key(4), (3, 5, 5))
+ROWS = jax.random.normal(jax.random.key(5), (2, 5))
+
+
+def chain(x):
+    """Nodes "matmul:0" .. "matmul:2", and their taps of one name."""
+    for weights in WEIGHTS:
+        x = jnp.tanh(dp.tap(x @ weights, "h"))
+    return x
+
+
+@pytest.mark.parametrize("name", ["matmul:{}", "h#{}"])
+def test_names_are_those_of_the_program_as_it_is(name):
+    """Not those of what is left of it once the node is given."""
+    first, second, last = map(name.format, range(3))
+    h = ROWS @ WEIGHTS[0]
+    own = jax.vmap(jax.grad(lambda h: (jnp.tanh(h) @ WEIGHTS[1])[3]))(h)
+    np.testing.assert_allclose(vis.saliency(chain, ROWS, vis.unit(second, 3), at=first), own, rtol=1e-5, atol=1e-6)
+    through = jax.vmap(jax.grad(lambda h: (jnp.tanh(jnp.tanh(h) @ WEIGHTS[1]) @ WEIGHTS[2])[3]))(h)
+    np.testing.assert_allclose(vis.saliency(chain, ROWS, vis.unit(last, 3), at=first), through, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(vis.saliency(chain, ROWS, vis.unit(second, 3), at=second), jax.nn.one_hot([3, 3], 5))
+
+
+@pytest.mark.parametrize("f", [chain, jax.jit(chain)])
+def test_a_target_that_does_not_come_of_the_node_is_refused(f):
+    with pytest.raises(ValueError, match="at must lie before the target, got 'matmul:2', on which 'matmul:0' does not depend"):
+        vis.saliency(f, ROWS, vis.unit("matmul:0", 3), at="matmul:2")
+    beside = lambda x: dp.tap(x * 2, "beside") * (x > 0) * 0 + x @ WEIGHTS[0]  # noqa: E731
+    with pytest.raises(ValueError, match="'matmul:0'"):
+        vis.grad_cam(lambda x: beside(x).mean((1, 2)), X[..., :1] * jnp.ones(5), vis.unit("matmul:0", 3), "beside")
+
+
+def test_a_function_of_the_output_is_a_target():
+    found = vis.saliency(network, X, lambda y: y[:, 1] - y[:, 3])
+    np.testing.assert_allclose(found, vis.saliency(network, X, vis.logit(1) - vis.logit(3)), rtol=1e-5, atol=1e-7)
+
+
+CHANNELS_FIRST = equinox.nn.Conv2d(2, 4, 3, padding=1, key=jax.random.key(6))
+
+
+def of_equinox(x):
+    return jax.nn.relu(jax.vmap(CHANNELS_FIRST)(x.transpose(0, 3, 1, 2))).transpose(0, 2, 3, 1).mean((1, 2)) @ OUT
+
+
+def test_a_node_has_its_images_first_and_its_units_last():
+    h = dp.nodes.read(of_equinox, ["conv:0"])(X)[1]["conv:0"].transpose(0, 2, 3, 1) + CHANNELS_FIRST.bias[:, 0, 0]
+    own = np.where(h > 0, np.asarray(OUT)[:, 3] / 36, 0)
+    np.testing.assert_allclose(vis.saliency(of_equinox, X, 3, at="conv:0"), own, rtol=1e-5)
+    cam = np.maximum((own.mean((1, 2), keepdims=True) * (h - CHANNELS_FIRST.bias[:, 0, 0])).sum(-1), 0)
+    np.testing.assert_allclose(vis.grad_cam(of_equinox, X, 3, "conv:0"), cam, rtol=1e-4, atol=1e-6)
+
+
 def test_completeness_of_integrated_gradients():
     with jax.enable_x64(True):
         cubic = lambda x: (x.astype(float) ** 3).sum((1, 2))  # noqa: E731
@@ -91,6 +144,11 @@ def test_grad_cam_is_resized_to_the_image():
     assert vis.grad_cam(pooled, X, 0, "small").shape == (3, 6, 6)
 
 
+def test_grad_cam_has_the_dtype_of_the_image():
+    in_single = lambda x: dp.tap(x.astype(jnp.float32), "h").mean((1, 2))  # noqa: E731
+    assert vis.grad_cam(in_single, X.astype(jnp.bfloat16), 0, "h").dtype == jnp.bfloat16
+
+
 def test_guided_backprop_lets_only_positive_gradients_through():
     relu = lambda x: jax.nn.relu(x) @ jnp.array([[1.0], [-1.0]])  # noqa: E731
     np.testing.assert_array_equal(vis.guided_backprop(relu, jnp.array([[1.0, 1.0], [-1.0, 1.0]]), 0), [[1, 0], [0, 0]])
@@ -103,6 +161,11 @@ def test_occlusion_of_a_sum_is_the_mean_over_windows_of_what_they_cover():
     np.testing.assert_allclose(found, blocks.repeat(2, 1).repeat(2, 2), rtol=1e-4)
 
 
+def test_a_window_is_an_integer_of_numpy_too():
+    mean = lambda x: x.mean((1, 2))  # noqa: E731
+    np.testing.assert_array_equal(vis.occlusion(mean, X, 0, window=np.int64(3)), vis.occlusion(mean, X, 0, window=3))
+
+
 def test_smooth_grad_averages_over_its_own_noise():
     quadratic = lambda x: 0.5 * (x**2).sum((1, 2))[:, :1]  # noqa: E731
     exact = vis.smooth_grad(quadratic, X, 0, key=KEY, noise=0.0)[..., 0]
@@ -112,7 +175,8 @@ def test_smooth_grad_averages_over_its_own_noise():
     assert 5 < float(few.std() / many.std()) < 20
 
 
-def test_other_weights_and_targets_compile_nothing():
+@pytest.mark.parametrize("at", [None, "matmul:0"])
+def test_other_weights_and_targets_compile_nothing(at):
     traces = []
 
     def of(weights):
@@ -123,7 +187,7 @@ def test_other_weights_and_targets_compile_nothing():
         return f
 
     for seed in range(3):
-        vis.saliency(of(jax.random.normal(jax.random.key(seed), (72, 5))), X, jnp.array([seed, 1, 2]))
+        vis.saliency(of(jax.random.normal(jax.random.key(seed), (72, 5))), X, jnp.array([seed, 1, 2]), at=at)
         if seed == 0:
             first = len(traces)
     # One look at the shapes for each call; the gradient is traced once.
@@ -163,6 +227,7 @@ def test_refuses(name, x, target, error, message):
         (lambda: vis.occlusion(network, X, 0, window=7), "window"),
         (lambda: vis.occlusion(network, X, 0, stride=0), "stride"),
         (lambda: vis.guided_backprop(linear, X, 0), "relu"),
+        (lambda: vis.saliency(lambda x: (x, x), X, 0), "f must return an array, got a tuple of 2$"),
     ],
 )
 def test_refuses_options(call, message):

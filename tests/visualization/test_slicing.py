@@ -137,11 +137,13 @@ WHOLE = {
     "one channel": lambda x: biased(x)[..., :1] * BIAS,
     "few channels": lambda x: conv(x, KERNEL[..., :3]),
     "images themselves": lambda x: jnp.tanh(x),
+    "made of nothing": lambda x: lax.broadcasted_iota(x.dtype, (3, UNITS), 1) * x.mean((1, 2, 3))[:, None],
+    "made of nothing, and more": lambda x: lax.broadcasted_iota(x.dtype, (3, 6, 6, UNITS), 3) * biased(x),
 }
 
 
 OFTEN = ("strides", "dilation", "own rule", "batch norm", "jit", "residual", "equinox", "sigmoid layer", "max pooling layer", "tokens")
-OFTEN += ("linear of equinox", "max pooling", "softmax", "norm of the batch", "scan")
+OFTEN += ("linear of equinox", "max pooling", "softmax", "norm of the batch", "scan", "made of nothing, and more")
 
 
 def compiled(f, units, reading):
@@ -213,6 +215,28 @@ def network():
     model = models.cnn((8, 8, 3), channels=(8, 16), hidden=(12,))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return program(model.apply, jax.tree.map(lambda leaf: np.sin(np.arange(leaf.size) ** 1.1).reshape(leaf.shape) / 3, shapes))
+
+
+@pytest.mark.parametrize(("node", "axis"), [("conv:0", 1), ("matmul:0", 0)])
+def test_units_of_operations_are_where_the_framework_has_them(node, axis):
+    def f(x):
+        z = jax.vmap(EQUINOX[0])(x.transpose(0, 3, 1, 2))
+        return jax.vmap(EQUINOX[1])(z[:, :9].reshape(3, -1))
+
+    def moved(f, x, units):
+        return jnp.moveaxis(nodes.read(f, [node])(x)[1][node], axis, -1)
+
+    def reading(f, x, units):
+        return read_units(f, [Request(node, units)])(x)[1][0]
+
+    value, gradient, operations = compiled(f, WANTED, reading)
+    whole = lambda f, x, units: jax.vmap(lambda h, unit: h[..., unit])(moved(f, x, units), units)  # noqa: E731
+    expected, expected_gradient, all_operations = compiled(f, WANTED, whole)
+    np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-12, atol=1e-12)
+    assert operations < all_operations
+    read = read_units(f, [Request(node)])(jnp.asarray(IMAGES))[1][0]
+    np.testing.assert_allclose(read, moved(f, jnp.asarray(IMAGES), None), rtol=1e-12)
 
 
 PHOTOS = np.cos(np.arange(4 * 8 * 8 * 3.0)).reshape(4, 8, 8, 3)

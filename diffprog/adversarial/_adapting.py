@@ -1,0 +1,138 @@
+"""The search for the smallest perturbation in a ball whose radius is part of the search.
+
+    r_{k+1} = project onto ||r|| <= ε_{k+1} and box   (r_k + α_k g / ||g||_2),     g = dL/dr (x + r_k)
+    ε_{k+1} = (1 - γ_k) ε_k  where r_k succeeds,  else larger
+
+The gradient says where to go, success alone how far: direction and length are found apart, and there is no weight between the length and
+the loss to search for. The step is that of the engine; the shortest success is kept, and `_boundary` brings it back to the boundary.
+
+The first run is the papers'. The gradient of its L leads to the class that is likeliest at x, and the nearest one may be another. So the
+next runs ascend z_j - z_y for one class j each, those with the nearest linearised boundaries first. When there are no more classes, and for
+a target, two runs go on from the best so far up the margin, with steps a tenth as long each time: where several boundaries meet, the
+gradient jumps from one to the other, and a step no smaller than what is to be gained ends beside their corner. All further runs start
+from points drawn in the ball that the best so far has left.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from diffprog import norms, require
+from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
+from diffprog.adversarial._boundary import Best, ahead, as_examples, finished, finite, nothing, success, width
+from diffprog.adversarial._criterion import Labels, Logits
+from diffprog.adversarial._deep_fool import nearest_first
+from diffprog.descent import descent
+
+_CLASSES = 10  # that are compared for the nearest, at most
+
+
+class Seen(NamedTuple):
+    """What a step saw at r: the loss of each example, the logits, and the gradient."""
+
+    loss: Column
+    logits: Logits
+    gradient: Rows
+
+
+class Rule(NamedTuple):
+    """What makes one attack of this kind.
+
+    Attributes:
+        loss: (problem, logits) -> what the first run ascends.
+        start: problem -> the first radius.
+        radius: (problem, r, ε, γ, seen, best) -> the next radius.
+        outwards: (problem, r, ε) -> r, before it is projected.
+        first: α, in widths of the box, and γ at the first step.
+        last: the same at the last.
+    """
+
+    loss: Callable[[Problem, Logits], Column]
+    start: Callable[[Problem], Column]
+    radius: Callable[[Problem, Rows, Column, Array, Seen, Best], Column]
+    outwards: Callable[[Problem, Rows, Column], Rows]
+    first: tuple[Any, Any]
+    last: tuple[Any, Any]
+
+
+def adapting(name: str, norm: str, rule: Rule, steps: int, restarts: int, bounds: Bounds, targeted: bool, examples: Any) -> Attack:
+    """The attack of that rule."""
+    count, runs = jnp.int32(require.integer("steps", steps, low=1)), require.integer("restarts", restarts, low=1)
+    starts = as_examples(examples, require.bounds("bounds", bounds))
+
+    def search(problem: Problem) -> Search:
+        rivals = nearest_first(problem, norm, _CLASSES) if runs > 1 and not targeted else problem.y[None][:0]
+        aims = rivals[: runs - 1] if len(rivals) > 1 else rivals[:0]
+
+        def loss(logits: Logits, run: Array) -> Column:
+            lead = _lead(logits, aims[run - 1], problem.y) if len(aims) else 0
+            later = jnp.where(run <= len(aims), lead, ahead(problem, logits))
+            return jnp.where(run == 0, rule.loss(problem, logits), later)
+
+        def cost(r: Rows, run: Array) -> tuple[Array, tuple[Column, Logits]]:
+            logits = problem.seen(r)
+            value = loss(logits, run)
+            return -value.sum(), (value, logits)
+
+        def step(run: Array, k: Array, carried: tuple[Rows, Column, Best]) -> tuple[Rows, Column, Best]:
+            r, epsilon, best = carried
+            rate, gamma = (cosine(a, b, k, count).astype(r.dtype) for a, b in zip(rule.first, rule.last, strict=True))
+            engine = descent(cost, _along(rate * _shorter(run - len(aims)).astype(r.dtype) * width(problem)))
+            moved, info = engine.step(engine.init(r), run)
+            value, logits = info.aux
+            best = best.or_shorter(problem, r, success(problem, logits), k, run)
+            epsilon = rule.radius(problem, r, epsilon, gamma, Seen(value, logits, moved.optimizer), best)
+            free = rule.outwards(problem, moved.variable, epsilon)
+            return problem.norm.project_in_box(free, problem.x, epsilon, problem.bounds), epsilon, best
+
+        def once(run: Array, best: Best) -> Best:
+            more = run - len(aims)
+            radius = jnp.where(best.found, best.distance, rule.start(problem))
+            start = jnp.where(more <= 0, 0, jnp.where(more <= 2, best.r, _drawn(problem, run, best.distance)))
+            known = jax.tree.map(functools.partial(jnp.where, more <= 0), nothing(problem), best)
+            r, _, new = jax.lax.fori_loop(0, count, functools.partial(step, run), (start, radius, known))
+            return best.or_best(new.or_shorter(problem, r, success(problem, problem.seen(r)), count, run))
+
+        best = jax.lax.fori_loop(0, runs, once, nothing(problem))
+        taken = jnp.full(len(problem.x), count * runs + (len(rivals) if len(aims) else 0))
+        return finished(problem, best, taken, jnp.full_like(taken, runs), starts)
+
+    return searching(name, search, norm=norm, bounds=bounds, targeted=targeted)
+
+
+def cosine(first: Any, last: Any, k: Array, count: Array) -> Array:
+    """From `first` at k = 0 to `last` at k = count, along half a cosine."""
+    return last + (first - last) * (1 + jnp.cos(jnp.pi * k / count)) / 2
+
+
+def _shorter(more: Array) -> Array:
+    """The factor of the steps in the n-th run after all classes: 0.1, 0.01, then 0.1."""
+    return jnp.where(more <= 0, 1.0, jnp.where(more == 2, 0.01, 0.1))
+
+
+def _drawn(problem: Problem, run: Array, radius: Column) -> Rows:
+    """A point of the box and of the ball, by the examples' own keys; x, where the radius is infinite."""
+    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, run)
+    unit = jax.vmap(lambda key: problem.norm.sample(key, (1, problem.x.shape[1]), 1.0, problem.x.dtype)[0])(keys)
+    return problem.into_box(jnp.where(jnp.isfinite(radius), radius, 0)[:, None] * unit)
+
+
+def _along(rate: Array) -> optax.GradientTransformation:
+    """A step of l2 length `rate` down the gradient; its state is the gradient, without what of it is not finite."""
+
+    def update(gradient: Rows, _: Rows, __: Any = None) -> tuple[Rows, Rows]:
+        gradient = finite(gradient)
+        return -rate * norms.l2.ascent(gradient), gradient
+
+    return optax.GradientTransformation(jnp.zeros_like, update)
+
+
+def _lead(logits: Logits, rival: Labels, y: Labels) -> Column:
+    """z_rival - z_y."""
+    one = functools.partial(jax.nn.one_hot, num_classes=logits.shape[1], dtype=logits.dtype)
+    return jnp.sum((one(rival) - one(y)) * logits, axis=1)
