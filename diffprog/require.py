@@ -185,12 +185,15 @@ def entries(name: str, given: Any, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 
 def key(name: str, value: Any) -> None:
-    """A random key, from `jax.random.key`."""
+    """A random key, from `jax.random.key`: one."""
     dtype = getattr(value, "dtype", None)
-    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and value.shape[-1:] == (2,))):
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and not (dtype == jnp.uint32 and value.shape[-1:] == (2,)):
         raise TypeError(
             f"{name} must be a random key, from jax.random.key, got {_said(value) if dtype is not None else type(value).__name__}"
         )
+    if value.ndim != (0 if typed else 1):
+        raise ValueError(f"{name} must be one random key, got an array of them, {list(value.shape)}")
 
 
 def integers(name: str, given: Any, *, least: int = 0, most: int | None = None) -> tuple[int, ...]:

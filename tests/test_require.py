@@ -253,3 +253,6 @@ def test_keys_are_made_by_jax_random():
     for wrong, came in ((None, "NoneType"), (3, "int"), (jnp.ones(2), "float32")):
         with pytest.raises(TypeError, match=rf"key must be a random key, from jax\.random\.key, got {came}"):
             require.key("key", wrong)
+    for several in (jax.random.split(jax.random.key(0), 2), jax.random.split(jax.random.PRNGKey(0), 2)):
+        with pytest.raises(ValueError, match=r"key must be one random key, got an array of them, \[2"):
+            require.key("key", several)

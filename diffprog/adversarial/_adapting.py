@@ -93,7 +93,8 @@ def adapting(name: str, norm: str, rule: Rule, steps: int, restarts: int, bounds
         def once(run: Array, best: Best) -> Best:
             more = run - len(aims)
             radius = jnp.where(best.found, best.distance, rule.start(problem))
-            start = jnp.where(more <= 0, 0, jnp.where(more <= 2, best.r, _drawn(problem, run, best.distance)))
+            further = _drawn(problem, run, best.distance) if runs - len(aims) > 3 else best.r
+            start = jnp.where(more <= 0, 0, jnp.where(more <= 2, best.r, further))
             known = jax.tree.map(functools.partial(jnp.where, more <= 0), nothing(problem), best)
             r, _, new = jax.lax.fori_loop(0, count, functools.partial(step, run), (start, radius, known))
             return best.or_best(new.or_shorter(problem, r, success(problem, problem.seen(r)), count, run))

@@ -128,6 +128,7 @@ class Attack:
         bounds: (low, high) of every number of an example.
         targeted: whether y is what f shall say, and not what it shall no longer say.
         run: (f, x, y, epsilon, key) -> Found, of arguments that have been checked.
+        draws: for an attack on f of (x, key), how many keys stand for all; None for one on f of x.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Attack:
     bounds: Bounds
     targeted: bool
     run: Run
+    draws: int | None = None
 
     def __call__(self, f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array, labels: Labels | None = None) -> Found:
         """Attack each example.
@@ -152,9 +154,9 @@ class Attack:
                 0 .. classes - 1, an f that does not return logits, an epsilon that does not fit the batch, a target equal to the label,
                 labels of an attack that has no targets.
         """
-        f = program(f)
-        x, y = checked(f, x, y, self.bounds)
+        f = program(require.function("f", f))
         require.key("key", key)
+        x, y = checked(f, x, y, self.bounds)
         batch = len(y)
         if labels is not None:
             _require_other(y, labels, self.targeted)
@@ -174,12 +176,14 @@ def searching(
 ) -> Attack:
     """The attack that a search makes. What the search holds besides numbers must be arrays where it should not be compiled in."""
     norms.named(norm)
+    if not isinstance(targeted, bool):
+        raise TypeError(f"targeted must be True or False, got {targeted!r}")
     if epsilon is not None:
         radii(epsilon, None, jnp.float32)
     bounds = require.bounds("bounds", bounds)
     opened = program(search, fast_gradients=False)
-    run = lambda f, x, y, epsilon, key: _found(opened, f, x, y, epsilon, key, norm, bounds, bool(targeted))  # noqa: E731
-    return Attack(name, norm, epsilon, bounds, bool(targeted), run)
+    run = lambda f, x, y, epsilon, key: _found(opened, f, x, y, epsilon, key, norm, bounds, targeted)  # noqa: E731
+    return Attack(name, norm, epsilon, bounds, targeted, run)
 
 
 def radii(epsilon: Any, batch: int | None, dtype: Any) -> Column:
@@ -197,7 +201,10 @@ def radii(epsilon: Any, batch: int | None, dtype: Any) -> Column:
 def checked(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, Labels]:
     """Examples inside the box and labels of f's classes, or an error."""
     require.floating_leaves("x", x)
+    require.array("y", y)
     require.batch(x=x, y=y)
+    if not any(np.size(leaf) for leaf in jax.tree.leaves(x)):
+        raise ValueError("x must hold numbers, got arrays of size 0")
     require.finite("x", x)
     x = jax.tree.map(functools.partial(_inside, bounds=bounds), x)
     if len(dtypes := {str(leaf.dtype) for leaf in jax.tree.leaves(x)}) > 1:
@@ -226,6 +233,8 @@ def _require_other(y: Labels, labels: Any, targeted: bool) -> None:
     if not targeted:
         raise ValueError("labels must be None for an attack without targets: there y is the labels")
     require.same_shape(y=y, labels=labels)
+    if not jnp.issubdtype(require.array("labels", labels).dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
     known = require.values(labels), require.values(y)
     if known[0] is not None and known[1] is not None and (same := known[0] == known[1]).any():
         raise ValueError(f"y must be targets other than the labels, got {same.sum()} equal to theirs")

@@ -152,11 +152,13 @@ def _one_ball(attacks: Any) -> Sequence[Attack]:
     for k, attack in enumerate(attacks):
         if not isinstance(attack, Attack):
             raise TypeError(f"attacks[{k}] must be an Attack, got {type(attack).__name__}")
+        if attack.draws is not None:
+            raise ValueError(f"attacks[{k}] must be one on a program of x alone, got {attack.name}; put expectation around the cascade")
         if attack.epsilon is None:
             raise ValueError(f"attacks[{k}] must have a radius, got {attack.name}, which searches for the smallest perturbation")
         for name in ("norm", "bounds", "targeted", "epsilon"):
             mine, others = getattr(attack, name), getattr(attacks[0], name)
-            if not np.array_equal(mine, others):
+            if mine is not others and not np.array_equal(mine, others):
                 raise ValueError(f"attacks must agree in {name}, got {others} and attacks[{k}] with {mine}")
     return attacks
 

@@ -7,8 +7,8 @@ halving the bracket around it reaches it to a part in 10^5, with f's own word on
 bracket, one that f was asked about.
 
 An example for which a search found nothing is given a perturbation to halve. It is the nearest of the `examples` that f reads otherwise; or
-failing that, the nearest of the points that the example's own key draws: noise and corners of the box, each followed up the margin by steps
-of sign(dm/dx) that shrink from half the box's width to a hundredth.
+failing that, the nearest of the points that the example's own key draws: noise and corners of the box, each followed up the odds of what is
+wanted, which have no kinks, along their gradient or its signs, by steps that shrink from half the box's width to a hundredth.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Integer
 from diffprog import require
 from diffprog.adversarial._attack import Bounds, Column, Problem, Rows, Search, as_rows
 from diffprog.adversarial._criterion import Logits, margin, wanted
+from diffprog.norms import l2
 
 _CLOSE = 1e-5  # the relative width of the last bracket
 _PAST = 1e-3  # how much farther than what was found one may have to go
@@ -103,10 +104,15 @@ def as_examples(examples: Any, bounds: Bounds) -> Rows | None:
     return as_rows(jax.tree.map(jnp.asarray, examples))[0]
 
 
-def finished(problem: Problem, best: Best, gradients: Any, queries: Any, examples: Rows | None) -> Search:
-    """The search's result: started elsewhere where it found nothing, and brought back to the boundary."""
+def require_like_x(examples: Rows | None, problem: Problem) -> None:
+    """Examples, if any, with as many numbers as x."""
     if examples is not None and examples.shape[1] != problem.x.shape[1]:
         raise ValueError(f"examples must be like x, {problem.x.shape[1]} numbers each, got {examples.shape[1]}")
+
+
+def finished(problem: Problem, best: Best, gradients: Any, queries: Any, examples: Rows | None) -> Search:
+    """The search's result: started elsewhere where it found nothing, and brought back to the boundary."""
+    require_like_x(examples, problem)
     searched = best.found
     best = jax.lax.cond(searched.all(), lambda: best, lambda: _where(searched, best, _fallback(problem, examples)))
     r, halvings = nearer(problem, best.r)
@@ -170,14 +176,29 @@ def _drawn(problem: Problem) -> Best:
 
         def up(k: Array, carried: tuple[Rows, Best]) -> tuple[Rows, Best]:
             r, best = carried
-            _, gradient, logits = slope(problem, r)
+            gradient, logits = _smooth_slope(problem, r)
             best = best.or_shorter(problem, r, success(problem, logits), -1, -1)
             stride = wide * 0.5 * 0.02 ** (k / _CLIMB)
-            return problem.into_box(r + stride.astype(r.dtype) * jnp.sign(gradient)), best
+            # Signs reach the corners of the box, the gradient itself what lies between them.
+            along = jnp.where(draw % 4 < 2, jnp.sign(gradient), r.shape[1] ** 0.5 * l2.ascent(gradient))
+            return problem.into_box(r + stride.astype(r.dtype) * along), best
 
         return jax.lax.fori_loop(0, _CLIMB + 1, up, (problem.into_box(point - problem.x), best))[1]
 
     return jax.lax.fori_loop(0, _DRAWS, climb, nothing(problem))
+
+
+def _smooth_slope(problem: Problem, r: Rows) -> tuple[Rows, Logits]:
+    """The gradient of log p_target / (1 - p_target), or of minus that of the label, which has no kinks; and the logits."""
+
+    def total(r: Rows) -> tuple[Array, Logits]:
+        logits = problem.seen(r)
+        own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool)
+        ahead = jnp.where(own, logits, 0).sum(1) - jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
+        return (ahead if problem.targeted else -ahead).sum(), logits
+
+    gradient, logits = jax.grad(total, has_aux=True)(r)
+    return finite(gradient), logits
 
 
 def _where(condition: Bool[Array, "batch"], new: Any, old: Any) -> Any:

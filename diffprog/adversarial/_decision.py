@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Integer
 
 from diffprog import norms, require
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
-from diffprog.adversarial._boundary import as_examples
+from diffprog.adversarial._boundary import as_examples, require_like_x
 from diffprog.adversarial._criterion import wanted
 
 Decide = Callable[[Rows], Bool[Array, "batch"]]
@@ -67,6 +67,7 @@ def hop_skip_jump(
 
     def search(problem: Problem) -> Search:
         decide = lambda r: wanted(problem.seen(r), problem.y, problem.targeted)  # noqa: E731
+        require_like_x(starts, problem)
         # From here on there is no f but what it decides.
         return _hopped(decide, problem._replace(logits=_no_logits), count, first, starts)
 

@@ -6,7 +6,7 @@ curves mean stands in `_report`, what makes them doubtful in `_flags`.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -59,22 +59,26 @@ def evaluate(
     first, draws = pairs[0][1], _draws(pairs)
     require.key("key", key)
     size = require.integer("batch_size", batch_size, low=1)
-    confidence = require.number("confidence", confidence, above=0, high=1 - 1e-12)
+    if require.number("confidence", confidence, above=0, high=1) == 1:
+        raise ValueError("confidence must be a number between 0 and 1, got 1, which no interval has")
     if not isinstance(flags, bool):
         raise TypeError(f"flags must be True or False, got {type(flags).__name__}")
-    seen = program(require.function("f", f) if draws is None else _at_a_draw(f, key))
+    require.function("f", f)
+    seen = program(f) if draws is None else cast(Any, first).judge(f, jax.random.fold_in(key, 0))
     x, y = checked(seen, x, y, first.bounds)
     for _, attack in pairs:
         _require_radii(attack, len(y))
 
     founds = [_in_batches(attack, f, x, y, jax.random.fold_in(key, k), size) for k, (_, attack) in enumerate(pairs)]
-    right = _read_rightly(seen, x, y, size) if draws is None else ~np.asarray(founds[0].already)
+    logits = _joined(lambda part: _said(seen, jax.tree.map(lambda leaf: leaf[part], x)), len(y), size)
+    unsaid = np.isnan(logits).any(1)
+    right = (logits.argmax(1) == np.asarray(y)) & ~unsaid
     outcomes = tuple(
         Outcome(name, attack.name, attack.epsilon, share(int((right & ~found.success).sum()), len(y), confidence), found)
         for (name, attack), found in zip(pairs, founds, strict=True)
     )
     worst = _worst(founds, right)
-    signs = _signs(f, x, y, first, outcomes, worst, right, key, draws) if flags else ()
+    signs = (*_flags.of_logits(unsaid), *_signs(f, x, y, first, outcomes, worst, right, key, draws)) if flags else ()
     clean = share(int(right.sum()), len(y), confidence)
     return Report(first.norm, first.bounds, confidence, clean, right, outcomes, worst, signs)
 
@@ -99,15 +103,10 @@ def _named(attacks: Any) -> list[tuple[str, Attack]]:
 
 def _draws(pairs: list[tuple[str, Attack]]) -> int | None:
     """How many draws stand for f of (x, key); None for an f of x."""
-    draws = [getattr(attack, "draws", None) for _, attack in pairs]
+    draws = [attack.draws for _, attack in pairs]
     if None in draws and any(draws):
         raise ValueError("attacks must all be expectations, for an f of (x, key), or none of them, for an f of x")
     return draws[0]
-
-
-def _at_a_draw(f: Callable[..., Any], key: jax.Array) -> Callable[[Any], Any]:
-    require.function("f", f)
-    return lambda x: f(x, key)
 
 
 def _require_radii(attack: Attack, batch: int) -> None:
@@ -128,11 +127,6 @@ def _in_batches(attack: Attack, f: Callable[..., Any], x: Any, y: Labels, key: j
 @jax.jit
 def _said(f: Program, x: Any) -> jax.Array:
     return f(x)
-
-
-def _read_rightly(f: Program, x: Any, y: Labels, size: int) -> Bool[np.ndarray, "batch"]:
-    logits = _joined(lambda part: _said(f, jax.tree.map(lambda leaf: leaf[part], x)), len(y), size)
-    return (logits.argmax(1) == np.asarray(y)) & ~np.isnan(logits).any(1)
 
 
 def _joined(once: Callable[[np.ndarray], Any], count: int, size: int) -> Any:

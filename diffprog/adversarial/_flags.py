@@ -123,6 +123,17 @@ def _called_again(f: Callable[..., Any], x: Any, logits: Logits) -> Logits:
     return max(calls, key=lambda said: float(jnp.nan_to_num(jnp.abs(said - logits)).max()))
 
 
+def of_logits(unsaid: Bool[np.ndarray, "batch"]) -> Iterator[Flag]:
+    """The sign of examples at which f says NaN."""
+    if unsaid.any():
+        yield Flag(
+            "NaN logits",
+            f"f says NaN at {int(unsaid.sum())} of {len(unsaid)} examples themselves.",
+            "They count as misread, with and without an attack: the accuracies are those of a program that is broken there.",
+            "Find where it arises (jax.debug_nans), often a logarithm, root or division at 0.",
+        )
+
+
 def signs(seen: Seen | None, outcomes: tuple[Outcome, ...], right: Bool[np.ndarray, "batch"]) -> tuple[Flag, ...]:
     """All signs there are: of what was seen, if any example could be looked at, and of the outcomes."""
     at_examples = [] if seen is None else [*_of_calls(seen), *_of_gradients(seen), *_of_ascents(seen)]

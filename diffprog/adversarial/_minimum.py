@@ -51,6 +51,7 @@ def ddn(
 
     Source: J. Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and defenses", 2019.
 
+    >>> import jax
     >>> found = ddn()(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
     >>> f"{found.distance[0]:.3f}"
     '0.212'
@@ -108,6 +109,7 @@ def fmn(
 
     Source: M. Pintor et al., "Fast minimum-norm adversarial attacks through adaptive norm constraints", 2021.
 
+    >>> import jax
     >>> found = fmn(norm="linf")(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
     >>> f"{found.distance[0]:.3f}"
     '0.150'

@@ -59,11 +59,14 @@ def expectation(attack: Attack, draws: int = 16) -> Attack:
 class _Expectation(Attack):
     draws: int = 1
 
+    def judge(self, f: Callable[..., Any], key: jax.Array) -> Program:
+        """The program that says what was found, for the key of the attack."""
+        return program(_averaged(f, jax.random.split(key)[1], _JUDGES * self.draws))
+
     def __call__(self, f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array, labels: Labels | None = None) -> Found:
         require.function("f", f)
         require.key("key", key)
-        search_key, judge_key = jax.random.split(key)
-        judge = program(_averaged(f, judge_key, _JUDGES * self.draws))
+        search_key, judge = jax.random.split(key)[0], self.judge(f, key)
 
         def run(seen: Program, x: Any, y: Labels, epsilon: Column, key: jax.Array) -> Found:
             return _judged(judge, self.run(seen, x, y, epsilon, key), x, y, self.targeted)
@@ -81,7 +84,9 @@ def _averaged(f: Callable[..., Any], key: jax.Array, draws: int) -> Callable[[An
         alone = lambda x, key: opened(jax.tree.map(lambda leaf: leaf[None], x), key)[0]  # noqa: E731
         drawn = lambda k: jax.vmap(alone)(x, jax.vmap(jax.random.fold_in, (0, None))(keys, k))  # noqa: E731
         said = jax.vmap(drawn)(jnp.arange(draws))
-        return jax.nn.logsumexp(jax.nn.log_softmax(said), axis=0) - jnp.log(draws).astype(said.dtype)
+        mean = jax.nn.logsumexp(jax.nn.log_softmax(said), axis=0) - jnp.log(draws).astype(said.dtype)
+        # By hand: a compiled logsumexp may swallow a NaN.
+        return jnp.where(jnp.isnan(said).any((0, 2))[:, None], jnp.nan, mean)
 
     return averaged
 
@@ -282,6 +287,8 @@ def transfer(attack: Attack, source: Callable[..., Any]) -> Attack:
     [ True]
     """
     _require_attack(attack)
+    if attack.draws is not None:
+        raise ValueError("attack must be one on a program of x alone, got an expectation; transfer the attack inside it")
     opened = program(require.function("source", source))
 
     def run(f: Program, x: Any, y: Labels, epsilon: Column, key: jax.Array) -> Found:
@@ -298,13 +305,17 @@ def _judged(f: Program, found: Found, x: Any, y: Labels, targeted: bool) -> Foun
     own = lambda mine, other: jnp.where(jnp.expand_dims(already, range(1, other.ndim)), mine, other)  # noqa: E731
     adversarial = jax.tree.map(own, x, found.adversarial)
     said = f(adversarial)
+    success = wanted(said, y, targeted)
+    broken = success & ~already
+    stages = {"stage": jnp.where(broken, found.stage, -1)} if hasattr(found, "stage") else {}
     return found._replace(
         adversarial=adversarial,
         perturbation=jax.tree.map(lambda leaf: own(0, leaf), found.perturbation),
-        success=wanted(said, y, targeted),
+        success=success,
         distance=own(0, found.distance),
         loss=cross_entropy(said, y, targeted),
         already=already,
+        **stages,
     )
 
 

@@ -158,7 +158,7 @@ class Report(NamedTuple):
         require.within("epsilon", radius, 0, np.inf)
         if radius.shape not in ((), (batch,)):
             raise ValueError(f"epsilon must be a number or have one value for each of {batch} examples, got {list(radius.shape)}")
-        return share(int((self.worst.distance > radius * (1 + SLACK)).sum()), batch, self.confidence)
+        return share(int((np.isinf(self.worst.distance) | (self.worst.distance > radius * (1 + SLACK))).sum()), batch, self.confidence)
 
     def curve(self, epsilons: Any = None) -> Curve:
         """The worst case at each radius; without any given, at 0 and every radius at which it falls.
@@ -170,6 +170,7 @@ class Report(NamedTuple):
         """
         radii = np.unique(np.append(0, self.worst.distance[np.isfinite(self.worst.distance)])) if epsilons is None else epsilons
         require.floating("epsilons", radii, rank=1)
+        require.batch(epsilons=radii)
         if (np.diff(radii) <= 0).any():
             raise ValueError("epsilons must increase")
         shares = np.array([self.robust(float(epsilon))[:3] for epsilon in radii])

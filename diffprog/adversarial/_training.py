@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffprog import losses, require
-from diffprog.adversarial._attack import Attack
+from diffprog.adversarial._attack import Attack, checked
 from diffprog.adversarial._criterion import Labels, Logits, margin
 from diffprog.program import program
 
@@ -61,6 +61,8 @@ def adversarial_training(
 
     def cost(params: Any, x: Any, y: Labels, key: jax.Array) -> Float[Array, ""]:
         fixed = program(apply, jax.lax.stop_gradient(params))
+        require.key("key", key)
+        x, y = checked(fixed, x, y, attack.bounds)
         found = attack(_read_rightly(fixed, x, y), x, y, key=key)
         each = loss(apply(params, jax.lax.stop_gradient(found.adversarial)), y)
         require.batch(y=y, loss=each)

@@ -27,11 +27,15 @@ def _linear(weights, x):
     return jnp.where(fault == NO_SLOPE, jax.lax.stop_gradient(logits), logits)
 
 
-def _case(seed, classes=3, *, inner=False, fault=SOUND, dtype=np.float32, size=SIZE):
-    """A linear program, examples, and what it reads; in the inner box, or with many numbers on its faces, where it bites."""
+def _case(seed, classes=3, *, inner=False, fault=SOUND, dtype=np.float32, uneven=False):
+    """A linear program, examples, and what it reads; in the inner box, or with many numbers on its faces, where it bites.
+
+    Uneven: with classes ten times as steep as others, so that the likeliest is not the nearest.
+    """
     rng = np.random.default_rng(seed)
-    x = rng.uniform(0.4, 0.6, (BATCH, size)) if inner else np.clip(rng.uniform(-0.5, 1.5, (BATCH, size)), 0, 1)
-    x, matrix = x.astype(dtype), rng.normal(size=(size, classes)).astype(dtype)
+    x = rng.uniform(0.4, 0.6, (BATCH, SIZE)) if inner else np.clip(rng.uniform(-0.5, 1.5, (BATCH, SIZE)), 0, 1)
+    matrix = rng.normal(size=(SIZE, classes)) * (np.geomspace(0.3, 3, classes) if uneven else 1)
+    x, matrix = x.astype(dtype), matrix.astype(dtype)
     bias = (-x.mean(0) @ matrix).astype(dtype)
     f = dp.program(_linear, (jnp.asarray(matrix), jnp.asarray(bias), jnp.asarray(fault, dtype), jnp.zeros((), dtype)))
     y = (x.astype(np.float64) @ matrix + bias).argmax(1)

@@ -162,3 +162,26 @@ def test_bad_arguments_are_refused(attacks, keywords, error, message):
     given = {"f": f, "x": x, "y": y, "key": jax.random.key(0)} | keywords
     with pytest.raises(error, match=message):
         adv.evaluate(given.pop("f"), given.pop("x"), given.pop("y"), attacks, **given)
+
+
+def test_examples_with_nan_logits_are_misread_and_flagged():
+    x, y = jnp.array([[0.9, 0.1], [0.6, 0.5], [0.2, 0.8]]), jnp.array([0, 0, 1])
+    broken = lambda x: jnp.where(x[:, :1] > 0.8, jnp.nan, x)  # noqa: E731
+    report = dp.adversarial.evaluate(broken, x, y, [dp.adversarial.fgsm(epsilon=0.01)], key=jax.random.key(0))
+    drawn = dp.adversarial.evaluate(
+        lambda x, key: broken(x), x, y, [dp.adversarial.expectation(dp.adversarial.fgsm(epsilon=0.01), 2)], key=jax.random.key(0)
+    )
+    for found in (report, drawn):
+        assert (found.clean.count, found.robust(0.01).count) == (2, 2)
+        assert found.flags[0].name == "NaN logits"
+
+
+def test_what_nothing_breaks_stands_at_any_radius():
+    report = dp.adversarial.evaluate(
+        lambda x: jnp.stack([x[:, 0] + 9, x[:, 1]], 1),
+        jnp.ones((3, 2)) / 2,
+        jnp.zeros(3, int),
+        [dp.adversarial.fgsm()],
+        key=jax.random.key(0),
+    )
+    assert report.robust(np.inf).count == 3

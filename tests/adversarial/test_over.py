@@ -316,3 +316,27 @@ def test_an_attack_is_a_value():
     attack = fgsm(epsilon=0.2)
     assert dataclasses.replace(attack, name="other").run is attack.run
     assert isinstance(expectation(attack), Attack)
+
+
+def test_a_nan_is_never_a_success_of_an_expectation():
+    x, y = jnp.array([[0.9, 0.1], [0.6, 0.5]]), jnp.array([0, 0])
+    broken = lambda x, key: jnp.where(x[:, :1] > 0.7, jnp.nan, 1.0) * x  # noqa: E731
+    found = expectation(fgsm(epsilon=0.1), 2)(broken, x, y, key=jax.random.key(0))
+    assert found.already.tolist() == [False, False]
+    assert found.success.tolist() == [False, True]
+
+
+def test_the_stages_of_a_cascade_are_those_that_the_judge_upholds():
+    x, y = jax.random.uniform(jax.random.key(1), (16, 2)), jnp.zeros(16, int)
+    drawn = lambda x, key: x + 0.3 * jax.random.normal(key, x.shape)  # noqa: E731
+    found = expectation(dp.adversarial.cascade([fgsm(epsilon=0.1), fgsm(epsilon=0.1, loss="margin")]), 2)(
+        drawn, x, y, key=jax.random.key(0)
+    )
+    np.testing.assert_array_equal(found.stage >= 0, found.success & ~found.already)
+
+
+def test_an_expectation_is_neither_transferred_nor_cascaded():
+    with pytest.raises(ValueError, match="transfer the attack inside it"):
+        transfer(expectation(fgsm(), 2), lambda x: x)
+    with pytest.raises(ValueError, match="put expectation around the cascade"):
+        dp.adversarial.cascade([expectation(fgsm(), 2)])

@@ -105,6 +105,8 @@ def test_faults_of_the_program_poison_nothing(key, linear, name, fault):
     found = ATTACKS[name]()(f, x, y, key=key)
     assert jnp.isfinite(found.adversarial).all()
     assert found.success.all()
+    if fault == "no_number_for_a_slope":
+        assert (found.step >= 0).all()
     np.testing.assert_array_equal(found.success, (f(found.adversarial).argmax(1) != y) & jnp.isfinite(f(found.adversarial)).all(1))
     if fault == "no_slope":
         assert (found.step == -1).all()
@@ -125,13 +127,28 @@ def test_float64_in_float64_out(key, linear, name):
 def test_more_values_of_c_are_no_worse_and_are_counted(key, linear, name):
     f, x, y = linear.case(7)
     few, many = (ATTACKS[name](searches=searches)(f, x, y, key=key) for searches in (1, 6))
-    assert (many.distance <= few.distance * (1 + 1e-4)).all()
+    # Of two the shorter is kept, and after that each is brought back to the boundary along its own segment.
+    assert (many.distance <= few.distance * (1 + 1e-2)).all()
     assert (many.restart < 6).all()
     each = (many.gradients - few.gradients) / 5
     if name == "box_lbfgs":
         assert (each >= 2).all()
     else:
         np.testing.assert_array_equal(each, 200)
+
+
+@every_attack_slowly
+def test_c_grows_until_there_is_a_success(key, name):
+    """The slope falls from 18 at x to a half at the boundary, where the mean has risen by 0.2."""
+
+    def saturating(x):
+        rise = x.mean(1) - 0.2
+        lead = 0.9 * jnp.tanh(20 * rise) + 0.5 * rise - 0.9 * np.tanh(4) - 0.1
+        return jnp.stack([jnp.zeros_like(lead), lead], axis=1)
+
+    found = ATTACKS[name]()(saturating, jnp.full((2, 4), 0.2), jnp.zeros(2, int), key=key)
+    assert (found.step >= 0).all()
+    np.testing.assert_allclose(found.distance, 0.8 if name == "elastic_net" else 0.4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

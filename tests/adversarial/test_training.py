@@ -129,3 +129,11 @@ def test_a_loss_that_is_no_loss_of_each_example_is_refused(key):
     params, x, y = case()
     with pytest.raises(ValueError, match="loss must have a leading axis"):
         adv.adversarial_training(linear, adv.fgsm(), loss=lambda logits, y: logits.mean())(params, x, y, key)
+
+
+def test_bad_input_is_refused_at_the_call():
+    attack, x = dp.adversarial.pgd(epsilon=0.1, steps=1), jnp.full((2, 3), 0.5)
+    with pytest.raises(ValueError, match="f must return float logits"):
+        dp.adversarial.adversarial_training(lambda w, x: x.sum(1), attack)(jnp.ones(3), x, jnp.array([0, 1]), jax.random.key(0))
+    with pytest.raises(ValueError, match="leading axes must agree"):
+        dp.adversarial.adversarial_training(lambda w, x: x * w, attack)(jnp.ones(3), x, jnp.array([0, 1, 2]), jax.random.key(0))
