@@ -73,6 +73,7 @@ def inside(norm, found, x, epsilon):
 # --- the exact truth ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_norm
 def test_with_targets_a_linear_classifier_of_three_falls_beyond_its_distance_and_not_within(key, norm):
     """Each run ascends one difference of logits, which is linear: the nearest of both boundaries is found, box or not."""
@@ -87,6 +88,7 @@ def test_with_targets_a_linear_classifier_of_three_falls_beyond_its_distance_and
             inside(norm, found, x, epsilon)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1"))])
 def test_a_target_of_two_classes_is_reached_beyond_its_distance_and_not_within(key, norm):
     for seed, faces in ((2, 0.0), (3, 0.4)):
@@ -99,6 +101,7 @@ def test_a_target_of_two_classes_is_reached_beyond_its_distance_and_not_within(k
             inside(norm, found, x, epsilon)
 
 
+@pytest.mark.slow
 def test_one_target_is_the_likeliest_other_class(key):
     """The margin of a linear f in the one run there is, is that of the second class; the third may be nearer, and is not looked for."""
     f, x, y = case(4)
@@ -113,6 +116,7 @@ def test_one_target_is_the_likeliest_other_class(key):
 # --- what always holds -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_norm
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(-4, 1), constant=st.booleans())
@@ -128,6 +132,7 @@ def test_ball_and_box_are_never_left(norm, seed, scale, constant):
     np.testing.assert_array_equal(found.success, f(found.adversarial).argmax(1) != y)
 
 
+@pytest.mark.slow
 def test_an_example_is_searched_alone_as_in_a_batch_in_any_order(key):
     f, x, y = case(6)
     # Long before the plateau of the optimum, where the rounding of a loss would decide which of many equals is the best.
@@ -140,6 +145,7 @@ def test_an_example_is_searched_alone_as_in_a_batch_in_any_order(key):
     np.testing.assert_array_equal(copies.gradients, together.gradients[2])
 
 
+@pytest.mark.slow
 def test_other_numbers_are_no_other_program(key):
     traces = []
 
@@ -157,6 +163,7 @@ def test_other_numbers_are_no_other_program(key):
     assert counts == counts[:1] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l1", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("linf", "l2"))])
 def test_float64_stays_inside_to_its_own_rounding(key, norm):
     with jax.enable_x64(True):
@@ -193,6 +200,7 @@ def test_gradients_and_logits_that_are_no_numbers_harm_nobody(key):
     assert jnp.isfinite(torn(found.adversarial)).all()
 
 
+@pytest.mark.slow
 def test_saturated_logits_are_attacked_as_the_others(key):
     """Logits a thousand times as large: softmax is rounded to 1, and the gradient of plain cross-entropy is 0."""
     f, x, y = case(10, classes=2)
@@ -209,6 +217,7 @@ def test_saturated_logits_are_attacked_as_the_others(key):
 signs_of_largest = jax.jit(_signs_of_largest)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_signs_of_the_largest_share_are_numpys(seed):
@@ -231,6 +240,7 @@ def point(value, r=None):
     return _Point(jnp.zeros((4, 10)) if r is None else r, jnp.asarray(value), jnp.zeros((4, 10)))
 
 
+@pytest.mark.slow
 def test_the_rate_is_halved_where_the_loss_stopped_rising():
     rises, reached, halved = jnp.array([8.0, 7.0, 9.0, 9.0]), jnp.array([0.0, 0.0, 1.0, 1.0]), jnp.array([False, False, False, True])
     pace, back = _Halving(jnp.full(4, 2.0), rises, reached, halved).checked(point([1.0, 1.0, 1.0, 1.0]), jnp.int32(10))
@@ -241,6 +251,7 @@ def test_the_rate_is_halved_where_the_loss_stopped_rising():
     np.testing.assert_array_equal(pace.reached, 1)
 
 
+@pytest.mark.slow
 def test_the_l1_pace_starts_again_where_the_best_grew_sparser():
     r = jnp.where(jnp.arange(10) < jnp.array([10, 5, 5, 3])[:, None], 1.0, 0.0)
     pace, back = _Sparse(jnp.array([1, 0.5, 0.12, 0.5]), jnp.full(4, 0.2), jnp.array([10.0, 10, 5, 3])).checked(point(0 * r[:, 0], r), 4)
@@ -249,6 +260,7 @@ def test_the_l1_pace_starts_again_where_the_best_grew_sparser():
     np.testing.assert_allclose(pace.share, np.array([10, 5, 5, 3]) / 10 / 1.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_leads_are_their_formulas():
     logits, y, target = jnp.array([[5.0, 1.0, 3.0, 2.0, 0.0]]), jnp.array([0]), jnp.array([2])
     assert TOWARDS["margin"](logits, y, target)[0] == -2

@@ -38,6 +38,7 @@ def weak_to_strong(epsilon=0.12):
     return [adv.fgsm(**ball), adv.pgd(steps=3, **ball), adv.square(queries=40, **ball)]
 
 
+@pytest.mark.slow
 def test_an_example_comes_out_as_if_every_attack_had_seen_all(key):
     f, x, y = case()
     stages = weak_to_strong()
@@ -72,6 +73,7 @@ def test_auto_attack_stays_in_its_balls_and_says_what_f_says(classes, targeted, 
     assert not found.success.all()
 
 
+@pytest.mark.slow
 def test_a_misread_example_belongs_to_no_stage(key):
     f, x, y = case()
     y = y.at[:5].add(1) % 4
@@ -93,6 +95,7 @@ def test_order_and_company_do_not_matter(key):
     np.testing.assert_allclose(whole.adversarial[4:11], few.adversarial, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_who_stands_compiles_nothing(key):
     """Other weights, data, radii and keys, of which nearly all, some and none stand: the network is traced no more."""
     traces = []

@@ -25,6 +25,7 @@ def problem(f, x, y, targeted=False, bounds=BOUNDS, seed=0):
     return Problem(f, x, jnp.asarray(y), infinite, keys, norms.l2, bounds, targeted, x.shape[1:])
 
 
+@pytest.mark.slow
 def test_the_shortest_success_is_kept_for_each_example():
     given = problem(stairs, jnp.zeros((3, 2)), [0, 0, 0])
     best = nothing(given)
@@ -42,6 +43,7 @@ def test_the_shortest_success_is_kept_for_each_example():
     np.testing.assert_array_equal(best.or_best(other).step, [5, 7, 5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targeted", [False, True])
 def test_the_segment_is_halved_to_a_crossing(targeted):
     """To one of them, where there are three; an r that never crosses comes back as it is; no r stays none."""
@@ -58,6 +60,7 @@ def test_the_segment_is_halved_to_a_crossing(targeted):
     assert asked[3] == 2
 
 
+@pytest.mark.slow
 def test_a_success_too_near_the_boundary_to_be_sure_of_is_moved_past_it():
     """Its margin is a rounding: f compiled anew might say otherwise."""
     sloping = lambda x: jnp.stack([jnp.full(len(x), 0.5), x[:, 0]], axis=1)  # noqa: E731
@@ -69,6 +72,7 @@ def test_a_success_too_near_the_boundary_to_be_sure_of_is_moved_past_it():
     assert (back[:, 0] < 0.5 * (1 + 2e-5 + 65 * eps)).all()
 
 
+@pytest.mark.slow
 def test_where_nothing_was_found_the_nearest_example_that_f_reads_otherwise_is_brought_back():
     x = jnp.array([[0.0, 0.0], [0.1, 1.0], [0.9, 0.0]])
     given = problem(stairs, x, [0, 0, 1])
@@ -82,6 +86,7 @@ def test_where_nothing_was_found_the_nearest_example_that_f_reads_otherwise_is_b
     assert (found.queries >= 4).all()
 
 
+@pytest.mark.slow
 def test_where_there_are_no_examples_points_are_drawn_by_the_examples_own_key():
     x = jnp.full((6, 2), 0.5)
     attack = jax.jit(lambda x, seed: _drawn(x, seed))
@@ -98,6 +103,7 @@ def _drawn(x, seed):
     return finished(given, nothing(given), jnp.zeros(len(x), int), jnp.zeros(len(x), int), None)
 
 
+@pytest.mark.slow
 def test_what_was_found_keeps_its_step_and_is_not_started_elsewhere():
     x = jnp.zeros((2, 2))
     given = problem(stairs, x, [0, 0])
@@ -110,6 +116,7 @@ def test_what_was_found_keeps_its_step_and_is_not_started_elsewhere():
     np.testing.assert_array_equal(stairs(x + found.r).argmax(1), 1)
 
 
+@pytest.mark.slow
 def test_a_program_that_says_the_same_everywhere_is_not_fooled_and_that_is_said(key):
     x = jnp.full((3, 2), 0.5)
     found = deep_fool()(lambda x: jnp.zeros_like(x).at[:, 0].set(1) + 0 * x, x, jnp.zeros(3, int), key=key)
@@ -137,12 +144,14 @@ def test_bad_examples_are_refused(examples, error, says):
         as_examples(examples, BOUNDS)
 
 
+@pytest.mark.slow
 def test_examples_of_any_shape_are_rows():
     rows = as_examples({"a": jnp.zeros((2, 2, 3)), "b": jnp.ones((2, 4))}, BOUNDS)
     np.testing.assert_array_equal(rows, [[0] * 6 + [1] * 4] * 2)
     assert as_examples(None, BOUNDS) is None
 
 
+@pytest.mark.slow
 def test_small_things():
     assert width(problem(stairs, jnp.zeros((1, 2)), [0])) == 3
     assert number(0.5).shape == ()

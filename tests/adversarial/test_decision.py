@@ -41,6 +41,7 @@ def distances(norm, f, x, y):
     return gap / np.linalg.norm(np.diff(np.asarray(weights, np.float64))[:, 0], DUAL[norm])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "targeted", "median", "worst"),
     [
@@ -63,6 +64,7 @@ def test_a_linear_classifiers_distance_is_met(key, norm, targeted, median, worst
     assert ratio.max() < worst
 
 
+@pytest.mark.slow
 @both_norms
 def test_what_is_returned_lies_on_the_boundary(key, norm):
     """Fooled there, and not a part in ten thousand nearer."""
@@ -72,6 +74,7 @@ def test_what_is_returned_lies_on_the_boundary(key, norm):
     np.testing.assert_array_equal(f(x + (1 - 1e-4) * found.perturbation).argmax(1), y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=slowly)])
 def test_it_sees_nothing_but_labels(key, norm):
     f, x, y = case(1)
@@ -83,6 +86,7 @@ def test_it_sees_nothing_but_labels(key, norm):
     assert (blind.gradients == 0).all()
 
 
+@pytest.mark.slow
 @both_norms
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
@@ -96,6 +100,7 @@ def test_the_box_is_never_left_and_what_is_found_fools(norm, seed):
     np.testing.assert_array_equal(found.step >= 0, found.success)
 
 
+@pytest.mark.slow
 def test_queries_are_the_calls_of_f_and_other_numbers_are_no_other_program(key):
     calls, traces = [], []
 
@@ -119,6 +124,7 @@ def test_queries_are_the_calls_of_f_and_other_numbers_are_no_other_program(key):
         before = len(traces)
 
 
+@pytest.mark.slow
 def test_examples_are_where_a_target_is_found_that_noise_does_not_meet(key):
     """A program that reads 1 only in a corner of the box, which noise does not meet in a hundred draws."""
     corner = dp.program(lambda x: jnp.stack([jnp.zeros(len(x)), (x - 0.9).min(1)], 1))
@@ -134,6 +140,7 @@ def test_examples_are_where_a_target_is_found_that_noise_does_not_meet(key):
     assert (found.distance <= 0.45 * np.sqrt(SIZE)).all()
 
 
+@pytest.mark.slow
 def test_an_example_is_searched_the_same_way_among_others_and_in_any_order(key):
     f, x, y = case(4)
     attack = hop_skip_jump(steps=3, draws=20, bounds=BOUNDS)
@@ -145,6 +152,7 @@ def test_an_example_is_searched_the_same_way_among_others_and_in_any_order(key):
     assert (attack(f, x, y, key=jax.random.key(9)).adversarial != together.adversarial).any()
 
 
+@pytest.mark.slow
 @slowly
 def test_float64(key):
     with jax.enable_x64(True):

@@ -13,6 +13,7 @@ every_norm = pytest.mark.parametrize("norm", ["l2", *(pytest.param(norm, marks=s
 every_norm_slowly = pytest.mark.parametrize("norm", [pytest.param(norm, marks=slow) for norm in NORMS])
 
 
+@pytest.mark.slow
 @every_norm
 @pytest.mark.parametrize("inner", [False, True], ids=["the box bites", "the box is far"])
 def test_a_linear_classifiers_distance_is_met_on_its_boundary(key, linear, norm, inner):
@@ -23,6 +24,7 @@ def test_a_linear_classifiers_distance_is_met_on_its_boundary(key, linear, norm,
     assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
 
 
+@pytest.mark.slow
 @every_norm_slowly
 @pytest.mark.parametrize(("classes", "targeted"), [(2, False), (2, True), (10, False)])
 def test_any_number_of_classes(key, linear, norm, classes, targeted):
@@ -33,6 +35,7 @@ def test_any_number_of_classes(key, linear, norm, classes, targeted):
     linear.on_the_boundary(found, f, x, wish, targeted)
 
 
+@pytest.mark.slow
 @every_norm_slowly
 @pytest.mark.parametrize("classes", [3, 10])
 def test_a_target_is_reached_and_not_from_nearer_than_there_is(key, linear, norm, classes):
@@ -45,6 +48,7 @@ def test_a_target_is_reached_and_not_from_nearer_than_there_is(key, linear, norm
     assert (found.distance <= 3 * truth).all()
 
 
+@pytest.mark.slow
 @every_norm
 def test_a_bent_boundary_takes_several_steps(key, linear, norm):
     f, x, y = linear.ball(1)
@@ -56,6 +60,7 @@ def test_a_bent_boundary_takes_several_steps(key, linear, norm):
     assert (once.gradients == 2).all()
 
 
+@pytest.mark.slow
 @every_norm
 def test_what_is_misread_already_is_left_alone(key, linear, norm):
     f, x, y = linear.case(2)
@@ -67,6 +72,7 @@ def test_what_is_misread_already_is_left_alone(key, linear, norm):
     assert (found.gradients[:5] == 0).all()
 
 
+@pytest.mark.slow
 @every_norm
 def test_an_examples_result_does_not_depend_on_the_others_and_a_key_says_it_bit_for_bit(key, linear, norm):
     f, x, y = linear.case(3)
@@ -79,6 +85,7 @@ def test_an_examples_result_does_not_depend_on_the_others_and_a_key_says_it_bit_
     np.testing.assert_allclose(padded.adversarial[:4], found.adversarial[:4], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_norm_slowly
 def test_an_example_is_found_alone_as_in_a_batch(key, linear, norm):
     f, x, y = linear.case(3)
@@ -88,6 +95,7 @@ def test_an_example_is_found_alone_as_in_a_batch(key, linear, norm):
     np.testing.assert_allclose(np.concatenate(alone), together.distance, rtol=1e-4)
 
 
+@pytest.mark.slow
 @every_norm
 def test_other_numbers_are_no_other_program(linear, norm):
     counts = []
@@ -98,6 +106,7 @@ def test_other_numbers_are_no_other_program(linear, norm):
     assert len(set(counts)) == 1
 
 
+@pytest.mark.slow
 @every_norm
 @pytest.mark.parametrize("fault", ["no_number_for_a_slope", "no_number_for_a_logit", "no_slope"])
 def test_faults_of_the_program_poison_nothing(key, linear, norm, fault):
@@ -111,6 +120,7 @@ def test_faults_of_the_program_poison_nothing(key, linear, norm, fault):
     np.testing.assert_array_equal(found.success, (f(found.adversarial).argmax(1) != y) & jnp.isfinite(f(found.adversarial)).all(1))
 
 
+@pytest.mark.slow
 @slow
 def test_fewer_candidates_take_fewer_gradients_and_may_miss_the_nearest(key, linear):
     f, x, y = linear.case(6, 10, inner=True, uneven=True)
@@ -120,6 +130,7 @@ def test_fewer_candidates_take_fewer_gradients_and_may_miss_the_nearest(key, lin
     assert (all_of_them.distance < 0.98 * one.distance).any()
 
 
+@pytest.mark.slow
 @every_norm_slowly
 def test_float64_in_float64_out(key, linear, norm):
     with jax.enable_x64(True):

@@ -164,6 +164,7 @@ def test_bad_arguments_are_refused(attacks, keywords, error, message):
         adv.evaluate(given.pop("f"), given.pop("x"), given.pop("y"), attacks, **given)
 
 
+@pytest.mark.slow
 def test_examples_with_nan_logits_are_misread_and_flagged():
     x, y = jnp.array([[0.9, 0.1], [0.6, 0.5], [0.2, 0.8]]), jnp.array([0, 0, 1])
     broken = lambda x: jnp.where(x[:, :1] > 0.8, jnp.nan, x)  # noqa: E731

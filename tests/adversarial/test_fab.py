@@ -77,6 +77,7 @@ def meets(found, expected):
     assert np.percentile(ratio, 90) <= 1.02
 
 
+@pytest.mark.slow
 @every_norm
 def test_a_linear_classifiers_distance_in_the_box_is_met(key, norm):
     for seed in range(2):
@@ -102,6 +103,7 @@ def test_one_rival_after_another_takes_a_gradient_for_each_step(key):
     np.testing.assert_array_equal(all_at_once.gradients[all_at_once.success], 20)
 
 
+@pytest.mark.slow
 @one_norm
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(-4, 1))
@@ -116,6 +118,7 @@ def test_ball_and_box_are_never_left(norm, seed, scale):
     np.testing.assert_array_equal(found.success, f(found.adversarial).argmax(1) != y)
 
 
+@pytest.mark.slow
 @one_norm
 def test_a_radius_is_met_where_the_distance_allows_it(key, norm):
     f, x, y = case(3, bounds=BOUNDS)
@@ -147,6 +150,7 @@ def bent_case(seed, batch=16):
 WIDE = (-100.0, 100.0)
 
 
+@pytest.mark.slow
 def test_a_walk_ends_where_the_perturbation_stands_upright_on_the_boundary(key):
     f, x, y = bent_case(0)
 
@@ -162,6 +166,7 @@ def test_a_walk_ends_where_the_perturbation_stands_upright_on_the_boundary(key):
     assert np.median(upright(first)) < 0.99 < 0.999 < np.median(upright(walked))
 
 
+@pytest.mark.slow
 def test_restarts_shorten_and_say_which_they_were(key):
     f, x, y = bent_case(1)
     once, often = (fab(norm="l2", steps=10, restarts=restarts, bounds=WIDE)(f, x, y, key=key) for restarts in (1, 5))
@@ -172,6 +177,7 @@ def test_restarts_shorten_and_say_which_they_were(key):
     np.testing.assert_array_equal(often.gradients, 5 * once.gradients)
 
 
+@pytest.mark.slow
 def test_an_example_walks_the_same_way_among_others_and_in_any_order(key):
     f, x, y = bent_case(2)
     attack = fab(norm="l2", steps=10, restarts=2, bounds=WIDE)
@@ -183,6 +189,7 @@ def test_an_example_walks_the_same_way_among_others_and_in_any_order(key):
     np.testing.assert_array_equal(attack(f, x, y, key=key).adversarial, together.adversarial)
 
 
+@pytest.mark.slow
 def test_other_numbers_are_no_other_program(key):
     traces = []
 
@@ -215,6 +222,7 @@ def test_float64(key, norm):
         assert np.median(ratio) < 1 + 2e-5
 
 
+@pytest.mark.slow
 def test_logits_and_gradients_that_are_nan_are_no_success_and_leave_no_trace(key):
     """NaN logits and a NaN gradient in half of the box; in the rest, an infinite gradient where it begins."""
     f, x, _ = case(6, faces=0)

@@ -49,6 +49,7 @@ def first(count, value, other):
     return jnp.where(which.reshape(-1, *[1] * (jnp.ndim(other) - 1)), value, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("most", "change", "name"),
     [
@@ -67,11 +68,13 @@ def test_a_flag_is_raised_by_one_example_more_than_it_allows(most, change, name)
     assert raised(most + 1) == [name]
 
 
+@pytest.mark.slow
 def test_two_calls_differ_by_more_than_rounding():
     raised = lambda by: [flag.name for flag in signs(CLEAN._replace(again=CLEAN.logits + by), (), np.ones(COUNT, bool))]  # noqa: E731
     assert (raised(1e-6), raised(1e-2)) == ([], ["random program"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apply", [pytest.param(linear, marks=pytest.mark.slow), net])
 def test_a_program_without_a_defence_raises_none(apply):
     attacks = [adv.pgd(epsilon=0.05, steps=10), adv.square(epsilon=0.05, queries=50), adv.fmn(steps=20)]
@@ -157,6 +160,7 @@ def test_restarts_that_disagree():
     assert "restarts disagree" in names(hilly, [adv.pgd(epsilon=0.1, steps=3)])
 
 
+@pytest.mark.slow
 def test_a_flag_says_what_was_measured_and_what_to_do():
     (flag,) = adv.evaluate(
         lambda x: 1e3 * net(WEIGHTS, x), X, net(WEIGHTS, X).argmax(1), [adv.fgsm(epsilon=0.05)], key=jax.random.key(0)

@@ -56,6 +56,7 @@ def scipys(matrices, targets, bent, point, low, high):
     return np.array([least(row) for row in range(len(point))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [0.3, 3.0], ids=["inside", "on faces"])
 @pytest.mark.parametrize("bent", [0.0, 1.0])
 def test_the_minimum_is_scipys(reach, bent):
@@ -70,6 +71,7 @@ def test_the_minimum_is_scipys(reach, bent):
     assert on_faces.all() if reach > 1 else not on_faces.all()
 
 
+@pytest.mark.slow
 def test_a_bowl_takes_few_gradients():
     """Of steepest descent a condition of 100 takes hundreds."""
     problem = case(1, reach=0.3)
@@ -80,6 +82,7 @@ def test_a_bowl_takes_few_gradients():
     np.testing.assert_allclose(state.aux, state.point.sum(1), atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_row_is_searched_alike_whatever_the_others_are():
     problem, others = case(2), case(3, 1.0, 3.0)
     mixed = tuple(np.concatenate([mine[:2], theirs[2:]]) for mine, theirs in zip(problem, others, strict=True))
@@ -88,6 +91,7 @@ def test_a_row_is_searched_alike_whatever_the_others_are():
     np.testing.assert_array_equal(beside.taken[:2], state.taken[:2])
 
 
+@pytest.mark.slow
 def test_what_is_no_number_is_never_stepped_to():
     """The bowls' middles lie where there are none."""
     matrices, _, bent, point, low, _ = case(4)
@@ -98,6 +102,7 @@ def test_what_is_no_number_is_never_stepped_to():
     assert (state.point[:, 0] > 0.5).any()
 
 
+@pytest.mark.slow
 def test_where_there_is_nothing_to_gain_nothing_moves_and_nothing_is_asked():
     matrices, targets, bent, _, low, high = case(5)
     state, _ = searched((matrices, targets, bent, targets, low, high), 10)

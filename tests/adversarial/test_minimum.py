@@ -16,6 +16,7 @@ every_attack = pytest.mark.parametrize("name", [pytest.param(name, marks=slow if
 every_attack_slowly = pytest.mark.parametrize("name", [pytest.param(name, marks=slow) for name in ATTACKS])
 
 
+@pytest.mark.slow
 @every_attack
 @pytest.mark.parametrize("inner", [False, True], ids=["the box bites", "the box is far"])
 def test_a_linear_classifiers_distance_is_met_on_its_boundary(key, linear, name, inner):
@@ -27,6 +28,7 @@ def test_a_linear_classifiers_distance_is_met_on_its_boundary(key, linear, name,
     assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
 
 
+@pytest.mark.slow
 @every_attack
 def test_the_surface_of_a_ball_is_met(key, linear, name):
     """Where no step along a flat boundary is the answer."""
@@ -35,6 +37,7 @@ def test_the_surface_of_a_ball_is_met(key, linear, name):
     linear.near(attack(f, x, y, key=key), linear.depth(attack.norm, x))
 
 
+@pytest.mark.slow
 @every_attack_slowly
 @pytest.mark.parametrize(("classes", "targeted"), [(2, False), (2, True), (3, True), (10, False), (10, True)])
 def test_any_number_of_classes_and_targets(key, linear, name, classes, targeted):
@@ -47,6 +50,7 @@ def test_any_number_of_classes_and_targets(key, linear, name, classes, targeted)
         linear.on_the_boundary(found, f, x, wish, targeted)
 
 
+@pytest.mark.slow
 @every_attack
 def test_what_is_misread_already_is_left_alone(key, linear, name):
     f, x, y = linear.case(2)
@@ -59,6 +63,7 @@ def test_what_is_misread_already_is_left_alone(key, linear, name):
     assert (found.distance[5:] > 0).all()
 
 
+@pytest.mark.slow
 @every_attack
 def test_an_examples_result_does_not_depend_on_the_others_and_a_key_says_it_bit_for_bit(key, linear, name):
     f, x, y = linear.case(3)
@@ -71,6 +76,7 @@ def test_an_examples_result_does_not_depend_on_the_others_and_a_key_says_it_bit_
     np.testing.assert_allclose(padded.adversarial[:4], found.adversarial[:4], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_attack_slowly
 def test_an_example_is_found_alone_as_in_a_batch(key, linear, name):
     """To a part in 10^4: matrices of other sizes are multiplied in another order, and hundreds of steps carry the rounding on."""
@@ -81,6 +87,7 @@ def test_an_example_is_found_alone_as_in_a_batch(key, linear, name):
     np.testing.assert_allclose(np.concatenate([found.distance for found in alone]), together.distance, rtol=1e-4)
 
 
+@pytest.mark.slow
 @every_attack
 def test_other_numbers_are_no_other_program(linear, name):
     counts = []
@@ -91,6 +98,7 @@ def test_other_numbers_are_no_other_program(linear, name):
     assert counts[0] == counts[1] == counts[2]
 
 
+@pytest.mark.slow
 @every_attack
 @pytest.mark.parametrize("fault", ["no_number_for_a_slope", "no_number_for_a_logit", "no_slope"])
 def test_faults_of_the_program_poison_nothing(key, linear, name, fault):
@@ -108,6 +116,7 @@ def test_faults_of_the_program_poison_nothing(key, linear, name, fault):
         linear.on_the_boundary(found, f, x, y)
 
 
+@pytest.mark.slow
 @every_attack_slowly
 def test_float64_in_float64_out(key, linear, name):
     with jax.enable_x64(True):
@@ -118,6 +127,7 @@ def test_float64_in_float64_out(key, linear, name):
         linear.near(found, linear.truth(attack.norm, f, x, y), np.float64)
 
 
+@pytest.mark.slow
 @slow
 @pytest.mark.parametrize("attack", [ddn, functools.partial(fmn, norm="l2")], ids=["ddn", "fmn"])
 def test_later_runs_go_to_classes_that_the_first_does_not_see(key, linear, attack):

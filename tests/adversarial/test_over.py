@@ -46,6 +46,7 @@ def tossed(weights, x, key):
     return half(weights, x, jax.random.key_data(key)[-1] % 2 == 0)
 
 
+@pytest.mark.slow
 def test_the_mean_over_draws_is_attacked_and_judged_by_other_draws(key):
     f, x, y = case(0)
     weights = 20 * f.arrays[0]
@@ -73,6 +74,7 @@ def test_a_lucky_draw_is_no_success(key):
     assert found.success.sum() < 6
 
 
+@pytest.mark.slow
 def test_expectation_has_draws_for_each_example_and_one_program_for_all_numbers(key):
     traces = []
 
@@ -91,6 +93,7 @@ def test_expectation_has_draws_for_each_example_and_one_program_for_all_numbers(
     assert len(traces) == first
 
 
+@pytest.mark.slow
 def test_expectation_keeps_the_attacks_numbers():
     attack = expectation(fgsm(norm="l2", epsilon=0.3, targeted=True), draws=4)
     assert (attack.name, attack.norm, attack.epsilon, attack.targeted) == ("expectation of fgsm", "l2", 0.3, True)
@@ -127,6 +130,7 @@ def test_bad_numbers_are_refused_at_once(make, error, says):
 STEPS = {"round": jnp.round, "floor": jnp.floor, "ceil": jnp.ceil, "sign": lambda x: jnp.sign(x - 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_a_step_is_passed_as_if_it_were_not_there(step):
     x = jnp.array([0.3, 0.55, 0.8])
@@ -138,6 +142,7 @@ def test_a_step_is_passed_as_if_it_were_not_there(step):
     np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(passed)))(x), 24 * x + 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stand_in_gives_the_gradient_of_what_cannot_be_passed():
     x = jnp.array([0.3, 0.55, 0.8])
     f = lambda x: (x * 4).astype(jnp.int8).astype(x.dtype)  # noqa: E731
@@ -157,6 +162,7 @@ def test_what_cannot_be_passed_is_refused():
         straight_through(jnp.round, through=lambda x: jnp.stack([x, x]))(0.5)
 
 
+@pytest.mark.slow
 def test_a_quantising_program_is_attacked_as_the_one_without_steps(key):
     """16 levels: its gradient is zero, and the attack that does not know finds what a random start does."""
     f, x, y = case(3)
@@ -191,6 +197,7 @@ def for_all(**numbers):
     return universal(**{"steps": 50, "batch_size": 8, "bounds": BOUNDS, **numbers})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow), pytest.param("l1", marks=pytest.mark.slow)])
 def test_one_perturbation_fells_all_of_one_side_of_a_linear_program(key, norm):
     """Beyond the largest distance, and none within the smallest; as long as its radius."""
@@ -204,6 +211,7 @@ def test_one_perturbation_fells_all_of_one_side_of_a_linear_program(key, norm):
         np.testing.assert_allclose(found.found.adversarial, x + found.perturbation, rtol=2e-7)
 
 
+@pytest.mark.slow
 def test_the_box_is_kept_and_what_is_read_wrongly_left_alone(key):
     f, x, _, _ = one_side(5)
     x = np.random.default_rng(0).uniform(1.2 * LOW, 1.2 * HIGH, x.shape).astype(np.float32).clip(LOW, HIGH)
@@ -221,6 +229,7 @@ def test_the_box_is_kept_and_what_is_read_wrongly_left_alone(key):
     np.testing.assert_array_equal(found.adversarial, x)
 
 
+@pytest.mark.slow
 def test_an_example_whose_logits_or_gradient_are_no_numbers_has_no_say(key):
     @jax.custom_jvp
     def broken(x):
@@ -236,6 +245,7 @@ def test_an_example_whose_logits_or_gradient_are_no_numbers_has_no_say(key):
     np.testing.assert_array_equal(found.found.step, 50)
 
 
+@pytest.mark.slow
 def test_universal_takes_other_numbers_without_a_new_program(key):
     traces, counts = [], []
 
@@ -260,6 +270,7 @@ def test_universal_in_float64(key):
         np.testing.assert_allclose(np.linalg.norm(found.perturbation), 0.1, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_minibatches_show_every_example_once_before_any_again(key):
     batches = np.asarray(_minibatches(key, 10, 3, 7))
     assert batches.shape == (7, 3)
@@ -271,6 +282,7 @@ def test_minibatches_show_every_example_once_before_any_again(key):
 # --- transfer ----------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_one_gives_the_gradient_and_the_other_judges(key):
     f, x, y = case(9)
 
@@ -291,6 +303,7 @@ def test_the_one_gives_the_gradient_and_the_other_judges(key):
     np.testing.assert_array_equal(weak.success, judge(weak.adversarial).argmax(1) != y)
 
 
+@pytest.mark.slow
 def test_examples_that_either_reads_wrongly_are_left_alone(key):
     f, x, y = case(11)
     other = dp.program(linear, -f.arrays[0])
@@ -312,12 +325,14 @@ def test_a_source_of_other_examples_is_refused(key):
         transfer(fgsm(), source=lambda x: x[:, 0])(f, x, y, key=key)
 
 
+@pytest.mark.slow
 def test_an_attack_is_a_value():
     attack = fgsm(epsilon=0.2)
     assert dataclasses.replace(attack, name="other").run is attack.run
     assert isinstance(expectation(attack), Attack)
 
 
+@pytest.mark.slow
 def test_a_nan_is_never_a_success_of_an_expectation():
     x, y = jnp.array([[0.9, 0.1], [0.6, 0.5]]), jnp.array([0, 0])
     broken = lambda x, key: jnp.where(x[:, :1] > 0.7, jnp.nan, 1.0) * x  # noqa: E731
@@ -326,6 +341,7 @@ def test_a_nan_is_never_a_success_of_an_expectation():
     assert found.success.tolist() == [False, True]
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_cascade_are_those_that_the_judge_upholds():
     x, y = jax.random.uniform(jax.random.key(1), (16, 2)), jnp.zeros(16, int)
     drawn = lambda x, key: x + 0.3 * jax.random.normal(key, x.shape)  # noqa: E731
@@ -335,6 +351,7 @@ def test_the_stages_of_a_cascade_are_those_that_the_judge_upholds():
     np.testing.assert_array_equal(found.stage >= 0, found.success & ~found.already)
 
 
+@pytest.mark.slow
 def test_an_expectation_is_neither_transferred_nor_cascaded():
     with pytest.raises(ValueError, match="transfer the attack inside it"):
         transfer(expectation(fgsm(), 2), lambda x: x)

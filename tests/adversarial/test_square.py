@@ -58,6 +58,7 @@ def distances(norm, f, x, y):
     return gap / np.linalg.norm(np.diff(np.asarray(weights, np.float64))[:, 0], DUAL[norm])
 
 
+@pytest.mark.slow
 @every_norm
 @pytest.mark.parametrize("targeted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_linear_classifier_is_fooled_beyond_its_distance_and_not_within(key, norm, targeted):
@@ -74,6 +75,7 @@ def test_a_linear_classifier_is_fooled_beyond_its_distance_and_not_within(key, n
         np.testing.assert_array_equal(found.queries[~found.success], 1500)
 
 
+@pytest.mark.slow
 @every_norm
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(-4, 1))
@@ -89,6 +91,7 @@ def test_ball_and_box_are_never_left(norm, seed, scale):
     assert (found.queries <= 80).all()
 
 
+@pytest.mark.slow
 @every_norm
 def test_the_random_search_climbs(key, norm):
     f, x, y = case(3, bounds=BOUNDS[norm])
@@ -99,6 +102,7 @@ def test_the_random_search_climbs(key, norm):
     assert np.median((many - few) / (best - few)) > 0.9
 
 
+@pytest.mark.slow
 def test_queries_are_the_calls_of_f(key):
     calls = []
 
@@ -118,6 +122,7 @@ def test_queries_are_the_calls_of_f(key):
         assert found.gradients[0] == 0
 
 
+@pytest.mark.slow
 def test_restarts_go_on_only_for_what_is_not_found(key):
     f, x, y = case(2, bounds=BOUNDS["linf"])
     epsilon = jnp.asarray(1.05 * distances("linf", f, x, y), jnp.float32)
@@ -130,6 +135,7 @@ def test_restarts_go_on_only_for_what_is_not_found(key):
     np.testing.assert_array_equal(often.queries, np.where(often.success, 20 * often.restart + often.step + 1, 400))
 
 
+@pytest.mark.slow
 def test_an_example_is_searched_the_same_way_among_others_and_in_any_order(key):
     f, x, y = case(4, shape=(7, 5, 2))
     attack = square(epsilon=jnp.float32(0.02), queries=100)
@@ -143,6 +149,7 @@ def test_an_example_is_searched_the_same_way_among_others_and_in_any_order(key):
     assert (attack(f, x, y, key=jax.random.key(9)).adversarial != together.adversarial).any()
 
 
+@pytest.mark.slow
 def test_other_numbers_are_no_other_program(key):
     traces = []
 
@@ -159,6 +166,7 @@ def test_other_numbers_are_no_other_program(key):
     assert len(traces) <= counted + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("linf", "l1"))])
 def test_float64_of_what_is_no_image(key, norm):
     with jax.enable_x64(True):
@@ -170,6 +178,7 @@ def test_float64_of_what_is_no_image(key, norm):
         assert (lengths(norm, found.perturbation) <= epsilon * (1 + 1e-14)).all()
 
 
+@pytest.mark.slow
 def test_nan_is_no_success_and_does_not_stop_the_search(key):
     f, x, y = case(6)
     broken = dp.program(lambda weights, x: jnp.where(x[:, :1, 0, 0] > x[:, 1:2, 0, 0], jnp.nan, 1) * scores(x, weights), f.arrays[0])

@@ -14,6 +14,7 @@ every_attack = pytest.mark.parametrize("name", [pytest.param(name, marks=slow if
 every_attack_slowly = pytest.mark.parametrize("name", [pytest.param(name, marks=slow) for name in ATTACKS])
 
 
+@pytest.mark.slow
 @every_attack
 @pytest.mark.parametrize("inner", [False, True], ids=["the box bites", "the box is far"])
 def test_a_linear_classifiers_distance_is_met_on_its_boundary(key, linear, name, inner):
@@ -25,6 +26,7 @@ def test_a_linear_classifiers_distance_is_met_on_its_boundary(key, linear, name,
     assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
 
 
+@pytest.mark.slow
 @every_attack
 def test_the_surface_of_a_ball_is_met(key, linear, name):
     """Where no step along a flat boundary is the answer."""
@@ -39,6 +41,7 @@ def test_the_surface_of_a_ball_is_met(key, linear, name):
         assert np.median(found.distance / truth) <= 1.005
 
 
+@pytest.mark.slow
 @every_attack_slowly
 @pytest.mark.parametrize(("classes", "targeted"), [(2, False), (2, True), (3, True), (10, False), (10, True)])
 def test_any_number_of_classes_and_targets(key, linear, name, classes, targeted):
@@ -51,6 +54,7 @@ def test_any_number_of_classes_and_targets(key, linear, name, classes, targeted)
         linear.on_the_boundary(found, f, x, wish, targeted)
 
 
+@pytest.mark.slow
 @every_attack
 def test_what_is_misread_already_is_left_alone(key, linear, name):
     f, x, y = linear.case(2)
@@ -63,6 +67,7 @@ def test_what_is_misread_already_is_left_alone(key, linear, name):
     assert (found.distance[5:] > 0).all()
 
 
+@pytest.mark.slow
 @every_attack
 def test_an_examples_result_does_not_depend_on_the_others_and_a_key_says_it_bit_for_bit(key, linear, name):
     f, x, y = linear.case(3)
@@ -75,6 +80,7 @@ def test_an_examples_result_does_not_depend_on_the_others_and_a_key_says_it_bit_
     np.testing.assert_allclose(padded.adversarial[:4], found.adversarial[:4], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_attack_slowly
 def test_an_example_is_found_alone_as_in_a_batch(key, linear, name):
     """To a part in 10^4: matrices of other sizes are multiplied in another order, and hundreds of steps carry the rounding on."""
@@ -85,6 +91,7 @@ def test_an_example_is_found_alone_as_in_a_batch(key, linear, name):
     np.testing.assert_allclose(np.concatenate([found.distance for found in alone]), together.distance, rtol=1e-4)
 
 
+@pytest.mark.slow
 @every_attack
 def test_other_numbers_are_no_other_program(linear, name):
     numbers = {"box_lbfgs": {}, "carlini_wagner": {"rate": 0.1}, "elastic_net": {"rate": 0.1, "beta": 1.0}}[name]
@@ -96,6 +103,7 @@ def test_other_numbers_are_no_other_program(linear, name):
     assert len(set(counts)) == 1
 
 
+@pytest.mark.slow
 @every_attack
 @pytest.mark.parametrize("fault", ["no_number_for_a_slope", "no_number_for_a_logit", "no_slope"])
 def test_faults_of_the_program_poison_nothing(key, linear, name, fault):
@@ -113,6 +121,7 @@ def test_faults_of_the_program_poison_nothing(key, linear, name, fault):
         linear.on_the_boundary(found, f, x, y)
 
 
+@pytest.mark.slow
 @every_attack_slowly
 def test_float64_in_float64_out(key, linear, name):
     with jax.enable_x64(True):
@@ -123,6 +132,7 @@ def test_float64_in_float64_out(key, linear, name):
         linear.near(found, linear.truth(attack.norm, f, x, y), np.float64)
 
 
+@pytest.mark.slow
 @every_attack
 def test_more_values_of_c_are_no_worse_and_are_counted(key, linear, name):
     f, x, y = linear.case(7)
@@ -137,6 +147,7 @@ def test_more_values_of_c_are_no_worse_and_are_counted(key, linear, name):
         np.testing.assert_array_equal(each, 200)
 
 
+@pytest.mark.slow
 @every_attack_slowly
 def test_c_grows_until_there_is_a_success(key, name):
     """The slope falls from 18 at x to a half at the boundary, where the mean has risen by 0.2."""

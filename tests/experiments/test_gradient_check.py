@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from experiments import gradient_check
 
 
+@pytest.mark.slow
 def test_the_fast_run_catches_its_bugs_and_writes_them_down(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gradient_check, "RESULTS", tmp_path / "gradient_check")
     found = gradient_check.main(fast=True)

@@ -6,6 +6,8 @@ import pytest
 
 from experiments import tour
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
@@ -33,7 +35,6 @@ def test_same_seed_same_numbers(walked, tmp_path):
     assert tour.main(tmp_path, fast=True) == walked[1]
 
 
-@pytest.mark.slow
 def test_the_whole_tour_reads_98_and_a_half_percent(tmp_path):
     numbers = tour.main(tmp_path)
     assert numbers["accuracy"] >= 0.985
