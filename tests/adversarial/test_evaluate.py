@@ -72,6 +72,7 @@ def test_an_attack_does_what_it_does_alone(report):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_batches_change_nothing_and_compile_once(report):
     f, x, y, _ = case()
     traces = []
@@ -90,6 +91,7 @@ def test_batches_change_nothing_and_compile_once(report):
     assert len(traces) == first
 
 
+@pytest.mark.slow
 def test_a_radius_for_each_example_and_names_of_ones_own():
     f, x, y, truth = case()
     radii = jnp.asarray(np.where(np.arange(30) % 2, truth * 1.01, truth * 0.99), jnp.float32)

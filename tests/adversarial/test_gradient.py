@@ -102,6 +102,7 @@ def assert_optimal(make, norm, key, rtol):
         inside(norm, found, x, epsilon[norm])
 
 
+@pytest.mark.slow
 @every_norm
 def test_pgd_raises_a_linear_classifiers_margin_as_far_as_it_goes(key, norm):
     # A direction is right to about a last step, 2 / 40, and the gain to its square; in l1 it may still be on its way to the corner.
@@ -112,6 +113,7 @@ def test_momentum_is_a_straight_line_to_the_corner_in_linf(key):
     assert_optimal(momentum, "linf", key, 1e-5)
 
 
+@pytest.mark.slow
 @every_norm
 def test_pgd_flips_a_linear_classifier_beyond_its_distance_and_not_within(key, norm):
     for seed, faces in ((2, 0.0), (3, 0.4)):

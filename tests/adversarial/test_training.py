@@ -36,6 +36,7 @@ def closed_form(norm):
     return cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow), pytest.param("l1", marks=pytest.mark.slow)])
 def test_a_linear_models_loss_and_gradient_are_the_closed_form(norm, key):
     """Also for the examples that it misreads, which an attack alone would leave as they are."""

@@ -21,6 +21,7 @@ def report():
     return evaluated([adv.fgsm(epsilon=0.05), adv.fgsm(epsilon=0.1), adv.fmn(steps=20)])
 
 
+@pytest.mark.slow
 def test_the_line_falls_where_the_worst_case_does(report):
     axes = draw_robustness(report).axes[0]
     line = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
@@ -33,6 +34,7 @@ def points(axes):
     return {(round(float(bars.lines[0].get_xdata()[0]), 6), round(float(bars.lines[0].get_ydata()[0]), 6)) for bars in axes.containers}
 
 
+@pytest.mark.slow
 def test_each_attack_with_a_radius_is_a_point_with_its_interval(report):
     axes = draw_robustness(report).axes[0]
     assert points(axes) == {(outcome.epsilon, round(outcome.accuracy.value, 6)) for outcome in report.outcomes[:2]}
@@ -41,12 +43,14 @@ def test_each_attack_with_a_radius_is_a_point_with_its_interval(report):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["all attacks together", "fgsm alone"]
 
 
+@pytest.mark.slow
 def test_without_a_smallest_perturbation_there_is_no_line_but_a_point_at_zero():
     axes = draw_robustness(evaluated([adv.fgsm(epsilon=0.05)])).axes[0]
     assert not any(line.get_drawstyle() == "steps-post" for line in axes.lines)
     assert (0.0, 1.0) in points(axes)
 
 
+@pytest.mark.slow
 def test_several_reports_have_a_colour_each(report):
     axes = draw_robustness({"one": report, "two": report}).axes[0]
     lines = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
