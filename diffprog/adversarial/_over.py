@@ -307,7 +307,8 @@ def _judged(f: Program, found: Found, x: Any, y: Labels, targeted: bool) -> Foun
     said = f(adversarial)
     success = wanted(said, y, targeted)
     broken = success & ~already
-    stages = {"stage": jnp.where(broken, found.stage, -1)} if hasattr(found, "stage") else {}
+    stage = getattr(found, "stage", None)
+    stages = {} if stage is None else {"stage": jnp.where(broken, stage, -1)}
     return found._replace(
         adversarial=adversarial,
         perturbation=jax.tree.map(lambda leaf: own(0, leaf), found.perturbation),
