@@ -13,7 +13,7 @@ tour: .venv/.experiments  ## train, visualize, attack, check gradients; writes r
 test: .venv/.test  ## the tests that take seconds
 	$(RUN) pytest -q -n $(WORKERS)
 test-slow: .venv/.test  ## the tests that take longer
-	$(RUN) pytest -q -m slow
+	$(RUN) pytest -q -m slow -n $(WORKERS)
 lint: .venv/.dev  ## style, layout and types
 	$(RUN) ruff check
 	$(RUN) ruff format --check
