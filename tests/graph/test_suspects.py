@@ -115,7 +115,7 @@ def test_a_net_is_marked_where_its_layers_are_wrong(leaf, expected):
     params = net.init(jax.random.key(0))
     report = check_net(net, params, INPUTS, key=jax.random.key(0))
     assert red(lambda t, i: (net.forward(t, i)[0] ** 2).sum(), params, INPUTS, against=report) == expected
-    with pytest.raises(ValueError, match="has the scopes none; expand opens a box"):
+    with pytest.raises(ValueError, match="has the scopes chain\\(3 layers\\); expand opens a box"):
         trace(lambda t, i: (bp.differentiable(net)(t, i) ** 2).sum(), params, INPUTS, against=report)
 
 

@@ -120,7 +120,7 @@ SLICED = {
     "affine layer": lambda x: hand_written(
         backprop.affine(144, UNITS), x.reshape(3, -1), weight=KERNEL.reshape(UNITS, -1)[:, :36].repeat(4, 1), bias=BIAS
     ),
-    "dense": lambda x: x.reshape(3, -1) @ jnp.asarray(KERNEL.reshape(-1, UNITS)[:144]),
+    "dense": lambda x: x.reshape(3, -1) @ jnp.asarray(KERNEL.reshape(-1, UNITS).repeat(4, 0)),
     "tokens": lambda x: jnp.tanh(x.reshape(3, 36, 4) @ jnp.asarray(KERNEL[0, 0])),
     "rows of weights": lambda x: (jnp.asarray(KERNEL.reshape(UNITS, -1)[:, :4]) @ x.reshape(3, -1)[:, :4].T).T,
 }
