@@ -11,42 +11,7 @@ from scipy.optimize import brentq
 import diffprog as dp
 from diffprog.adversarial import apgd
 from diffprog.adversarial._apgd import TOWARDS, _Halving, _Point, _signs_of_largest, _Sparse
-
-NORMS = ("linf", "l2", "l1")
-ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
-# Bounds whose ends are not round numbers in binary: there high - x + x can miss high.
-BOUNDS = (-2.1179, 2.64)
-LOW, HIGH = np.float32(BOUNDS)
-BATCH, SIZE = 8, 10
-
-every_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-def linear(weights, x):
-    return (x - 0.5) @ weights
-
-
-def case(seed, classes=3, faces=0.0, dtype=np.float32):
-    """A linear program, examples (some numbers of them on the faces of the box), and what it reads."""
-    rng = np.random.default_rng(seed)
-    x = rng.uniform(LOW, HIGH, (BATCH, SIZE)).astype(dtype)
-    x = np.where(rng.uniform(size=x.shape) < faces, rng.choice([LOW, HIGH], x.shape), x).astype(dtype)
-    f = dp.program(linear, jnp.asarray(rng.normal(size=(SIZE, classes)).astype(dtype)))
-    return f, x, np.asarray(f(x).argmax(1))
-
-
-def most(norm, gradient, room, epsilon):
-    """max <g, r> of one r with ||r|| <= epsilon that keeps to its room, all in sizes: greedily for l1, by the root of the dual for l2."""
-    if norm == "linf":
-        return gradient @ np.minimum(room, epsilon)
-    if norm == "l1":
-        order = np.argsort(-gradient)
-        before = np.concatenate([[0], np.cumsum(room[order])[:-1]])
-        return gradient[order] @ np.clip(epsilon - before, 0, room[order])
-    if np.linalg.norm(room) <= epsilon:
-        return gradient @ room
-    length = lambda s: np.linalg.norm(np.minimum(s * gradient, room)) - epsilon  # noqa: E731
-    return gradient @ np.minimum(brentq(length, 0, 2 * room.max() / gradient.min(), xtol=1e-15) * gradient, room)
+from tests.adversarial.boxes import BATCH, BOUNDS, HIGH, LOW, ORDER, case, every_norm, linear, most
 
 
 def shortest(norm, f, x, y, target):
@@ -78,7 +43,7 @@ def inside(norm, found, x, epsilon):
 def test_with_targets_a_linear_classifier_of_three_falls_beyond_its_distance_and_not_within(key, norm):
     """Each run ascends one difference of logits, which is linear: the nearest of both boundaries is found, box or not."""
     for seed, faces in ((0, 0.0), (1, 0.3)):
-        f, x, y = case(seed, faces=faces)
+        f, x, y = case(seed, faces=faces, classes=3)
         others = [[shortest(norm, f, x[k], y[k], (y[k] + step) % 3) for step in (1, 2)] for k in range(BATCH)]
         for factor, expected in ((1.005, True), (0.999, False)):
             epsilon = np.float32(factor * np.min(others, 1))
@@ -104,7 +69,7 @@ def test_a_target_of_two_classes_is_reached_beyond_its_distance_and_not_within(k
 @pytest.mark.slow
 def test_one_target_is_the_likeliest_other_class(key):
     """The margin of a linear f in the one run there is, is that of the second class; the third may be nearer, and is not looked for."""
-    f, x, y = case(4)
+    f, x, y = case(4, classes=3)
     order = np.argsort(-np.asarray(f(x)), 1)
     epsilon = np.float32([1.005 * shortest("linf", f, x[k], y[k], order[k, 1]) for k in range(BATCH)])
     found = apgd(epsilon=epsilon, targets=1, loss="dlr", bounds=BOUNDS)(f, x, y, key=key)
@@ -121,7 +86,7 @@ def test_one_target_is_the_likeliest_other_class(key):
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(-4, 1), constant=st.booleans())
 def test_ball_and_box_are_never_left(norm, seed, scale, constant):
-    f, x, _ = case(seed, faces=0.3)
+    f, x, _ = case(seed, faces=0.3, classes=3)
     x = np.full_like(x, x[0, 0]) if constant else x
     y = np.asarray(f(x).argmax(1))
     epsilon = np.float32(10**scale) * np.linspace(0, 3, BATCH, dtype=np.float32)
@@ -134,7 +99,7 @@ def test_ball_and_box_are_never_left(norm, seed, scale, constant):
 
 @pytest.mark.slow
 def test_an_example_is_searched_alone_as_in_a_batch_in_any_order(key):
-    f, x, y = case(6)
+    f, x, y = case(6, classes=3)
     # Long before the plateau of the optimum, where the rounding of a loss would decide which of many equals is the best.
     attack = apgd(epsilon=0.05, steps=4, targets=2, loss="dlr", bounds=BOUNDS)
     together, backwards = attack(f, x, y, key=key), attack(f, x[::-1], y[::-1], key=key)
@@ -155,7 +120,7 @@ def test_other_numbers_are_no_other_program(key):
 
     counts = []
     for seed, steps, restarts, targets in ((0, 5, 1, 1), (1, 50, 3, 2), (2, 7, 2, 9)):
-        f, x, y = case(seed)
+        f, x, y = case(seed, classes=3)
         program = dp.program(traced, f.arrays[0])
         attack = apgd(epsilon=0.1 * seed, steps=steps, restarts=restarts, targets=targets, bounds=BOUNDS)
         attack(program, x, y, key=jax.random.key(seed))
@@ -167,7 +132,7 @@ def test_other_numbers_are_no_other_program(key):
 @pytest.mark.parametrize("norm", ["l1", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("linf", "l2"))])
 def test_float64_stays_inside_to_its_own_rounding(key, norm):
     with jax.enable_x64(True):
-        f, x, y = case(7, faces=0.3, dtype=np.float64)
+        f, x, y = case(7, faces=0.3, dtype=np.float64, classes=3)
         x = np.clip(x, *BOUNDS)
         epsilon = np.array([0, 1e-3, 0.1, 0.2, 0.3, 0.5, 1, 2])
         found = apgd(norm=norm, epsilon=epsilon, steps=30, bounds=BOUNDS)(f, x, y, key=key)
@@ -187,7 +152,7 @@ def test_gradients_and_logits_that_are_no_numbers_harm_nobody(key):
         return x
 
     broken.defjvp(lambda primals, tangents: (primals[0], jnp.where(primals[0][:, :1] > 0, jnp.nan, 1) * tangents[0]))
-    f, x, y = case(8)
+    f, x, y = case(8, classes=3)
     x[:4, 0], x[4:, 0] = 0.9, -0.9
     y = np.asarray(f(x).argmax(1))
     attack = apgd(epsilon=0.2, random_start=False, bounds=BOUNDS)
