@@ -1,4 +1,4 @@
-"""What the steps of a training see: minibatches of arrays in memory, drawn without replacement, or batches that come from elsewhere.
+"""What the steps of a training see: minibatches of arrays in memory, drawn without replacement.
 
 The examples of all epochs stand in one row, each epoch in an order of its own, and a batch is the next B of them:
 

@@ -31,7 +31,6 @@ class Ways(NamedTuple):
     accumulate: int = 1
     remat: bool = False
     compute_dtype: Any = None
-    place: Callable[[Any], Any] = lambda batch: batch
 
 
 def takes_key(loss: Loss) -> bool:
@@ -74,24 +73,14 @@ def of_batch(loss: Loss, weighted: bool, ways: Ways) -> Callable[..., Float[Arra
 
 
 def in_memory(
-    cost: Callable[..., Float[Array, ""]], data: tuple[Any, ...], weights: Array | None, key: jax.Array, place: Callable[[Any], Any]
+    cost: Callable[..., Float[Array, ""]], data: tuple[Any, ...], weights: Array | None, key: jax.Array
 ) -> Callable[[Any, Seen], Float[Array, ""]]:
     """(params, seen) -> J of the batch of the data that a step sees."""
 
     def of_step(params: Any, seen: Seen) -> Float[Array, ""]:
         picked = (data, weights) if seen.examples is None else jax.tree.map(lambda leaf: leaf[seen.examples], (data, weights))
-        batch, some = place(picked)
+        batch, some = picked
         return cost(params, batch, some, jax.random.fold_in(key, seen.step))
-
-    return of_step
-
-
-def from_elsewhere(cost: Callable[..., Float[Array, ""]], key: jax.Array) -> Callable[[Any, Any], Float[Array, ""]]:
-    """(params, (step, batch)) -> J of a batch that is handed in."""
-
-    def of_step(params: Any, seen: tuple[Array, tuple[Any, ...]]) -> Float[Array, ""]:
-        step, batch = seen
-        return cost(params, batch, None, jax.random.fold_in(key, step))
 
     return of_step
 

@@ -114,7 +114,7 @@ def fit(
     ways = Ways(require.integer("accumulate", accumulate, low=1), bool(remat), _dtype(compute_dtype))
     if plan.size % ways.accumulate:
         raise ValueError(f"accumulate must divide the batch, {plan.size} examples, got {accumulate}")
-    cost = in_memory(of_batch(loss, weights is not None, ways), data, _weights(weights, plan.examples), loss_key, ways.place)
+    cost = in_memory(of_batch(loss, weights is not None, ways), data, _weights(weights, plan.examples), loss_key)
     engine = descent.descent(cost, optax.adam(1e-3) if optimizer is None else optimizer)
     until = None if until is None else require.number("until", until, low=0)
     watched = _Watched(measured, held_out, None if patience is None else require.integer("patience", patience, low=1))
