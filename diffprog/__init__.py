@@ -12,8 +12,10 @@ __all__ = [
     "adversarial",
     "backprop",
     "checks",
+    "contrastive",
     "data",
     "descent",
+    "distributed",
     "gradients",
     "graph",
     "losses",
@@ -23,6 +25,7 @@ __all__ = [
     "plotting",
     "program",
     "tap",
+    "training",
     "visualization",
 ]
 
@@ -32,19 +35,38 @@ _LATER = (
     "adversarial",
     "backprop",
     "checks",
+    "contrastive",
     "data",
     "descent",
+    "distributed",
     "gradients",
     "graph",
     "losses",
     "models",
     "norms",
     "plotting",
+    "training",
     "visualization",
 )
 
 if TYPE_CHECKING:
-    from diffprog import adversarial, backprop, checks, data, descent, gradients, graph, losses, models, norms, plotting, visualization
+    from diffprog import (
+        adversarial,
+        backprop,
+        checks,
+        contrastive,
+        data,
+        descent,
+        distributed,
+        gradients,
+        graph,
+        losses,
+        models,
+        norms,
+        plotting,
+        training,
+        visualization,
+    )
 
 
 def __getattr__(name: str) -> Any:
