@@ -13,7 +13,7 @@ to that step, so that looking costs a step nothing.
 import functools
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -182,25 +182,70 @@ def run(
     >>> run(bowl, 4.0, 1000, until=1e-6).steps
     69
     """
+    results = list(pieces(descent, start, xs, until=until, loop=loop, progress=progress))
+    costs, aux = jax.tree.map(lambda *values: np.concatenate(values), *((result.costs, result.aux) for result in results))
+    return results[-1]._replace(costs=costs, aux=aux, steps=sum(result.steps for result in results))
+
+
+def pieces(
+    descent: Descent,
+    start: Any,
+    xs: Any,
+    *,
+    until: float | None = None,
+    after: float = np.nan,
+    loop: Literal["auto", "device", "host"] = "auto",
+    progress: bool | None = None,
+) -> Iterator[Result]:
+    """`run`, a piece of about half a second at a time, to look at what has come of it so far.
+
+    Args:
+        descent, start, xs, until, loop, progress: as for `run`.
+        after: the cost of the step before the first, for `until`.
+
+    Returns:
+        An iterator of at least one `Result`, each of its piece alone: its costs, and its steps. All but the last end with "steps".
+        A piece that has to stop a step before its first, where what it starts from is not finite, has -1 steps.
+
+    Raises:
+        TypeError, ValueError: as `run`, when the first is asked for.
+
+    >>> bowl = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.1))
+    >>> [result.steps for result in pieces(bowl, 4.0, 40)]
+    [32, 8]
+    """
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     require.choice("loop", loop, ("auto", "device", "host"))
     until = None if until is None else require.number("until", until, low=0)
-    source, state = loops.Source(xs), _initial_state(descent, start)
+    source, state = loops.Source(xs), begin(descent, start)
     if loop == "device" and source.iterated:
         raise ValueError("loop must be 'auto' or 'host' for an iterator of batches, got 'device'")
     if source.length == 0:
-        return Result(state.variable, np.zeros(0), None, 0, state, "steps")
+        yield Result(state.variable, np.zeros(0), None, 0, state, "steps")
+        return
     step = program(descent.step, fast_gradients=False)
     traced = loops.trace(step, state, source.first())
     info = _checked_info(state, *traced.out_info)
     on_device = not source.iterated and loop != "host" and (loop == "device" or loops.fast_on_device(traced.jaxpr))
     longest = _LONGEST_PIECE if info.aux is None else _LONGEST_PIECE_WITH_AUX
     advance = functools.partial(loops.on_device if on_device else loops.on_host, step, capacity=longest)
-    return _piece_by_piece(advance, source, state, until, longest, progress)
+    yield from _piece_by_piece(advance, source, state, until, after, longest, progress)
 
 
-def _initial_state(descent: Descent, start: Any) -> State:
+def begin(descent: Descent, start: Any) -> State:
+    """The state that a run of the descent starts from.
+
+    Args:
+        descent: from `descent`.
+        start: the free variable, a pytree of finite float arrays; or a `State`, which is checked to be one of this descent.
+
+    Raises:
+        TypeError, ValueError: a start that is neither.
+
+    >>> float(begin(descent(lambda v, k: v**2, optax.sgd(0.1)), 3.0).variable)
+    3.0
+    """
     variable = start.variable if isinstance(start, State) else start
     require.floating_leaves("start", variable)
     require.concrete("start", variable, "inside jit, grad or vmap loop over descent.step")
@@ -246,31 +291,38 @@ Advance = Callable[[loops.Piece], tuple[State, Info]]
 
 
 def _piece_by_piece(
-    advance: Advance, source: loops.Source, state: State, until: float | None, longest: int, progress: bool | None
-) -> Result:
+    advance: Advance, source: loops.Source, state: State, until: float | None, latest_cost: float, longest: int, progress: bool | None
+) -> Iterator[Result]:
     """Advance by a piece, look at its costs, then stop or go on."""
-    infos: list[Info] = []
     before: loops.Piece | None = None
-    length, first, latest_cost = min(_FIRST_PIECE, longest), 0, np.nan
+    length, first = min(_FIRST_PIECE, longest), 0
     with tqdm.tqdm(total=source.length, disable=None if progress is None else not progress, delay=0 if progress else 1) as bar:
         while True:
             xs, count = source.take(first, length)
             if count == 0:
-                if before is not None and not _is_finite(state.variable):
-                    return _result(infos, _replay(advance, before, before, first - 1), first - 1, "nonfinite")
-                return _result(infos, state, first, "steps")
+                return
             piece, began = loops.Piece(first, first + count, state, xs), time.perf_counter()
             state, info = advance(piece)
-            ending, at = _stop(np.append(latest_cost, info.cost), until)
+            costs = np.asarray(info.cost)
+            ending, at = _stop(np.append(latest_cost, costs), until)
+            if ending is None and source.ends_at(piece.last) and not _is_finite(state.variable):
+                ending, at = "nonfinite", count
             if ending is not None:
-                infos.append(jax.tree.map(lambda values, last=at + 1: values[:last], info))
+                aux = jax.tree.map(lambda values, last=at + 1: values[:last], info.aux)
                 steps = first + at if ending == "until" else max(first + at - 1, 0)
-                return _result(infos, _replay(advance, before, piece, steps), steps, ending)
-            infos.append(info)
-            before, first, latest_cost = piece, piece.last, float(info.cost[-1])
-            bar.set_postfix_str(f"cost={latest_cost:.4g}", refresh=False)
+                replayed = _replay(advance, before, piece, steps)
+                yield Result(replayed.variable, costs[: at + 1], aux, steps - first, replayed, ending)
+                return
+            bar.set_postfix_str(f"cost={costs[-1]:.4g}", refresh=False)
             bar.update(count)
-            length = min(max(int(_PIECE_SECONDS * count / (time.perf_counter() - began)), 1), longest)
+            yield Result(state.variable, costs, info.aux, count, state, "steps")
+            before, first, latest_cost = piece, piece.last, float(costs[-1])
+            length = _next_length(count, time.perf_counter() - began, longest)
+
+
+def _next_length(count: int, seconds: float, longest: int) -> int:
+    """What fits in half a second; processes that run one program together have to agree on it."""
+    return min(2 * count if jax.process_count() > 1 else max(int(_PIECE_SECONDS * count / seconds), 1), longest)
 
 
 def _is_finite(variable: Any) -> bool:
@@ -293,8 +345,3 @@ def _replay(advance: Advance, before: loops.Piece | None, piece: loops.Piece, st
     if before is not None and steps < piece.first:
         piece = before
     return piece.state if steps == piece.first else advance(piece._replace(last=steps))[0]
-
-
-def _result(infos: list[Info], state: State, steps: int, ending: Ending) -> Result:
-    info = jax.tree.map(lambda *pieces: np.concatenate(pieces), *infos)
-    return Result(state.variable, info.cost, info.aux, steps, state, ending)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog import interpreter, require
+from diffprog import distributed, interpreter, require
 from diffprog.backprop._spatial import fast_layout
 from diffprog.program import Program
 
@@ -42,6 +42,7 @@ class Source:
         self.iterated = isinstance(xs, Iterator)
         self.length: int | None = None
         self._xs: Any
+        self._ahead: list[Any] = []
         if isinstance(xs, int) or getattr(xs, "ndim", None) == 0:
             self._xs, self.length = None, require.integer("xs", xs, low=0)
         elif self.iterated:
@@ -57,19 +58,24 @@ class Source:
         if not self.iterated:
             like = jnp.zeros(1, jnp.int32) if self._xs is None else self._xs
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
-        try:
-            x = next(self._xs)
-        except StopIteration:
-            raise ValueError("xs must hold at least one batch, got an iterator that is at its end") from None
-        self._xs = itertools.chain([x], self._xs)
-        return x
+        if self.ends_at(0):
+            raise ValueError("xs must hold at least one batch, got an iterator that is at its end")
+        return self._ahead[0]
 
     def take(self, first: int, count: int) -> tuple[Any, int]:
         """What the steps from `first` on see, and how many there are, at most `count`."""
         if self.length is not None:
             return self._xs, min(count, self.length - first)
-        batches = list(itertools.islice(self._xs, count))
+        batches = self._ahead + list(itertools.islice(self._xs, count - len(self._ahead)))
+        self._ahead = []
         return batches, len(batches)
+
+    def ends_at(self, last: int) -> bool:
+        """Whether no step comes after so many, all that have been taken."""
+        if self.length is not None:
+            return last == self.length
+        self._ahead = self._ahead or list(itertools.islice(self._xs, 1))
+        return not self._ahead
 
 
 @functools.lru_cache(maxsize=256)
@@ -107,13 +113,13 @@ def on_host(step: Program, piece: Piece, *, capacity: int) -> tuple[Any, Any]:
         else:
             state, info = _step_at(step, state, piece.xs, k)
         infos.append(info)
-    return state, jax.tree.map(lambda *values: np.stack(values), *jax.device_get(infos))
+    return state, jax.tree.map(lambda *values: np.stack(values), *distributed.fetch(infos))
 
 
 def on_device(step: Program, piece: Piece, *, capacity: int) -> tuple[Any, Any]:
     """The same for a piece of at most `capacity` steps, which alone decides what is compiled."""
     state, infos = _loop(step, piece.state, piece.xs, piece.first, piece.last, capacity)
-    return state, jax.tree.map(lambda values: values[: piece.last - piece.first], jax.device_get(infos))
+    return state, jax.tree.map(lambda values: values[: piece.last - piece.first], distributed.fetch(infos))
 
 
 @jax.jit

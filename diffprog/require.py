@@ -19,13 +19,18 @@ import numpy as np
 
 
 def values(array: Any) -> np.ndarray | None:
-    """The numbers in `array`, or None while it is traced or only a shape and has none."""
-    if isinstance(array, jax.ShapeDtypeStruct):
+    """The numbers in `array`; None while it is traced or only a shape and has none, or where other processes have some of them."""
+    if isinstance(array, jax.ShapeDtypeStruct) or _is_elsewhere(array):
         return None
     try:
         return np.asarray(array)
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
         return None
+
+
+def _is_elsewhere(array: Any) -> bool:
+    concrete = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    return concrete and not (array.is_fully_addressable or array.is_fully_replicated)
 
 
 def _said(array: Any) -> str:
@@ -56,7 +61,7 @@ def concrete(name: str, tree: Any, instead: str) -> None:
     """Values in every leaf: none that is traced. `instead` says what to do under a JAX transformation."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         given = array(name + jax.tree_util.keystr(path), leaf)
-        if not jnp.issubdtype(given.dtype, jax.dtypes.extended) and values(given) is None:
+        if isinstance(given, jax.core.Tracer | jax.ShapeDtypeStruct):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} must have values, got a traced array; {instead}")
 
 

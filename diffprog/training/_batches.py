@@ -10,13 +10,18 @@ that goes on from step k sees what it would have seen. One batch of all N exampl
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Integer
 
-from diffprog import require
+from diffprog import distributed, require
+from diffprog.training._feed import Piece, Place
+
+_STEPS_AT_ONCE = 1024
 
 
 class Seen(NamedTuple):
@@ -39,12 +44,14 @@ class Batches(NamedTuple):
         size: B.
         steps: how many there are.
         key: for the orders.
+        mesh: the devices that look the examples up; None for one.
     """
 
     examples: int
     size: int
     steps: int
     key: jax.Array
+    mesh: Mesh | None = None
 
     @property
     def each_is_all(self) -> bool:
@@ -53,31 +60,41 @@ class Batches(NamedTuple):
 
     def epoch_ends(self, epoch: int) -> int:
         """The step before which so many epochs have begun and been seen to their end."""
-        return min(math.ceil(epoch * self.examples / self.size), self.steps)
+        return -(-epoch * self.examples // self.size)
+
+    def pieces(self, place: Place, *, short: bool) -> Iterator[Piece]:
+        """See `Feed`."""
+        done = place.steps
+        while done < self.steps:
+            epoch = done * self.size // self.examples
+            end = next(end for end in map(self.epoch_ends, range(epoch + 1, epoch + 3)) if end > done)
+            last = min(end if short else done + max(_STEPS_AT_ONCE, self.epoch_ends(1)), self.steps)
+            yield Piece(self.between(done, last), (last - done) * self.size, Place(last), last == end)
+            done = last
 
     def between(self, first: int, last: int) -> Seen:
         """What the steps first .. last - 1 see, stacked."""
-        steps = jnp.arange(first, last, dtype=jnp.int32)
-        if self.each_is_all:
-            return Seen(steps, None)
-        begin, end = first * self.size, last * self.size
+        seen = Seen(jnp.arange(first, last, dtype=jnp.int32), None if self.each_is_all else self._row(first * self.size, last * self.size))
+        return seen if self.mesh is None else distributed.replicate(self.mesh, seen)
+
+    def _row(self, begin: int, end: int) -> Integer[Array, "steps batch"]:
         epochs = range(begin // self.examples, -(-end // self.examples))
         row = jnp.concatenate([_order(self.key, epoch, self.examples) for epoch in epochs])
         start = begin - epochs[0] * self.examples
-        return Seen(steps, row[start : start + end - begin].reshape(-1, self.size))
+        return row[start : start + end - begin].reshape(-1, self.size)
 
 
-def batches(data: Any, batch_size: int | None, epochs: float | None, steps: int | None, key: jax.Array) -> Batches:
+def batches(data: Any, batch_size: int | None, epochs: float | None, steps: int | None, key: jax.Array, mesh: Mesh | None) -> Batches:
     """As many minibatches as make up the epochs, or the steps."""
     count = require.batch(data=data)
     size = count if batch_size is None else require.integer("batch_size", batch_size, low=1)
     if size > count:
         raise ValueError(f"batch_size must be at most the number of examples, {count}, got {size}")
-    if (epochs is None) == (steps is None):
-        raise ValueError(f"epochs or steps must be given, and not both, got epochs={epochs} and steps={steps}")
+    if mesh is not None and size % distributed.width(mesh):
+        raise ValueError(f"batch_size must divide among {distributed.width(mesh)} devices, got {size} examples")
     if steps is None:
-        return Batches(count, size, int(require.number("epochs", epochs, above=0) * count / size + 1e-9), key)
-    return Batches(count, size, require.integer("steps", steps, low=0), key)
+        steps = math.ceil(require.number("epochs", epochs, above=0) * count / size - 1e-9)
+    return Batches(count, size, require.integer("steps", steps, low=0), key, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -18,19 +18,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from diffprog import distributed
 from diffprog.training._batches import Seen
 
 Loss = Callable[..., Float[Array, ""] | Float[Array, "batch"]]
 
 
 class Ways(NamedTuple):
-    """How a loss is computed; see above."""
+    """How a loss is computed; see above. Among the devices of a mesh every part of a batch is divided."""
 
     accumulate: int = 1
     remat: bool = False
     compute_dtype: Any = None
+    mesh: Mesh | None = None
 
 
 def takes_key(loss: Loss) -> bool:
@@ -45,6 +48,8 @@ def of_batch(loss: Loss, weighted: bool, ways: Ways) -> Callable[..., Float[Arra
     """(params, batch, weights, key) -> J, with the loss computed in the ways given."""
 
     def value(params: Any, batch: tuple[Any, ...], weights: Array | None, key: jax.Array) -> Float[Array, ""]:
+        if ways.mesh is not None:
+            batch = jax.lax.with_sharding_constraint(batch, distributed.examples(ways.mesh))
         lower = functools.partial(_rounded, dtype=ways.compute_dtype)
         keyed = {"key": key} if takes_key(loss) else {}
         each = jnp.asarray(loss(lower(params), *lower(batch), **keyed))
@@ -81,6 +86,16 @@ def in_memory(
         picked = (data, weights) if seen.examples is None else jax.tree.map(lambda leaf: leaf[seen.examples], (data, weights))
         batch, some = picked
         return cost(params, batch, some, jax.random.fold_in(key, seen.step))
+
+    return of_step
+
+
+def in_stream(cost: Callable[..., Float[Array, ""]], key: jax.Array) -> Callable[[Any, tuple[Any, Any]], Float[Array, ""]]:
+    """(params, (step, batch)) -> J of the batch."""
+
+    def of_step(params: Any, seen: tuple[Any, Any]) -> Float[Array, ""]:
+        step, batch = seen
+        return cost(params, batch, None, jax.random.fold_in(key, step))
 
     return of_step
 

@@ -2,30 +2,32 @@
 
     θ_{k+1} = update(θ_k, d/dθ J(θ_k, batch_k)),      J = mean of the loss over the batch
 
-The loop is the engine's (`descent.run`), an epoch at a time. Between two epochs stands what one wants to know while it runs: metrics on
-held-out data, the best parameters so far, a bar, and whether to stop. No step waits for any of it.
+The loop is the engine's. Here stands what its arguments are made of: a cost of the user's loss (`_cost`), what its steps see of the data
+(`_batches`, `_stream`), where the arrays lie (`_placing`), what is looked at between epochs (`_watched`) and what is saved (`_checkpoint`).
 """
 
-import functools
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from diffprog import descent, require
-from diffprog.program import Program, program
-from diffprog.training._batches import Batches, batches
-from diffprog.training._cost import Loss, Ways, in_memory, of_batch, takes_key
-
-Ending = Literal["steps", "until", "patience", "nonfinite", "interrupted"]
-
-_STEPS_AT_ONCE = 1024
+from diffprog import descent, distributed, require
+from diffprog.distributed import Partition
+from diffprog.training._batches import batches
+from diffprog.training._checkpoint import Checkpoints, Identity, checksum, identity
+from diffprog.training._cost import Loss, Ways, in_memory, in_stream, of_batch
+from diffprog.training._feed import Feed, Place
+from diffprog.training._loop import Ending, train
+from diffprog.training._placing import kept_in_place, placed
+from diffprog.training._standing import Standing
+from diffprog.training._stream import stream
+from diffprog.training._watched import watched
 
 
 class Fit(NamedTuple):
@@ -53,7 +55,7 @@ class Fit(NamedTuple):
 def fit(
     loss: Loss,
     params: Any,
-    data: tuple[Any, ...],
+    data: tuple[Any, ...] | Iterable[tuple[Any, ...]] | Callable[[int], Iterable[tuple[Any, ...]]],
     *,
     key: jax.Array,
     optimizer: optax.GradientTransformation | None = None,
@@ -68,6 +70,9 @@ def fit(
     accumulate: int = 1,
     remat: bool = False,
     compute_dtype: Any = None,
+    mesh: Mesh | None = None,
+    partition: Partition | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool | None = None,
 ) -> Fit:
     """Train: descend on the mean loss of minibatches.
@@ -75,10 +80,12 @@ def fit(
     Args:
         loss: (params, *batch) -> a float scalar, or one float for each example; with an argument `key`, it is given one at each step.
         params: the start, a pytree of finite float arrays; or a `descent.State`, such as `fit.state`, to go on from it.
-        data: arrays with leading axis example, such as (x, y), or pytrees of them.
+        data: arrays with leading axis example, such as (x, y), or pytrees of them. Or an iterable of such tuples, each a batch, for data
+            larger than memory, which is read ahead while steps are computed and begun anew in each epoch; or a function epoch -> iterable,
+            counted from 0, for another order in each. Of several processes each gives its own part of every batch.
         key: a random key: for the order of the examples and the keys of the loss.
         optimizer: any optax optimizer, with clipping and schedules composed by `optax.chain`; Adam with rate 0.001 by default.
-        batch_size: B, from 1 (stochastic descent) to all examples (full descent), the default.
+        batch_size: B, from 1 (stochastic descent) to all examples (full descent), the default; not for an iterable.
         epochs: how often each example is seen; not with `steps`.
         steps: how many updates; not with `epochs`.
         until: stop before a step whose cost differs from that of the step before by no more than this, lecture 004's rule.
@@ -89,6 +96,11 @@ def fit(
         accumulate: see the batch in so many parts, one after another, for as much less memory.
         remat: keep no intermediate values for the backward pass.
         compute_dtype: such as `jnp.bfloat16`, for the forward and backward pass; parameters and means keep theirs.
+        mesh: devices among which every batch is divided, from `distributed.mesh()`; the result is that of one device, but for rounding.
+        partition: (path, shape and dtype) -> PartitionSpec, how parameters are divided too, with paths such as "affine1/weight"; what the
+            optimizer keeps for a parameter lies as the parameter does. By default each device has them all.
+        checkpoint: a folder to save to while training, and to go on from, if the run was killed: it ends as if it had not been, to the bit.
+            Needs the extra `checkpoint`. What the loss and the optimizer say is not looked at: they have to be the same.
         progress: a bar with cost and examples per second; None shows it for long runs on a terminal.
 
     Returns:
@@ -96,7 +108,9 @@ def fit(
 
     Raises:
         TypeError, ValueError: arguments that are none of these: data that are empty or of several lengths, a batch size larger than
-            they are, both or neither of epochs and steps, metrics or patience without held-out data, ...
+            they are, both or neither of epochs and steps, metrics or patience without held-out data, ...; a checkpoint of other
+            parameters, data, batch size or key, or one that cannot be read.
+        ImportError: a checkpoint without orbax.
 
     >>> x, y = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([1.0, 3.0, 5.0])
     >>> squares = lambda params, x, y: ((x @ params["w"] + params["b"] - y) ** 2)
@@ -107,82 +121,67 @@ def fit(
     """
     require.function("loss", loss)
     require.key("key", key)
-    data, held_out = _arrays("data", data), None if held_out is None else _arrays("held_out", held_out)
-    measured = _metrics(loss, metrics, patience, held_out)
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"epochs or steps must be given, and not both, got epochs={epochs} and steps={steps}")
+    mesh, until = _mesh(mesh, partition), None if until is None else require.number("until", until, low=0)
+    ways = Ways(require.integer("accumulate", accumulate, low=1), bool(remat), _dtype(compute_dtype), mesh)
+    cost = of_batch(loss, weights is not None, ways)
+    look = watched(loss, None if held_out is None else _arrays("held_out", held_out), metrics, patience)
     order_key, loss_key = jax.random.split(key)
-    plan = batches(data, batch_size, epochs, steps, order_key)
-    ways = Ways(require.integer("accumulate", accumulate, low=1), bool(remat), _dtype(compute_dtype))
-    if plan.size % ways.accumulate:
-        raise ValueError(f"accumulate must divide the batch, {plan.size} examples, got {accumulate}")
-    cost = in_memory(of_batch(loss, weights is not None, ways), data, _weights(weights, plan.examples), loss_key)
-    engine = descent.descent(cost, optax.adam(1e-3) if optimizer is None else optimizer)
-    until = None if until is None else require.number("until", until, low=0)
-    watched = _Watched(measured, held_out, None if patience is None else require.integer("patience", patience, low=1))
-    return _epoch_by_epoch(engine, params, plan, until, watched, progress)
+    feed: Feed
+    if isinstance(data, tuple):
+        data = _arrays("data", data)
+        plan = feed = batches(data, batch_size, epochs, steps, order_key, mesh)
+        _require_parts(plan.size, accumulate, mesh)
+        shares = _weights(weights, plan.examples)
+        of_run = {"data": {"examples": plan.examples, "batch_size": plan.size}}
+        if checkpoint is not None:
+            of_run["data"] |= {"checksum": checksum((data, shares))}
+        step_cost = in_memory(cost, *placed(mesh, (data, shares, loss_key)))
+    else:
+        _refuse_for_iterables(batch_size=batch_size, weights=weights)
+        feed, of_run = stream(data, epochs, steps, mesh), {}
+        step_cost = in_stream(cost, placed(mesh, loss_key))
+    engine = descent.descent(step_cost, optax.adam(1e-3) if optimizer is None else optimizer)
+    engine, state = kept_in_place(engine, descent.begin(engine, params), mesh, partition)
+    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, _identity(state, key, **of_run))
+    start = Standing(Place(), state)
+    look = look._replace(held_out=placed(mesh, look.held_out))
+    if checkpoints is None:
+        standing, ending = train(engine, start, feed, look, None, until, progress)
+    else:
+        with checkpoints:
+            standing, ending = train(engine, checkpoints.restored(start), feed, look, checkpoints, until, progress)
+    best = standing.best
+    params = (standing.state if best is None else best.state).variable
+    return Fit(params, standing.history(), standing.place.steps, standing.state, best and best.epoch, ending)
 
 
-class _Watched(NamedTuple):
-    """What is looked at between epochs: measures of params on the held-out data, and how long the loss may not fall."""
-
-    measures: dict[str, Program]
-    held_out: tuple[Any, ...] | None
-    patience: int | None
-
-    def of(self, params: Any) -> dict[str, float]:
-        """Each measure, a mean over the examples where it is one for each."""
-        return {name: float(jnp.mean(_measured(measure, params, self.held_out))) for name, measure in self.measures.items()}
+def _mesh(mesh: Any, partition: Any) -> Mesh | None:
+    if mesh is None and partition is not None:
+        raise ValueError("partition must be None without a mesh")
+    if partition is not None:
+        require.function("partition", partition)
+    return None if mesh is None else distributed.checked(mesh)
 
 
-@jax.jit
-def _measured(measure: Program, params: Any, held_out: tuple[Any, ...]) -> Any:
-    return measure(params, *held_out)
+def _identity(state: descent.State, key: jax.Array, **others: dict[str, Any]) -> Identity:
+    return identity(state, key={"data": jax.random.key_data(key).tolist()}, **others)
 
 
-def _epoch_by_epoch(
-    engine: descent.Descent, params: Any, plan: Batches, until: float | None, watched: _Watched, progress: bool | None
-) -> Fit:
-    state, best_state, best, least = params, None, None, np.inf
-    costs: list[np.ndarray] = []
-    measured: list[dict[str, float]] = []
-    done: int = 0
-    ending: Ending = "steps"
-    with tqdm.tqdm(total=plan.steps, disable=None if progress is None else not progress, delay=0 if progress else 1) as bar:
-        while done < plan.steps and ending == "steps":
-            last, epoch = _next_look(plan, done, bool(watched.measures)), len(measured) + 1
-            began = time.perf_counter()
-            try:
-                result = descent.run(engine, state, plan.between(done, last), until=until, progress=False)
-            except KeyboardInterrupt:
-                ending = "interrupted"
-                break
-            if until is not None and costs and abs(result.costs[0] - costs[-1][-1]) <= until:
-                costs.append(result.costs[:1])
-                ending = "until"
-                break
-            state, done, ending = result.state, done + result.steps, result.ending
-            costs.append(result.costs)
-            rate = result.steps * plan.size / (time.perf_counter() - began)
-            bar.update(result.steps)
-            bar.set_postfix_str(f"cost={result.costs[-1]:.4g}, {rate:.3g} examples/s", refresh=False)
-            if watched.measures and ending != "nonfinite":
-                measured.append(watched.of(state.variable))
-                if watched.patience is not None and measured[-1]["loss"] < least:
-                    best_state, best, least = state, epoch, measured[-1]["loss"]
-                elif watched.patience is not None and best is not None and epoch - best >= watched.patience:
-                    ending = "patience"
-    names = measured[0] if measured else {}
-    history = {"cost": np.concatenate(costs) if costs else np.zeros(0), **{name: np.array([m[name] for m in measured]) for name in names}}
-    final = state if isinstance(state, descent.State) else engine.init(jax.tree.map(jnp.asarray, state))
-    return Fit(final.variable if best_state is None else best_state.variable, history, done, final, best, ending)
+def _require_parts(size: int, accumulate: int, mesh: Mesh | None) -> None:
+    if size % accumulate:
+        raise ValueError(f"accumulate must divide the batch, {size} examples, got {accumulate}")
+    if mesh is not None and size // accumulate % distributed.width(mesh):
+        raise ValueError(
+            f"accumulate must leave parts that divide among {distributed.width(mesh)} devices, got {size // accumulate} examples"
+        )
 
 
-def _next_look(plan: Batches, done: int, measuring: bool) -> int:
-    """Where to look up from the steps: at the end of an epoch, or after many steps where nothing is measured."""
-    if not measuring:
-        return min(done + max(_STEPS_AT_ONCE, plan.epoch_ends(1)), plan.steps)
-    epoch = done * plan.size // plan.examples + 1
-    ends = (plan.epoch_ends(epoch + later) for later in range(2))
-    return next(end for end in ends if end > done)
+def _refuse_for_iterables(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} must be None for data from an iterable, got {value!r:.60}")
 
 
 def _arrays(name: str, data: Any) -> tuple[Any, ...]:
@@ -202,19 +201,6 @@ def _weights(weights: Any, count: int) -> Array | None:
     if len(weights) != count or not np.sum(weights) > 0:
         raise ValueError(f"weights must be one for each of {count} examples and not all 0, got {list(np.shape(weights))}")
     return jnp.asarray(weights)
-
-
-def _metrics(loss: Loss, metrics: Any, patience: Any, held_out: Any) -> dict[str, Program]:
-    if held_out is None:
-        if metrics or patience is not None:
-            raise ValueError("held_out must be given for metrics and patience, got None")
-        return {}
-    given = dict(metrics or {})
-    if "cost" in given or "loss" in given:
-        raise ValueError("metrics must not be called 'cost' or 'loss', which the history has anyway")
-    key = jax.random.key(0)
-    keyed = functools.partial(loss, key=key) if takes_key(loss) else loss
-    return {"loss": program(keyed)} | {name: program(require.function(f"metrics[{name!r}]", metric)) for name, metric in given.items()}
 
 
 def _dtype(dtype: Any) -> Any:

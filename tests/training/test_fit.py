@@ -21,7 +21,7 @@ def squares(w, x, y):
 
 @pytest.mark.parametrize("size", [1, 4, 5, 12])
 def test_every_example_is_seen_once_an_epoch(size):
-    plan = batches((X, Y), size, 5, None, KEY)
+    plan = batches((X, Y), size, 5, None, KEY, None)
     seen = plan.between(0, plan.steps).examples
     row = np.tile(np.arange(12), (5, 1)) if seen is None else np.asarray(seen).ravel()[: 60 // size * size]
     for epoch in range(len(row.ravel()) // 12):
@@ -29,7 +29,7 @@ def test_every_example_is_seen_once_an_epoch(size):
 
 
 def test_a_batch_follows_from_the_key_and_its_number_alone():
-    plan = batches((X, Y), 5, 6, None, KEY)
+    plan = batches((X, Y), 5, 6, None, KEY, None)
     np.testing.assert_array_equal(plan.between(7, 11).examples, plan.between(0, plan.steps).examples[7:11])
 
 

@@ -1,0 +1,49 @@
+"""What a training is fed: pieces of the road through the data, each of which the engine runs before anybody looks up."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+
+class Place(NamedTuple):
+    """Where in the data a training stands.
+
+    Attributes:
+        steps: batches seen in all.
+        epoch: passes through the data that have been seen to their end.
+        batch: batches seen of the present one.
+    """
+
+    steps: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+class Piece(NamedTuple):
+    """Some steps in a row.
+
+    Attributes:
+        xs: what they see, for `descent.run`.
+        examples: how many in all.
+        after: where the training stands when they have been taken.
+        ends_epoch: whether a pass through the data ends with them.
+    """
+
+    xs: Any
+    examples: int
+    after: Place
+    ends_epoch: bool
+
+
+class Feed(Protocol):
+    """The data, as steps see them.
+
+    Attributes:
+        steps: how many there will be; None where only the end of the data will tell.
+    """
+
+    @property
+    def steps(self) -> int | None: ...
+
+    def pieces(self, place: Place, *, short: bool) -> Iterator[Piece]:
+        """What comes after a place; in pieces no longer than an epoch, if `short`."""
+        ...
