@@ -23,7 +23,7 @@ import optax
 import tqdm
 from jaxtyping import Array, Float
 
-from diffprog import adjoints, loops, require
+from diffprog import adjoints, distributed, loops, require
 from diffprog.program import Program, program
 
 Ending = Literal["steps", "until", "nonfinite"]
@@ -254,7 +254,8 @@ def begin(descent: Descent, start: Any) -> State:
         raise ValueError("start must hold numbers, got an array of size 0")
     variable = jax.tree.map(_strongly_typed, variable)
     if not isinstance(start, State):
-        return jax.tree.map(_strongly_typed, _init(program(descent.init, fast_gradients=False), variable))
+        state = jax.tree.map(_strongly_typed, _init(program(descent.init, fast_gradients=False), variable))
+        return State(variable, distributed.beside(variable, state.optimizer))
     expected, given = (jax.tree.structure(state) for state in (jax.eval_shape(descent.init, variable), start))
     if str(expected) != str(given):
         raise ValueError(f"start must be a State of this descent, {expected}, got {given}")

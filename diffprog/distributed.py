@@ -115,8 +115,9 @@ def partitioned(mesh: Mesh, rule: Partition | None, tree: Any) -> Any:
         spec = PartitionSpec() if rule is None else rule(name, jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype))
         if not isinstance(spec, PartitionSpec):
             raise TypeError(f"partition must return a jax.sharding.PartitionSpec, got {type(spec).__name__} for {name!r}")
-        sharding = NamedSharding(mesh, spec)
         try:
+            sharding = NamedSharding(mesh, spec)
+            sharding.check_compatible_aval(np.shape(leaf))
             sharding.shard_shape(np.shape(leaf))
         except ValueError as error:
             raise ValueError(f"partition must fit the parameters, got {spec} for {name!r} of shape {list(np.shape(leaf))}") from error
@@ -145,6 +146,42 @@ def _whole(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated or not isinstance(leaf.sharding, NamedSharding):
         return leaf
     return put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+
+
+def shared(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of examples that gives something for each, done by all devices on which the examples lie whole: each does its share.
+
+    Examples that no mesh has, or that are divided already, are seen as they are.
+
+    >>> shared(lambda x: 2 * x)(np.arange(3)).tolist()
+    [0, 2, 4]
+    """
+
+    def each_its_share(*args: Any) -> Any:
+        leaf = jax.tree.leaves(args[0])[0]
+        grid = None if isinstance(leaf, jax.core.Tracer) else getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if grid is None or grid.size == 1 or not leaf.is_fully_replicated:
+            return run(*args)
+        count = len(leaf)
+        filled = np.minimum(np.arange(-(-count // width(grid)) * width(grid)), count - 1)
+        given = whole(run(*split(grid, jax.tree.map(lambda leaf: leaf[filled], args))))
+        return jax.tree.map(lambda leaf: leaf[:count], given)
+
+    return each_its_share
+
+
+def beside(known: Any, tree: Any) -> Any:
+    """Arrays laid beside others: each as that of the known ones whose path its own path ends with, if it has its shape; the rest whole."""
+    leaves = jax.tree_util.tree_leaves_with_path(known)
+    lying = next((leaf.sharding for _, leaf in leaves if isinstance(leaf.sharding, NamedSharding)), None)
+    if lying is None:
+        return tree
+
+    def of(path: Any, leaf: jax.Array) -> jax.Array:
+        mine = (kept.sharding for end, kept in leaves if path[len(path) - len(end) :] == end and leaf.shape == kept.shape)
+        return put(leaf, next(mine, NamedSharding(lying.mesh, PartitionSpec())))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
 
 
 def fetch(tree: Any) -> Any:

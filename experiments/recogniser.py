@@ -26,20 +26,19 @@ class Trained(NamedTuple):
 
 def train(model: dp.models.Model, images: jax.Array, labels: jax.Array, epochs: int, key: jax.Array) -> Trained:
     """Descend on the parameters: cross-entropy of minibatches, each image shifted by a fraction of a pixel."""
-    init_key, order_key, shift_key = jax.random.split(key, 3)
-    steps = len(images) // BATCH
-    orders = [jax.random.permutation(key, len(images))[: steps * BATCH] for key in jax.random.split(order_key, epochs)]
-    batches = jnp.concatenate(orders).reshape(-1, BATCH)
+    init_key, fit_key = jax.random.split(key)
 
-    def cost(params: Any, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
-        batch, key = seen
-        logits = model.apply(params, shifted(images[batch], key))
-        return dp.losses.softmax_cross_entropy(logits, labels[batch]).mean()
+    def loss(params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+        return dp.losses.softmax_cross_entropy(model.apply(params, shifted(x, key)), y)
 
-    optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, len(batches)), weight_decay=0.01)
-    descent = dp.descent.descent(cost, optimizer)
-    result = dp.descent.run(descent, model.init(init_key), (batches, jax.random.split(shift_key, len(batches))))
-    return Trained(dp.program(model.apply, result.variable), result.variable, result.costs)
+    start, data, optimizer = model.init(init_key), (images, labels), decaying(epochs * len(images) // BATCH)
+    fitted = dp.training.fit(loss, start, data, optimizer=optimizer, batch_size=BATCH, epochs=epochs, key=fit_key)
+    return Trained(dp.program(model.apply, fitted.params), fitted.params, fitted.history["cost"])
+
+
+def decaying(steps: int) -> optax.GradientTransformation:
+    """Adam with weight decay, its rate falling to zero over so many steps along a cosine."""
+    return optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, steps), weight_decay=0.01)
 
 
 def shifted(images: jax.Array, key: jax.Array, *, reach: float = 0.6) -> jax.Array:

@@ -17,11 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import diffprog as dp
 from diffprog.plotting import Section, Table
-from experiments.recogniser import BATCH, LEARNING_RATE, train
+from experiments.recogniser import BATCH, decaying, train
 
 adv = dp.adversarial
 
@@ -32,20 +31,11 @@ EPSILON, STEPS, QUERIES, EXAMPLES, SHOWN = 0.1, 40, 1000, 360, 10
 
 def train_against(attack: adv.Attack, images: jax.Array, labels: jax.Array, epochs: int, key: jax.Array) -> dp.Program:
     """Descend on the parameters, at the perturbations that the attack finds for them."""
-    init_key, order_key, attack_key = jax.random.split(key, 3)
-    steps = len(images) // BATCH
-    orders = [jax.random.permutation(key, len(images))[: steps * BATCH] for key in jax.random.split(order_key, epochs)]
-    batches = jnp.concatenate(orders).reshape(-1, BATCH)
-    loss = adv.adversarial_training(MODEL.apply, attack)
-
-    def cost(params: Any, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
-        batch, key = seen
-        return loss(params, images[batch], labels[batch], key)
-
-    optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, len(batches)), weight_decay=0.01)
-    descent = dp.descent.descent(cost, optimizer)
-    result = dp.descent.run(descent, MODEL.init(init_key), (batches, jax.random.split(attack_key, len(batches))))
-    return dp.program(MODEL.apply, result.variable)
+    init_key, fit_key = jax.random.split(key)
+    loss, optimizer = adv.adversarial_training(MODEL.apply, attack), decaying(epochs * len(images) // BATCH)
+    start, data = MODEL.init(init_key), (images, labels)
+    fitted = dp.training.fit(loss, start, data, optimizer=optimizer, batch_size=BATCH, epochs=epochs, key=fit_key)
+    return dp.program(MODEL.apply, fitted.params)
 
 
 def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:

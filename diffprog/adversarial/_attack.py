@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Integer
 
-from diffprog import norms, require
+from diffprog import distributed, norms, require
 from diffprog.adversarial._criterion import Labels, Logits, cross_entropy, wanted
 from diffprog.program import Program, program
 
@@ -139,7 +140,9 @@ class Attack:
     run: Run
     draws: int | None = None
 
-    def __call__(self, f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array, labels: Labels | None = None) -> Found:
+    def __call__(
+        self, f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array, labels: Labels | None = None, mesh: Mesh | None = None
+    ) -> Found:
         """Attack each example.
 
         Args:
@@ -148,6 +151,7 @@ class Attack:
             y: integer labels (batch,); the targets, for a targeted attack.
             key: a random key.
             labels: the true labels of a targeted attack, to refuse a target that is one.
+            mesh: devices among which the examples are divided, from `distributed.mesh()`.
 
         Raises:
             TypeError, ValueError: x that is not finite floats of one dtype or lies outside the bounds, y that is not integers in
@@ -162,6 +166,8 @@ class Attack:
             _require_other(y, labels, self.targeted)
         dtype = jnp.result_type(*jax.tree.leaves(x))
         epsilon = jnp.full(batch, jnp.inf, dtype) if self.epsilon is None else radii(self.epsilon, batch, dtype)
+        if mesh is not None:
+            f, x, y, epsilon, key = distributed.replicate(distributed.checked(mesh), (f, x, y, epsilon, key))
         return self.run(f, x, y, epsilon, key)
 
 
@@ -182,7 +188,11 @@ def searching(
         radii(epsilon, None, jnp.float32)
     bounds = require.bounds("bounds", bounds)
     opened = program(search, fast_gradients=False)
-    run = lambda f, x, y, epsilon, key: _found(opened, f, x, y, epsilon, key, norm, bounds, targeted)  # noqa: E731
+
+    def run(f: Program, x: Any, y: Labels, epsilon: Column, key: jax.Array) -> Found:
+        found = lambda x, y, epsilon: _found(opened, f, x, y, epsilon, key, norm, bounds, targeted)  # noqa: E731
+        return distributed.shared(found)(x, y, epsilon)
+
     return Attack(name, norm, epsilon, bounds, targeted, run)
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from diffprog import require
@@ -32,6 +33,7 @@ def evaluate(
     batch_size: int = 256,
     confidence: float = 0.95,
     flags: bool = True,
+    mesh: Mesh | None = None,
 ) -> Report:
     """Accuracy without an attack, under each and under all together, and the signs that these say less than they seem to.
 
@@ -45,6 +47,7 @@ def evaluate(
         batch_size: examples seen at a time, all of them where there are fewer; the last batch is filled up.
         confidence: of the intervals, in 0 .. 1.
         flags: whether to look for signs of masked gradients, which costs some ascents on up to 64 examples.
+        mesh: devices among which each batch is divided for the attacks, from `distributed.mesh()`.
 
     Raises:
         TypeError, ValueError: an argument that is none of these, before anything is attacked.
@@ -69,7 +72,7 @@ def evaluate(
     for _, attack in pairs:
         _require_radii(attack, len(y))
 
-    founds = [_in_batches(attack, f, x, y, jax.random.fold_in(key, k), size) for k, (_, attack) in enumerate(pairs)]
+    founds = [_in_batches(attack, f, x, y, jax.random.fold_in(key, k), size, mesh) for k, (_, attack) in enumerate(pairs)]
     logits = _joined(lambda part: _said(seen, jax.tree.map(lambda leaf: leaf[part], x)), len(y), size)
     unsaid = np.isnan(logits).any(1)
     right = (logits.argmax(1) == np.asarray(y)) & ~unsaid
@@ -114,12 +117,12 @@ def _require_radii(attack: Attack, batch: int) -> None:
         raise ValueError(f"epsilon must be a number or have one value for each of {batch} examples, got {list(np.shape(attack.epsilon))}")
 
 
-def _in_batches(attack: Attack, f: Callable[..., Any], x: Any, y: Labels, key: jax.Array, size: int) -> Found:
+def _in_batches(attack: Attack, f: Callable[..., Any], x: Any, y: Labels, key: jax.Array, size: int, mesh: Mesh | None) -> Found:
     """What the attack finds for all examples, in NumPy."""
 
     def once(part: np.ndarray) -> Found:
         own = attack if np.ndim(attack.epsilon) == 0 else dataclasses.replace(attack, epsilon=jnp.asarray(attack.epsilon)[part])
-        return own(f, jax.tree.map(lambda leaf: leaf[part], x), y[part], key=key)
+        return own(f, jax.tree.map(lambda leaf: leaf[part], x), y[part], key=key, mesh=mesh)
 
     return _joined(once, len(y), size)
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from diffprog import descent, norms, require
+from diffprog import descent, distributed, norms, require
 from diffprog.adversarial._attack import Attack, Bounds, Column, Found, Labels, Logits, Rows, as_rows, checked, own_keys, placed
 from diffprog.adversarial._criterion import Loss, cross_entropy, wanted
 from diffprog.adversarial._gradient import named_loss
@@ -201,7 +202,7 @@ def universal(
         targeted: whether y is the target.
 
     Returns:
-        A function (f, x, y, key=key) -> Universal.
+        A function (f, x, y, key=key, mesh=None) -> Universal; a mesh divides a minibatch of a multiple of its devices.
 
     Raises:
         TypeError, ValueError: an argument that is none of these.
@@ -219,12 +220,17 @@ def universal(
     low, high = require.bounds("bounds", bounds)
     direction = norms.linf if measure is norms.linf else norms.l2
 
-    def search(f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array) -> Universal:
+    def search(f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array, mesh: Mesh | None = None) -> Universal:
         require.key("key", key)
         f = program(f)
         x, y = checked(f, x, y, (low, high))
         rows, back = as_rows(x)
         batches = _minibatches(key, len(y), min(size, len(y)), length)
+        if mesh is not None:
+            mesh = distributed.checked(mesh)
+            axis = mesh.axis_names[0] if batches.shape[1] % distributed.width(mesh) == 0 else None
+            batches = distributed.put(batches, NamedSharding(mesh, PartitionSpec(None, axis)))
+            f, x, y, rows = distributed.replicate(mesh, (f, x, y, rows))
         radius, most, count = jnp.asarray(epsilon, rows.dtype), jnp.asarray(ceiling, rows.dtype), jnp.int32(length)
 
         def cost(r: Rows, batch: Array) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from diffprog import descent
+from diffprog import descent, distributed
 from diffprog.program import Program, program
 from diffprog.visualization._images import Image
 from diffprog.visualization._objectives import Objective
@@ -144,6 +144,7 @@ def search(f: Program, objective: Objective, view: View, plan: Plan, variables: 
         standing, before = end(settled, "plateau"), now
     final = standing.of(state.variable)
     images, scores = _finish(program(_finished(f, objective, view, plan.slicing)), final, keys)
+    final, images, scores = distributed.whole((final, images, scores))
     return Found(final, images, scores, np.concatenate(histories), tuple(endings))
 
 

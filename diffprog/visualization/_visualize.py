@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from diffprog import interpreter, require
+from diffprog import distributed, interpreter, require
 from diffprog.program import Program, program
 from diffprog.visualization._images import Image
 from diffprog.visualization._objectives import Objective, as_objective
@@ -72,6 +73,7 @@ def visualize(
     plateau: int | None = None,
     straight_through: int = 0,
     slicing: bool = True,
+    mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> Visualization:
     """The images that an objective asks for.
@@ -92,6 +94,7 @@ def visualize(
         straight_through: the first so many steps pass the gradient through every relu as if it were the identity, so that a unit which is
             switched off can be reached.
         slicing: compute only the filters that are wanted where a node allows it: the same result, faster.
+        mesh: devices among which the images are divided, from `distributed.mesh()`.
         progress: a bar; None shows it for long runs on a terminal.
 
     Raises:
@@ -126,10 +129,13 @@ def visualize(
             raise ValueError(f"data must be images as f sees them, {list(seen.shape[1:])}, got {list(data.shape[1:])}")
     at_once = _room(f, seen) if at_once is None else require.integer("at_once", at_once, low=1)
 
+    mesh = None if mesh is None else distributed.checked(mesh)
+    f = f if mesh is None else distributed.replicate(mesh, f)
     found = []
-    for index in _batches(len(objective), at_once):
+    for index in _batches(len(objective), at_once, 1 if mesh is None else distributed.width(mesh)):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         variables = jax.vmap(image.init)(keys) if starts is None else jax.vmap(image.invert)(starts[index])
+        variables, keys = (variables, keys) if mesh is None else distributed.split(mesh, (variables, keys))
         found.append(search(f, objective.take(index), view, plan, variables, keys))
     return _together(objective, found, None if data is None else scores(f, objective, data))
 
@@ -183,9 +189,10 @@ def _room(f: Program, seen: jax.ShapeDtypeStruct) -> int:
     return max(1, _BYTES_AT_ONCE // max(used, 1))
 
 
-def _batches(count: int, at_once: int) -> list[np.ndarray]:
-    """Batches of one size; the last is filled up with its last image, so that nothing is compiled again for it."""
-    size = -(-count // -(-count // at_once))
+def _batches(count: int, at_once: int, devices: int) -> list[np.ndarray]:
+    """Batches of one size, which the devices divide; the last is filled up with its last image: nothing is compiled again for it."""
+    size = -(-count // -(-count // (at_once * devices)))
+    size = -(-size // devices) * devices
     return [np.minimum(np.arange(first, first + size), count - 1) for first in range(0, count, size)]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.benchmarks import harness
 
-BENCHMARKS = ["loops", "cnn", "backprop", "visualization", "attacks"]
+BENCHMARKS = ["loops", "cnn", "backprop", "training", "visualization", "attacks"]
 RESULTS = Path("results/benchmarks")
 
 

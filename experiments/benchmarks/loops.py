@@ -21,20 +21,27 @@ BATCH = 64
 OPTIMIZER = optax.adam(1e-3)
 
 
+Case = tuple[dp.models.Model, jax.Array, jax.Array, int, int]
+
+
 def main(fast: bool) -> dict[str, Comparison]:
     """Compare the loops in every case."""
+    return {name: _case(*case, fast=fast) for name, case in cases(fast).items()}
+
+
+def cases(fast: bool) -> dict[str, Case]:
+    """Model, images, labels, epochs and rounds."""
     digits = dp.data.digits()
     count = 256 if fast else 60_000
     random = jax.random.uniform(jax.random.key(0), (count, 28, 28, 1))
     labels = jax.random.randint(jax.random.key(1), (count,), 0, 10)
     flat = lambda images: images.reshape(len(images), -1)  # noqa: E731
-    cases = {
+    return {
         "MLP on digits, 60 epochs": (dp.models.mlp((64, 128, 10)), flat(digits.x_train), digits.y_train, 60, 20),
         "CNN on digits, 20 epochs": (dp.models.cnn((8, 8, 1)), digits.x_train, digits.y_train, 20, 10),
         "MLP on 60,000 of 28 x 28": (dp.models.mlp((784, 128, 10)), flat(random), labels, 1, 9),
         "CNN on 60,000 of 28 x 28": (dp.models.cnn((28, 28, 1), channels=(16, 32)), random, labels, 1, 3),
     }
-    return {name: _case(*case, fast=fast) for name, case in cases.items()}
 
 
 def _case(model: dp.models.Model, x: jax.Array, y: jax.Array, epochs: int, rounds: int, *, fast: bool) -> Comparison:
@@ -46,14 +53,14 @@ def _case(model: dp.models.Model, x: jax.Array, y: jax.Array, epochs: int, round
         return dp.losses.softmax_cross_entropy(model.apply(params, x[batch]), y[batch]).mean()
 
     run = lambda: dp.descent.run(dp.descent.descent(cost, OPTIMIZER), params, order).variable  # noqa: E731
-    host, scan = _bare_loops(model, params, x, y, order)
+    host, scan = bare_loops(model, params, x, y, order)
     return compare({"run": run, "Python loop": host, "lax.scan": scan}, baseline="Python loop", rounds=rounds)
 
 
-def _bare_loops(
+def bare_loops(
     model: dp.models.Model, params: Any, x: jax.Array, y: jax.Array, order: jax.Array
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What one would write without the toolkit: the data are arguments, batches are gathered inside jit."""
+    """What one would write without the toolkit, in Python and as a scan: the data are arguments, batches are gathered inside jit."""
 
     def step(carry: Any, batch: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
         params, state = carry

@@ -9,6 +9,42 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+
+
+def torch_training(params: Any, x: jax.Array, y: jax.Array, batch: int, steps: int) -> dict[str, Callable[[], Any]]:
+    """Its eager training of the same network, an MLP or a CNN of `dp.models`, with Adam; none where it is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    torch.set_num_threads(1)
+    images, labels = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y), dtype=torch.long)
+    if images.ndim == 4:
+        images = images.permute(0, 3, 1, 2).contiguous()
+    activation = torch.nn.ReLU if images.ndim == 4 else torch.nn.Tanh
+    sizes = {name: np.shape(layer["weight"]) for name, layer in params.items()}
+
+    def trained() -> jax.Array:
+        torch.manual_seed(0)
+        layers: list[Any] = []
+        for name, size in sizes.items():
+            if name.startswith("conv"):
+                layers += [torch.nn.Conv2d(size[2], size[3], size[0], padding=size[0] // 2), activation(), torch.nn.MaxPool2d(2)]
+            else:
+                layers += [torch.nn.Flatten(), torch.nn.Linear(size[1], size[0]), activation()]
+        network = torch.nn.Sequential(*layers[:-1])
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        order = torch.cat([torch.randperm(len(images)) for _ in range(-(-steps * batch // len(images)))])[: steps * batch].reshape(
+            -1, batch
+        )
+        for some in order:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(images[some]), labels[some]).backward()
+            optimizer.step()
+        return jax.numpy.asarray(next(network.parameters()).detach().numpy())
+
+    return {"torch, eager": trained}
 
 
 def lucent(channels: tuple[int, ...], side: int, units: int, steps: int) -> dict[str, Callable[[], Any]]:

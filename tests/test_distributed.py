@@ -1,0 +1,48 @@
+"""Meshes, and what may not be one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from diffprog import distributed
+
+
+def test_arrays_keep_their_numbers_wherever_they_lie():
+    mesh = distributed.mesh({"batch": 1, "model": 1})
+    tree = {"x": jnp.arange(6.0), "key": jax.random.split(jax.random.key(0), 2)}
+    for moved in (distributed.replicate(mesh, tree), distributed.split(mesh, tree), distributed.whole(distributed.split(mesh, tree))):
+        np.testing.assert_array_equal(distributed.fetch(moved["x"]), tree["x"])
+        np.testing.assert_array_equal(jax.random.key_data(moved["key"]), jax.random.key_data(tree["key"]))
+
+
+def test_the_axes_of_a_mesh_are_left_to_the_compiler():
+    explicit = Mesh(np.array(jax.devices()[:1]), ("batch",), axis_types=(AxisType.Explicit,))
+    assert distributed.checked(explicit).axis_types == (AxisType.Auto,)
+
+
+def test_a_rule_is_asked_for_every_array():
+    asked = {}
+    mesh = distributed.mesh({"batch": 1})
+    rule = lambda path, leaf: asked.update({path: leaf.shape}) or PartitionSpec("batch")  # noqa: E731
+    shardings = distributed.partitioned(mesh, rule, {"affine1": {"weight": jnp.ones((2, 3)), "bias": jnp.ones(2)}})
+    assert asked == {"affine1/weight": (2, 3), "affine1/bias": (2,)}
+    assert shardings["affine1"]["bias"].spec == PartitionSpec("batch")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: distributed.mesh({"batch": 10_000}), ValueError, "at most"),
+        (lambda: distributed.mesh({}), ValueError, "axes"),
+        (lambda: distributed.mesh({"batch": 0}), ValueError, "axes"),
+        (lambda: distributed.initialize("localhost"), ValueError, "host:port"),
+        (lambda: distributed.initialize("localhost:1", 2, 2), ValueError, "process_id must be below num_processes, 2, got 2"),
+        (lambda: distributed.initialize("localhost:1", 0, 0), ValueError, "num_processes"),
+        (lambda: distributed.initialize("localhost:1", 1, 0, heartbeat_timeout_seconds=0), ValueError, "heartbeat"),
+    ],
+)
+def test_refuses(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
