@@ -304,7 +304,7 @@ def _piece_by_piece(
                 return
             piece, began = loops.Piece(first, first + count, state, xs), time.perf_counter()
             state, info = advance(piece)
-            costs = np.asarray(info.cost)
+            state, costs = distributed.laid_like(piece.state, state), np.asarray(info.cost)
             ending, at = _stop(np.append(latest_cost, costs), until)
             if ending is None and source.ends_at(piece.last) and not _is_finite(state.variable):
                 ending, at = "nonfinite", count

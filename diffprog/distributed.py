@@ -184,6 +184,11 @@ def beside(known: Any, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
+def laid_like(known: Any, tree: Any) -> Any:
+    """Arrays laid as those of another tree are: what comes out of a compiled loop lies as its compiler found best."""
+    return jax.tree.map(lambda kept, leaf: leaf if leaf.sharding == kept.sharding else put(leaf, kept.sharding), known, tree)
+
+
 def fetch(tree: Any) -> Any:
     """Every array as a NumPy array, whichever processes hold its parts."""
     return jax.device_get(jax.tree.map(lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else _whole(leaf), tree))

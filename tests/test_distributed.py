@@ -1,5 +1,9 @@
 """Meshes, and what may not be one."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,3 +50,14 @@ def test_a_rule_is_asked_for_every_array():
 def test_refuses(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.slow
+def test_attacks_and_images_of_eight_devices_are_those_of_one(tmp_path):
+    one, eight = tmp_path / "one.npz", tmp_path / "eight.npz"
+    for out, devices in ((one, 1), (eight, 8)):
+        subprocess.run([sys.executable, Path(__file__).with_name("distributed_run.py"), out, str(devices)], check=True)
+    expected, found = np.load(one), np.load(eight)
+    assert set(found) == set(expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)

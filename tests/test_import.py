@@ -22,7 +22,7 @@ def cpu_seconds(code: str) -> float:
 def test_import_brings_no_optional_package():
     loaded = json.loads(python("import json, sys, diffprog; print(json.dumps(sorted(sys.modules)))"))
     assert "jax" in loaded
-    assert {"matplotlib", "sklearn", "flax", "equinox", "jinja2", "PIL"}.isdisjoint(loaded)
+    assert {"matplotlib", "sklearn", "flax", "equinox", "jinja2", "PIL", "orbax", "safetensors", "tokenizers"}.isdisjoint(loaded)
 
 
 def test_plotting_leaves_the_global_state_of_matplotlib_alone():

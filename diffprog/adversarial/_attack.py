@@ -166,9 +166,9 @@ class Attack:
             _require_other(y, labels, self.targeted)
         dtype = jnp.result_type(*jax.tree.leaves(x))
         epsilon = jnp.full(batch, jnp.inf, dtype) if self.epsilon is None else radii(self.epsilon, batch, dtype)
-        if mesh is not None:
-            f, x, y, epsilon, key = distributed.replicate(distributed.checked(mesh), (f, x, y, epsilon, key))
-        return self.run(f, x, y, epsilon, key)
+        if mesh is None:
+            return self.run(f, x, y, epsilon, key)
+        return self.run(*distributed.replicate(distributed.checked(mesh), (f, x, y, epsilon, key)))
 
 
 def searching(

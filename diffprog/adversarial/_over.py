@@ -64,7 +64,9 @@ class _Expectation(Attack):
         """The program that says what was found, for the key of the attack."""
         return program(_averaged(f, jax.random.split(key)[1], _JUDGES * self.draws))
 
-    def __call__(self, f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array, labels: Labels | None = None) -> Found:
+    def __call__(
+        self, f: Callable[..., Any], x: Any, y: Labels, *, key: jax.Array, labels: Labels | None = None, mesh: Mesh | None = None
+    ) -> Found:
         require.function("f", f)
         require.key("key", key)
         search_key, judge = jax.random.split(key)[0], self.judge(f, key)
@@ -73,7 +75,7 @@ class _Expectation(Attack):
             return _judged(judge, self.run(seen, x, y, epsilon, key), x, y, self.targeted)
 
         alone = Attack(self.name, self.norm, self.epsilon, self.bounds, self.targeted, run)
-        return alone(_averaged(f, search_key, self.draws), x, y, key=key, labels=labels)
+        return alone(_averaged(f, search_key, self.draws), x, y, key=key, labels=labels, mesh=mesh)
 
 
 def _averaged(f: Callable[..., Any], key: jax.Array, draws: int) -> Callable[[Any], Logits]:

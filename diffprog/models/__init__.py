@@ -3,5 +3,7 @@
 from diffprog.models._cnn import cnn
 from diffprog.models._mlp import mlp
 from diffprog.models._model import Model, sequential
+from diffprog.models._transformer import transformer
+from diffprog.models._vit import vit
 
-__all__ = ["Model", "cnn", "mlp", "sequential"]
+__all__ = ["Model", "cnn", "mlp", "sequential", "transformer", "vit"]

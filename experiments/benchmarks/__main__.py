@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.benchmarks import harness
 
-BENCHMARKS = ["loops", "cnn", "backprop", "training", "visualization", "attacks"]
+BENCHMARKS = ["loops", "cnn", "backprop", "training", "visualization", "attacks", "text"]
 RESULTS = Path("results/benchmarks")
 
 

@@ -106,21 +106,25 @@ def test_processes_each_give_their_part_of_a_stream(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_death_ends_the_others_and_the_run_goes_on_with_another_number(tmp_path, victim):
-    folder, saved = str(tmp_path / "checkpoints"), lambda: [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
-    runs = started(tmp_path / "never.npz", processes=2, epochs=100_000, checkpoint=folder)
+    folder = tmp_path / "checkpoints"
+    saved = lambda: [int(path.name) for path in folder.glob("*") if path.name.isdigit()]  # noqa: E731
+    runs = started(tmp_path / "never.npz", processes=2, epochs=100_000, checkpoint=str(folder))
     limit = time.monotonic() + 300
-    while not [step for step in saved() if step > 10] and time.monotonic() < limit:
-        time.sleep(0.2)
-    runs[victim].kill()
-    died = time.monotonic()
-    errors = runs[1 - victim].communicate(timeout=60)[1]
-    assert time.monotonic() - died < 60
-    assert runs[1 - victim].returncode != 0
-    assert "another task died" in errors
-    runs[victim].communicate()
+    try:
+        while not saved() and time.monotonic() < limit:
+            time.sleep(0.2)
+        runs[victim].kill()
+        errors = runs[1 - victim].communicate(timeout=60)[1]
+        assert runs[1 - victim].returncode != 0
+        assert "another task died" in errors
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
     epochs = max(saved()) // 10 + 3
     expected = ended(tmp_path / "whole.npz", epochs=epochs)
     assert_near(
-        ended(tmp_path / "four.npz", processes=4, epochs=epochs - 1, checkpoint=folder), ended(tmp_path / "less.npz", epochs=epochs - 1)
+        ended(tmp_path / "four.npz", processes=4, epochs=epochs - 1, checkpoint=str(folder)),
+        ended(tmp_path / "less.npz", epochs=epochs - 1),
     )
-    assert_near(ended(tmp_path / "alone.npz", epochs=epochs, checkpoint=folder), expected)
+    assert_near(ended(tmp_path / "alone.npz", epochs=epochs, checkpoint=str(folder)), expected)

@@ -1,0 +1,115 @@
+"""Contrastive pre-training: descent on both towers, so that images and the sentences that are true of them point the same way.
+
+Every image comes with a list of sentences, of which each step draws one. Which pairs of a batch belong together is read off the lists: text
+j is true of image i if it is in the list of image i, whoever it was drawn for. So "a seven", drawn for one seven, counts for every other
+seven in the batch, and "a thin seven" for the thin ones.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from diffprog import require, training
+from diffprog.contrastive._loss import info_nce, sigmoid_loss
+from diffprog.contrastive._tokens import require_texts
+from diffprog.contrastive._towers import Towers, require_one_length, require_towers
+from diffprog.visualization import compose
+
+
+def pretrain(
+    towers: Towers,
+    images: Float[Array, "images height width channels"],
+    captions: Sequence[Sequence[str]],
+    *,
+    key: jax.Array,
+    epochs: float,
+    batch_size: int = 128,
+    optimizer: optax.GradientTransformation | None = None,
+    transforms: Sequence[Callable[[Array, jax.Array], Array]] = (),
+    compute_dtype: Any = None,
+    progress: bool | None = None,
+) -> training.Fit:
+    """Descend on towers: InfoNCE, or the sigmoid loss for towers that have a bias.
+
+    Args:
+        towers: to start from.
+        images: finite floats in 0 .. 1.
+        captions: for each image, all the sentences that are true of it; one that stands there twice is drawn twice as often.
+        key: a random key: for order, sentences and transforms.
+        epochs: how often each image is seen.
+        batch_size: how many pairs are told apart at a step.
+        optimizer: any optax optimizer; Adam with rate 0.001, annealed to 0 by a cosine, by default.
+        transforms: what happens to each image before it is seen, as in `visualize`: what the towers are to overlook.
+        compute_dtype: such as `jnp.bfloat16`, of the towers; the loss is float32 at least.
+        progress: a bar; None shows it for long runs on a terminal.
+
+    Returns:
+        A `training.Fit` whose `params` are the trained `Towers`.
+
+    Raises:
+        TypeError, ValueError: towers, images, captions or a transform that are none; lists of captions that are not one for each image, or
+            hold none or what the tokenizer refuses; what `training.fit` refuses.
+    """
+    require_towers(towers)
+    require.floating("images", images, rank=4)
+    require.batch(images=images)
+    require.within("images", images, 0, 1)
+    own, ids = _own(towers, captions, len(images))
+    require_one_length(jax.eval_shape(towers.image, images), jax.eval_shape(towers.text, ids))
+    if optimizer is None:
+        steps = max(1, int(require.number("epochs", epochs, above=0) * len(images) / require.integer("batch_size", batch_size, low=1)))
+        optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    return training.fit(
+        pairs_loss(ids, transforms),
+        towers,
+        (images, own),
+        key=key,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        epochs=epochs,
+        compute_dtype=compute_dtype,
+        progress=progress,
+    )
+
+
+def pairs_loss(ids: Int[np.ndarray, "texts length"], transforms: Sequence[Any]) -> Callable[..., Float[Array, "batch"]]:
+    """(towers, images, own, key) -> the loss of each pair, with one of its own texts drawn for each image."""
+    seen_as, table = compose(transforms), jnp.asarray(ids)
+
+    def loss(towers: Towers, images: Array, own: Int[Array, "batch most"], *, key: jax.Array) -> Float[Array, "batch"]:
+        text_key, image_key = jax.random.split(key)
+        drawn = _drawn(own, text_key)
+        seen = jax.vmap(seen_as)(images, jax.random.split(image_key, len(images)))
+        features = towers.image(seen), towers.text(table[drawn])
+        positive = (own[:, None, :] == drawn[None, :, None]).any(-1)
+        if towers.bias is None:
+            return info_nce(*features, towers.log_scale, positive=positive)
+        return sigmoid_loss(*features, towers.log_scale, towers.bias, positive=positive)
+
+    return loss
+
+
+def _drawn(own: Int[Array, "batch most"], key: jax.Array) -> Int[Array, "batch"]:
+    """One of each row's texts; rows are filled up with -1."""
+    counts = (own >= 0).sum(1)
+    return jnp.take_along_axis(own, jax.random.randint(key, counts.shape, 0, counts)[:, None], 1)[:, 0]
+
+
+def _own(towers: Towers, captions: Any, count: int) -> tuple[Int[np.ndarray, "images most"], Int[np.ndarray, "texts length"]]:
+    """Which texts each image has, by number, and the ids of all texts, each there once."""
+    if isinstance(captions, str) or not isinstance(captions, Sequence):
+        raise TypeError(f"captions must be a list of texts for each image, got {type(captions).__name__}")
+    if len(captions) != count:
+        raise ValueError(f"captions must be one list for each of {count} images, got {len(captions)}")
+    for k, texts in enumerate(captions):
+        require_texts(f"captions[{k}]", texts)
+    numbers = {text: k for k, text in enumerate(sorted({text for texts in captions for text in texts}))}
+    own = np.full((count, max(map(len, captions))), -1, np.int32)
+    for row, texts in zip(own, captions, strict=True):
+        row[: len(texts)] = [numbers[text] for text in texts]
+    return own, towers.tokenizer.encode(list(numbers))
