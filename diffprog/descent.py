@@ -110,9 +110,7 @@ def descent(
     1.0
     """
     require.function("cost", cost)
-    if not isinstance(optimizer, optax.GradientTransformation):
-        hint = "; pass its .gradient_transformation()" if isinstance(optimizer, optax.MultiSteps) else ""
-        raise TypeError(f"optimizer must be an optax optimizer, got {type(optimizer).__name__}{hint}")
+    require_optimizer(optimizer)
     if project is not None:
         require.function("project", project)
     update = optax.with_extra_args_support(optimizer).update
@@ -140,6 +138,14 @@ def descent(
         return State(variable if project is None else project(variable), moved), Info(value, aux)
 
     return Descent(init, step)
+
+
+def require_optimizer(optimizer: Any) -> optax.GradientTransformation:
+    """`optimizer`, if it is one of optax."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        hint = "; pass its .gradient_transformation()" if isinstance(optimizer, optax.MultiSteps) else ""
+        raise TypeError(f"optimizer must be an optax optimizer, got {type(optimizer).__name__}{hint}")
+    return optimizer
 
 
 def _extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:

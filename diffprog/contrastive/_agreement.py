@@ -92,6 +92,13 @@ def retrieval(
 
     Raises:
         TypeError, ValueError: towers, images or texts that are none, `true` of another shape or nowhere True, a k below 1.
+
+    >>> from diffprog.contrastive import words
+    >>> from diffprog.program import program
+    >>> image, text = program(lambda images: images[:, 0, 0]), program(lambda ids: jnp.eye(3)[ids[:, 0], 1:])
+    >>> pair = Towers(image, text, words(["green red"]), jnp.float32(0))
+    >>> retrieval(pair, jnp.array([[[[0.9, 0.1]]], [[[0.8, 0.4]]]]), ["green", "red"], among=(1, 2))
+    Retrieval(texts={1: 0.5, 2: 1.0}, images={1: 1.0, 2: 1.0})
     """
     among = require.integers("among", among, least=1)
     require.concrete("images", images, "look for images outside the transformation")

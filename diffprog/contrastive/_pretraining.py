@@ -54,6 +54,15 @@ def pretrain(
     Raises:
         TypeError, ValueError: towers, images, captions or a transform that are none; lists of captions that are not one for each image, or
             hold none or what the tokenizer refuses; what `training.fit` refuses.
+
+    >>> from diffprog.contrastive import similarity, text_tower, towers, words
+    >>> from diffprog.models import cnn
+    >>> known = words(["dark", "light"])
+    >>> start = towers(cnn((2, 2, 1), channels=(4,), classes=4), text_tower(3, 1, outputs=4), known, key=jax.random.key(0))
+    >>> images = jnp.linspace(0, 1, 8)[:, None, None, None] * jnp.ones((8, 2, 2, 1))
+    >>> fit = pretrain(start, images, [["dark"]] * 4 + [["light"]] * 4, key=jax.random.key(1), epochs=60, batch_size=8)
+    >>> similarity(fit.params, images[::7], ["dark", "light"]).argmax(1)
+    Array([0, 1], dtype=int32)
     """
     require_towers(towers)
     require.floating("images", images, rank=4)

@@ -137,6 +137,13 @@ def similarity(towers: Towers, images: Float[Array, "images height width channel
     Raises:
         TypeError, ValueError: towers that are none or whose features are of two lengths, images that are not such, texts that are no
             sequence of texts or that the tokenizer refuses.
+
+    >>> from diffprog.contrastive import words
+    >>> image, text = program(lambda images: images[:, 0, 0]), program(lambda ids: jnp.eye(3)[ids[:, 0], 1:])
+    >>> pair = Towers(image, text, words(["green red"]), jnp.float32(0))
+    >>> print(similarity(pair, jnp.array([[[[0.0, 1.0]]], [[[0.3, 0.4]]]]), ["green", "red"]).round(3))
+    [[0.  1. ]
+     [0.6 0.8]]
     """
     u, v = image_directions(towers, images), text_directions(towers, texts)
     require_one_length(u, v)

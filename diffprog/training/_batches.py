@@ -19,21 +19,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Integer
 
 from diffprog import distributed, require
-from diffprog.training._feed import Piece, Place
+from diffprog.training._feed import Piece, Place, Seen
 
 _STEPS_AT_ONCE = 1024
-
-
-class Seen(NamedTuple):
-    """What the cost function of one step is given.
-
-    Attributes:
-        step: k.
-        examples: (B,), which; None for all.
-    """
-
-    step: Integer[Array, ""]
-    examples: Integer[Array, "batch"] | None
 
 
 class Batches(NamedTuple):

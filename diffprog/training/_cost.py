@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from diffprog import distributed
-from diffprog.training._batches import Seen
+from diffprog.training._feed import Seen
 
+BatchOf = Callable[[Seen], tuple[tuple[Any, ...], Array | None]]
 Loss = Callable[..., Float[Array, ""] | Float[Array, "batch"]]
 
 
@@ -77,27 +79,31 @@ def of_batch(loss: Loss, weighted: bool, ways: Ways) -> Callable[..., Float[Arra
     return cost
 
 
-def in_memory(
-    cost: Callable[..., Float[Array, ""]], data: tuple[Any, ...], weights: Array | None, key: jax.Array
-) -> Callable[[Any, Seen], Float[Array, ""]]:
-    """(params, seen) -> J of the batch of the data that a step sees."""
-
-    def of_step(params: Any, seen: Seen) -> Float[Array, ""]:
-        picked = (data, weights) if seen.examples is None else jax.tree.map(lambda leaf: leaf[seen.examples], (data, weights))
-        batch, some = picked
-        return cost(params, batch, some, jax.random.fold_in(key, seen.step))
-
-    return of_step
+def looked_up(data: tuple[Any, ...], weights: Array | None) -> BatchOf:
+    """The batch of examples in memory that a step sees, and their weights."""
+    return lambda seen: (data, weights) if seen.examples is None else jax.tree.map(lambda leaf: leaf[seen.examples], (data, weights))
 
 
-def in_stream(cost: Callable[..., Float[Array, ""]], key: jax.Array) -> Callable[[Any, tuple[Any, Any]], Float[Array, ""]]:
-    """(params, (step, batch)) -> J of the batch."""
+def given(seen: Any) -> tuple[tuple[Any, ...], None]:
+    """The batch of an iterable, which a step is given as it is."""
+    return seen.examples, None
 
-    def of_step(params: Any, seen: tuple[Any, Any]) -> Float[Array, ""]:
-        step, batch = seen
-        return cost(params, batch, None, jax.random.fold_in(key, step))
 
-    return of_step
+def of_step(cost: Callable[..., Float[Array, ""]], batch_of: BatchOf, key: jax.Array) -> Callable[[Any, Seen], Float[Array, ""]]:
+    """(params, seen) -> J of the batch that a step sees."""
+    return lambda params, seen: cost(params, *batch_of(seen), jax.random.fold_in(key, seen.step))
+
+
+def on_batches(optimizer: optax.GradientTransformation, batch_of: BatchOf) -> optax.GradientTransformationExtraArgs:
+    """The same optimizer, whose `x` is the batch of a step, as `gauss_newton` wants it, and not which examples are in it."""
+    update = optax.with_extra_args_support(optimizer).update
+
+    def on_batch(gradient: Any, state: Any, params: Any = None, *, x: Seen, value_fn: Callable[..., Any], **known: Any) -> Any:
+        # A line search hands x on to a `value_fn` that names it.
+        value_of = lambda params, x=None, grad_fn=None: value_fn(params)  # noqa: E731
+        return update(gradient, state, params, x=batch_of(x)[0], value_fn=value_of, **known)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, on_batch)
 
 
 def require_loss(each: Any, count: int, weighted: bool) -> None:

@@ -18,6 +18,18 @@ class Place(NamedTuple):
     batch: int = 0
 
 
+class Seen(NamedTuple):
+    """What the cost function of one step is given.
+
+    Attributes:
+        step: k.
+        examples: (B,), which, of data in memory, None for all; of an iterable the batch itself.
+    """
+
+    step: Any
+    examples: Any
+
+
 class Piece(NamedTuple):
     """Some steps in a row.
 

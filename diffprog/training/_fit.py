@@ -21,7 +21,7 @@ from diffprog import descent, distributed, require
 from diffprog.distributed import Partition
 from diffprog.training._batches import batches
 from diffprog.training._checkpoint import Checkpoints, Identity, checksum, identity
-from diffprog.training._cost import Loss, Ways, in_memory, in_stream, of_batch
+from diffprog.training._cost import BatchOf, Loss, Ways, given, looked_up, of_batch, of_step, on_batches
 from diffprog.training._feed import Feed, Place
 from diffprog.training._loop import Ending, train
 from diffprog.training._placing import kept_in_place, placed
@@ -129,6 +129,7 @@ def fit(
     look = watched(loss, None if held_out is None else _arrays("held_out", held_out), metrics, patience)
     order_key, loss_key = jax.random.split(key)
     feed: Feed
+    batch_of: BatchOf
     if isinstance(data, tuple):
         data = _arrays("data", data)
         plan = feed = batches(data, batch_size, epochs, steps, order_key, mesh)
@@ -137,12 +138,12 @@ def fit(
         of_run = {"data": {"examples": plan.examples, "batch_size": plan.size}}
         if checkpoint is not None:
             of_run["data"] |= {"checksum": checksum((data, shares))}
-        step_cost = in_memory(cost, *placed(mesh, (data, shares, loss_key)))
+        batch_of = looked_up(*placed(mesh, (data, shares)))
     else:
         _refuse_for_iterables(batch_size=batch_size, weights=weights)
-        feed, of_run = stream(data, epochs, steps, mesh), {}
-        step_cost = in_stream(cost, placed(mesh, loss_key))
-    engine = descent.descent(step_cost, optax.adam(1e-3) if optimizer is None else optimizer)
+        feed, of_run, batch_of = stream(data, epochs, steps, mesh), {}, given
+    rule = descent.require_optimizer(optax.adam(1e-3) if optimizer is None else optimizer)
+    engine = descent.descent(of_step(cost, batch_of, placed(mesh, loss_key)), on_batches(rule, batch_of))
     engine, state = kept_in_place(engine, descent.begin(engine, params), mesh, partition)
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint, _identity(state, key, **of_run))
     start = Standing(Place(), state)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffprog import distributed, require
-from diffprog.training._feed import Piece, Place
+from diffprog.training._feed import Piece, Place, Seen
 
 _BYTES_AT_ONCE, _BATCHES_AT_ONCE, _BATCHES_AHEAD = 2**27, 256, 4
 
@@ -50,7 +50,7 @@ class Stream(NamedTuple):
                     steps = range(place.steps, place.steps + len(batches))
                     place = Place(steps.stop, place.epoch, place.batch + len(batches))
                     examples = sum(len(jax.tree.leaves(batch)[0]) for batch in batches)
-                    yield Piece(zip(map(np.int32, steps), batches, strict=True), examples, place, at_end and place.steps != self.steps)
+                    yield Piece(map(Seen, map(np.int32, steps), batches), examples, place, at_end and place.steps != self.steps)
             if place.batch == 0:
                 raise ValueError(f"data must give at least one batch in each epoch, got none in epoch {epoch.epoch}")
             if place.steps != self.steps:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffprog.training import fit
+from diffprog.training import fit, gauss_newton, newton_cg
 from diffprog.training._batches import batches
 
 KEY = jax.random.key(0)
@@ -69,3 +69,18 @@ def test_patience_returns_the_best_parameters():
 def test_refuses(options, error, message):
     with pytest.raises(error, match=message):
         fit(squares, START, (X, Y), key=KEY, **options)
+
+
+@pytest.mark.parametrize("data", [(X, Y), [(X, Y)]], ids=["arrays", "iterable"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        gauss_newton(lambda w, x: x[0] @ w, lambda z, x: ((z - x[1]) ** 2).mean()),
+        optax.chain(newton_cg(), optax.scale_by_backtracking_linesearch(20)),
+        optax.lbfgs(),
+    ],
+    ids=["gauss_newton", "newton_cg", "lbfgs"],
+)
+def test_second_order_fits_a_line(rule, data):
+    found = fit(squares, START, data, epochs=10, optimizer=rule, key=KEY)
+    np.testing.assert_allclose(found.params, [1.0, -2.0, 3.0], atol=1e-4)
