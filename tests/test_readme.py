@@ -6,6 +6,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from tests.contrastive import folders
+
 README = Path(__file__).parent.parent / "README.md"
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -15,7 +17,10 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, found.start(1)) + 1, found[1]) for found in FENCE.finditer(text)]
 
 
-BLOCKS = blocks(README.read_text(encoding="utf-8"))
+TEXT = README.read_text(encoding="utf-8")
+BLOCKS = blocks(TEXT)
+LONG = TEXT.count("\n", 0, TEXT.index("## Text and images"))  # the blocks after this line train for longer
+CASES = [pytest.param(k, id=f"line {line}", marks=pytest.mark.slow if line > LONG else ()) for k, (line, _) in enumerate(BLOCKS)]
 
 
 class Session:
@@ -39,7 +44,9 @@ def session():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("readme")
+    made = tmp_path_factory.mktemp("readme")
+    folders.of_the_readme(made)
+    return made
 
 
 def test_the_readme_has_python_blocks():
@@ -53,7 +60,7 @@ def test_blocks_are_found_with_their_lines():
     ]
 
 
-@pytest.mark.parametrize("index", range(len(BLOCKS)), ids=[f"line {line}" for line, _ in BLOCKS])
+@pytest.mark.parametrize("index", CASES)
 def test_block_runs(index, session, folder, monkeypatch):
     matplotlib.use("Agg")
     monkeypatch.chdir(folder)
