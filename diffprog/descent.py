@@ -259,10 +259,11 @@ def begin(descent: Descent, start: Any) -> State:
     if not all(np.size(leaf) for leaf in jax.tree.leaves(variable)):
         raise ValueError("start must hold numbers, got an array of size 0")
     variable = jax.tree.map(_strongly_typed, variable)
+    init = program(descent.init, fast_gradients=False)
     if not isinstance(start, State):
-        state = jax.tree.map(_strongly_typed, _init(program(descent.init, fast_gradients=False), variable))
+        state = jax.tree.map(_strongly_typed, _init(init, variable))
         return State(variable, distributed.beside(variable, state.optimizer))
-    expected, given = (jax.tree.structure(state) for state in (jax.eval_shape(descent.init, variable), start))
+    expected, given = (jax.tree.structure(state) for state in (_init.eval_shape(init, variable), start))
     if str(expected) != str(given):
         raise ValueError(f"start must be a State of this descent, {expected}, got {given}")
     return jax.tree.map(_strongly_typed, start)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from diffprog import descent, distributed, require
 from diffprog.distributed import Partition
+from diffprog.program import program
 from diffprog.training._batches import batches
 from diffprog.training._checkpoint import Checkpoints, Identity, checksum, identity
 from diffprog.training._cost import BatchOf, Loss, Ways, given, looked_up, of_batch, of_step, on_batches
@@ -144,7 +145,10 @@ def fit(
         feed, of_run, batch_of = stream(data, epochs, steps, mesh), {}, given
     rule = descent.require_optimizer(optax.adam(1e-3) if optimizer is None else optimizer)
     engine = descent.descent(of_step(cost, batch_of, placed(mesh, loss_key)), on_batches(rule, batch_of))
-    engine, state = kept_in_place(engine, descent.begin(engine, params), mesh, partition)
+    state = descent.begin(engine, params)
+    engine, state = (engine, state) if mesh is None else kept_in_place(engine, state, mesh, partition)
+    # Opened here, once, and not for every epoch.
+    engine = descent.Descent(*(program(part, fast_gradients=False) for part in engine))
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint, _identity(state, key, **of_run))
     start = Standing(Place(), state)
     look = look._replace(held_out=placed(mesh, look.held_out))

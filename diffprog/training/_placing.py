@@ -15,10 +15,8 @@ def placed(mesh: Mesh | None, tree: Any) -> Any:
     return tree if mesh is None else distributed.replicate(mesh, tree)
 
 
-def kept_in_place(engine: Descent, state: State, mesh: Mesh | None, rule: Partition | None) -> tuple[Descent, State]:
+def kept_in_place(engine: Descent, state: State, mesh: Mesh, rule: Partition | None) -> tuple[Descent, State]:
     """The state divided as the rule says, and a descent that leaves it so."""
-    if mesh is None:
-        return engine, state
     params = jax.tree.map(distributed.put, state.variable, distributed.partitioned(mesh, rule, state.variable))
     state = State(params, distributed.beside(params, state.optimizer))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
