@@ -114,7 +114,7 @@ def descent(
     if project is not None:
         require.function("project", project)
     update = optax.with_extra_args_support(optimizer).update
-    wanted = _extra_arguments(update)
+    wanted = extra_arguments(update)
 
     fast_cost = adjoints.faster(cost)
 
@@ -148,7 +148,7 @@ def require_optimizer(optimizer: Any) -> optax.GradientTransformation:
     return optimizer
 
 
-def _extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
+def extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
     """Which of the things a step knows the optimizer's `update` takes."""
     takes = inspect.signature(update).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
@@ -188,7 +188,7 @@ def run(
     >>> run(bowl, 4.0, 1000, until=1e-6).steps
     69
     """
-    results = list(pieces(descent, start, xs, until=until, loop=loop, progress=progress))
+    results = list(pieces(descent, start, xs, until=until, at_once=_FIRST_PIECE, loop=loop, progress=progress))
     costs, aux = jax.tree.map(lambda *values: np.concatenate(values), *((result.costs, result.aux) for result in results))
     return results[-1]._replace(costs=costs, aux=aux, steps=sum(result.steps for result in results))
 
@@ -198,8 +198,10 @@ def pieces(
     start: Any,
     xs: Any,
     *,
+    steps: int | None = None,
     until: float | None = None,
     after: float = np.nan,
+    at_once: int = 1,
     loop: Literal["auto", "device", "host"] = "auto",
     progress: bool | None = None,
 ) -> Iterator[Result]:
@@ -207,24 +209,26 @@ def pieces(
 
     Args:
         descent, start, xs, until, loop, progress: as for `run`.
+        steps: of the xs only the first so many; the others are there so that all pieces have one shape, for which to compile.
         after: the cost of the step before the first, for `until`.
+        at_once: how many steps the first piece has, before it is known how long a step takes.
 
     Returns:
         An iterator of at least one `Result`, each of its piece alone: its costs, and its steps. All but the last end with "steps".
-        A piece that has to stop a step before its first, where what it starts from is not finite, has -1 steps.
+        Where the first cost of a piece is not finite, the way leads back into the piece before, and it has -1 steps.
 
     Raises:
         TypeError, ValueError: as `run`, when the first is asked for.
 
     >>> bowl = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.1))
-    >>> [result.steps for result in pieces(bowl, 4.0, 40)]
-    [32, 8]
+    >>> sum(result.steps for result in pieces(bowl, 4.0, 40))
+    40
     """
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     require.choice("loop", loop, ("auto", "device", "host"))
     until = None if until is None else require.number("until", until, low=0)
-    source, state = loops.Source(xs), begin(descent, start)
+    source, state = loops.Source(xs, steps), begin(descent, start)
     if loop == "device" and source.iterated:
         raise ValueError("loop must be 'auto' or 'host' for an iterator of batches, got 'device'")
     if source.length == 0:
@@ -236,15 +240,16 @@ def pieces(
     on_device = not source.iterated and loop != "host" and (loop == "device" or loops.fast_on_device(traced.jaxpr))
     longest = _LONGEST_PIECE if info.aux is None else _LONGEST_PIECE_WITH_AUX
     advance = functools.partial(loops.on_device if on_device else loops.on_host, step, capacity=longest)
-    yield from _piece_by_piece(advance, source, state, until, after, longest, progress)
+    yield from _piece_by_piece(advance, source, state, until, after, require.integer("at_once", at_once, low=1), longest, progress)
 
 
-def begin(descent: Descent, start: Any) -> State:
+def begin(descent: Descent, start: Any, *, name: str = "start") -> State:
     """The state that a run of the descent starts from.
 
     Args:
         descent: from `descent`.
         start: the free variable, a pytree of finite float arrays; or a `State`, which is checked to be one of this descent.
+        name: what an error calls it.
 
     Raises:
         TypeError, ValueError: a start that is neither.
@@ -253,11 +258,12 @@ def begin(descent: Descent, start: Any) -> State:
     3.0
     """
     variable = start.variable if isinstance(start, State) else start
-    require.floating_leaves("start", variable)
-    require.concrete("start", variable, "inside jit, grad or vmap loop over descent.step")
-    require.finite("start", variable)
+    require.floating_leaves(name, variable)
+    require.concrete(name, variable, "inside jit, grad or vmap loop over descent.step")
+    if not _is_finite(variable):
+        require.finite(name, variable)
     if not all(np.size(leaf) for leaf in jax.tree.leaves(variable)):
-        raise ValueError("start must hold numbers, got an array of size 0")
+        raise ValueError(f"{name} must hold numbers, got an array of size 0")
     variable = jax.tree.map(_strongly_typed, variable)
     init = program(descent.init, fast_gradients=False)
     if not isinstance(start, State):
@@ -265,7 +271,7 @@ def begin(descent: Descent, start: Any) -> State:
         return State(variable, distributed.beside(variable, state.optimizer))
     expected, given = (jax.tree.structure(state) for state in (_init.eval_shape(init, variable), start))
     if str(expected) != str(given):
-        raise ValueError(f"start must be a State of this descent, {expected}, got {given}")
+        raise ValueError(f"{name} must be a State of this descent, {expected}, got {given}")
     return jax.tree.map(_strongly_typed, start)
 
 
@@ -299,11 +305,18 @@ Advance = Callable[[loops.Piece], tuple[State, Info]]
 
 
 def _piece_by_piece(
-    advance: Advance, source: loops.Source, state: State, until: float | None, latest_cost: float, longest: int, progress: bool | None
+    advance: Advance,
+    source: loops.Source,
+    state: State,
+    until: float | None,
+    latest_cost: float,
+    length: int,
+    longest: int,
+    progress: bool | None,
 ) -> Iterator[Result]:
     """Advance by a piece, look at its costs, then stop or go on."""
     before: loops.Piece | None = None
-    length, first = min(_FIRST_PIECE, longest), 0
+    length, first = min(length, longest), 0
     with tqdm.tqdm(total=source.length, disable=None if progress is None else not progress, delay=0 if progress else 1) as bar:
         while True:
             xs, count = source.take(first, length)
@@ -333,8 +346,9 @@ def _next_length(count: int, seconds: float, longest: int) -> int:
     return min(2 * count if jax.process_count() > 1 else max(int(_PIECE_SECONDS * count / seconds), 1), longest)
 
 
-def _is_finite(variable: Any) -> bool:
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(variable))
+@jax.jit
+def _is_finite(variable: Any) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(variable)]).all()
 
 
 def _stop(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:

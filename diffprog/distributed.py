@@ -73,6 +73,8 @@ def mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device]
     ('batch',)
     """
     there = list(jax.devices() if devices is None else devices)
+    if not (axes is None or isinstance(axes, Mapping)) or not all(isinstance(device, jax.Device) for device in there):
+        raise TypeError(f"axes must be a dict of lengths by name, and devices those of JAX, got {axes!r} and {there!r:.60}")
     axes = {"batch": len(there)} if axes is None else dict(axes)
     lengths = require.integers("axes", tuple(axes.values()), least=1)
     if math.prod(lengths) > len(there):

@@ -38,7 +38,7 @@ class Source:
         iterated: whether it is an iterator.
     """
 
-    def __init__(self, xs: Any) -> None:
+    def __init__(self, xs: Any, steps: int | None = None) -> None:
         self.iterated = isinstance(xs, Iterator)
         self.length: int | None = None
         self._xs: Any
@@ -52,6 +52,8 @@ class Source:
             require.concrete("xs", xs, "inside jit, grad or vmap loop over descent.step")
             require.finite("xs", xs)
             self._xs = jax.tree.map(jnp.asarray, xs)
+        if steps is not None and self.length is not None:
+            self.length = min(self.length, require.integer("steps", steps, low=0))
 
     def first(self) -> Any:
         """What step 0 sees, for its shapes."""

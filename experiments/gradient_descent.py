@@ -237,7 +237,7 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
         ),
         Section(
             "The path of stochastic descent beside that of full descent",
-            "The same start, learning rate and number of steps. Small batches stray from the path of all, and where it comes to "
+            "The same start and learning rate, the first steps of each. Small batches stray from the path of all, and where it comes to "
             "rest they keep wandering.",
             drawn["paths"],
             caption=f"{PATH_STEPS} steps with η = {RATE:g}.",
@@ -246,7 +246,7 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
             "Cost against passes over the data",
             "A pass costs about the same arithmetic whatever the batch size, but takes N/B steps. So small batches are far ahead in the "
             "first pass and stop falling early, at a noise that is the larger the smaller the batch: somewhat steeper than 1/B, as the "
-            "batches of one pass are drawn without replacement and their noise partly cancels. Full descent is slow and ends lowest. "
+            "batches of one pass are drawn without replacement and their noise partly cancels. Full descent is slow, and given passes enough ends lowest. "
             "Between them lies what one wants, or a learning rate that falls.",
             drawn["passes"],
             Table(["batch size", "J - J* after one pass", "J - J* over the last tenth"], left),

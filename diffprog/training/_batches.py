@@ -53,15 +53,17 @@ class Batches(NamedTuple):
     def pieces(self, place: Place, *, short: bool) -> Iterator[Piece]:
         """See `Feed`."""
         done = place.steps
+        longest = self.epoch_ends(1) if short else max(_STEPS_AT_ONCE, self.epoch_ends(1))
         while done < self.steps:
             epoch = done * self.size // self.examples
             end = next(end for end in map(self.epoch_ends, range(epoch + 1, epoch + 3)) if end > done)
-            last = min(end if short else done + max(_STEPS_AT_ONCE, self.epoch_ends(1)), self.steps)
-            yield Piece(self.between(done, last), (last - done) * self.size, Place(last), last == end)
+            last = min(end if short else done + longest, self.steps)
+            # All of one length, so that all are one compiled loop.
+            yield Piece(self.between(done, done + longest), last - done, (last - done) * self.size, Place(last), last == end)
             done = last
 
     def between(self, first: int, last: int) -> Seen:
-        """What the steps first .. last - 1 see, stacked."""
+        """What the steps first .. last - 1 see, or would see, stacked."""
         seen = Seen(jnp.arange(first, last, dtype=jnp.int32), None if self.each_is_all else self._row(first * self.size, last * self.size))
         return seen if self.mesh is None else distributed.replicate(self.mesh, seen)
 

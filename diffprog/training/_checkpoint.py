@@ -8,8 +8,11 @@ without the kill, to the bit. Orbax writes beside and renames, so a kill while i
 times what it took, from its begin until all was written, goes by before the next: saving takes no more than a twentieth of the time.
 """
 
+import json
 import math
+import os
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,9 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, identity: Identity) -> None:
         self._ocp, self._identity = _orbax(), identity
-        self._folder = Path(folder).absolute()
+        if not isinstance(folder, str | os.PathLike) or not str(folder):
+            raise TypeError(f"checkpoint must be the path of a folder, got {folder!r}")
+        self._folder = Path(folder).expanduser().absolute()
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"checkpoint must be a folder, got the file {str(folder)!r}")
         options = self._ocp.CheckpointManagerOptions(max_to_keep=_KEPT, cleanup_tmp_directories=True)
@@ -59,7 +64,7 @@ class Checkpoints:
         if step is None:
             return start
         where, args = str(self._folder / str(step)), self._ocp.args
-        said = self._read(where, step, standing=args.JsonRestore())["standing"]
+        said = _whole(where, self._read(where, step, standing=args.JsonRestore())["standing"])
         self._require_same(where, said)
         kinds = _arrays(start._replace(best=said["best"] and Best(0, 0.0, start.state)), np.zeros(said["place"][0], said["costs"]))
         like = jax.tree.map(_like, kinds)
@@ -69,14 +74,19 @@ class Checkpoints:
             raise ValueError(
                 f"checkpoint {where} is corrupt: {len(wrong)} of {len(found)} arrays are not what was saved, {', '.join(wrong)}"
             )
+        self._latest = step, time.time()
         return _standing(start, arrays, said)
 
-    def save(self, standing: Standing, *, last: bool) -> None:
-        """Begin to save, unless it is too early and not the last; the steps go on meanwhile."""
-        if not (last or self._is_due()):
-            return
-        self._latest = standing.place.steps, time.time()
-        self._write(standing)
+    def save(self, standing: Standing) -> None:
+        """Begin to save, unless it is too early; the steps go on meanwhile."""
+        if self._is_due():
+            self.save_last(standing)
+
+    def save_last(self, standing: Standing) -> None:
+        """Begin to save, however early."""
+        if self._latest is None or self._latest[0] != standing.place.steps:
+            self._latest = standing.place.steps, time.time()
+            self._write(standing)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -111,7 +121,7 @@ class Checkpoints:
         }
         args = self._ocp.args
         self._manager.save(
-            standing.place.steps, args=args.Composite(arrays=args.StandardSave(arrays), standing=args.JsonSave(said)), force=True
+            standing.place.steps, args=args.Composite(arrays=args.StandardSave(arrays), standing=args.JsonSave(_sealed(said))), force=True
         )
 
     def _read(self, where: str, step: int, **args: Any) -> Any:
@@ -124,8 +134,8 @@ class Checkpoints:
     def _require_same(self, where: str, said: Any) -> None:
         differ = [
             f"{name} {key}: {saved.get(key, 'nothing')} there, {given.get(key, 'nothing')} here"
-            for name, given in self._identity.items()
-            for saved in [said["run"].get(name, {})]
+            for name in dict.fromkeys([*self._identity, *said["run"]])
+            for saved, given in [(said["run"].get(name, {}), self._identity.get(name, {}))]
             for key in dict.fromkeys([*given, *saved])
             if saved.get(key) != given.get(key)
         ]
@@ -137,6 +147,17 @@ def identity(state: State, **others: dict[str, Any]) -> Identity:
     """What a run is of: the arrays of its state by name, and whatever else must be the same."""
     named = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(state).items()}
     return {"state": named} | others
+
+
+def _sealed(said: dict[str, Any]) -> dict[str, Any]:
+    return said | {"seal": zlib.crc32(json.dumps(said, sort_keys=True).encode())}
+
+
+def _whole(where: str, said: Any) -> dict[str, Any]:
+    """What was said, if it is what was sealed."""
+    if isinstance(said, dict) and _sealed({name: value for name, value in said.items() if name != "seal"}) == said:
+        return said
+    raise ValueError(f"checkpoint {where} is corrupt: its standing is not what was saved")
 
 
 def checksum(tree: Any) -> int:

@@ -22,7 +22,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from diffprog import distributed
+from diffprog import descent, distributed
 from diffprog.training._feed import Seen
 
 BatchOf = Callable[[Seen], tuple[tuple[Any, ...], Array | None]]
@@ -56,8 +56,9 @@ def of_batch(loss: Loss, weighted: bool, ways: Ways) -> Callable[..., Float[Arra
         keyed = {"key": key} if takes_key(loss) else {}
         each = jnp.asarray(loss(lower(params), *lower(batch), **keyed))
         require_loss(each, len(jax.tree.leaves(batch)[0]), weighted)
-        each = each.astype(jnp.result_type(*jax.tree.leaves(params)))
-        return each if each.ndim == 0 else (each.mean() if weights is None else (each * weights).sum())
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        each = each.astype(dtype)
+        return each if each.ndim == 0 else (each.mean() if weights is None else (each * weights).sum().astype(dtype))
 
     one = jax.checkpoint(value) if ways.remat or ways.accumulate > 1 else value
     parts = ways.accumulate
@@ -67,6 +68,8 @@ def of_batch(loss: Loss, weighted: bool, ways: Ways) -> Callable[..., Float[Arra
         shares = None if weights is None else weights / jnp.maximum(weights.sum(), jnp.finfo(weights.dtype).tiny)
         if parts == 1:
             return one(params, batch, shares, key)
+        if (count := len(jax.tree.leaves(batch)[0])) % parts:
+            raise ValueError(f"accumulate must divide every batch, got {parts} for one of {count} examples")
         split = jax.tree.map(lambda leaf: leaf.reshape(parts, len(leaf) // parts, *leaf.shape[1:]), (batch, shares))
 
         def add(total: Array, part: Any) -> tuple[Array, None]:
@@ -97,11 +100,13 @@ def of_step(cost: Callable[..., Float[Array, ""]], batch_of: BatchOf, key: jax.A
 def on_batches(optimizer: optax.GradientTransformation, batch_of: BatchOf) -> optax.GradientTransformationExtraArgs:
     """The same optimizer, whose `x` is the batch of a step, as `gauss_newton` wants it, and not which examples are in it."""
     update = optax.with_extra_args_support(optimizer).update
+    wanted = descent.extra_arguments(update)
 
     def on_batch(gradient: Any, state: Any, params: Any = None, *, x: Seen, value_fn: Callable[..., Any], **known: Any) -> Any:
         # A line search hands x on to a `value_fn` that names it.
         value_of = lambda params, x=None, grad_fn=None: value_fn(params)  # noqa: E731
-        return update(gradient, state, params, x=batch_of(x)[0], value_fn=value_of, **known)
+        known |= {"x": batch_of(x)[0], "value_fn": value_of}
+        return update(gradient, state, params, **{name: known[name] for name in wanted})
 
     return optax.GradientTransformationExtraArgs(optimizer.init, on_batch)
 

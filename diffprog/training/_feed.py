@@ -34,13 +34,15 @@ class Piece(NamedTuple):
     """Some steps in a row.
 
     Attributes:
-        xs: what they see, for `descent.run`.
+        xs: what they see, a `Seen` of arrays or a list of `Seen`; of the arrays the first so many steps.
+        steps: how many.
         examples: how many in all.
         after: where the training stands when they have been taken.
         ends_epoch: whether a pass through the data ends with them.
     """
 
     xs: Any
+    steps: int
     examples: int
     after: Place
     ends_epoch: bool

@@ -6,6 +6,7 @@ The loop is the engine's. Here stands what its arguments are made of: a cost of 
 (`_batches`, `_stream`), where the arrays lie (`_placing`), what is looked at between epochs (`_watched`) and what is saved (`_checkpoint`).
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from diffprog import descent, distributed, require
 from diffprog.distributed import Partition
 from diffprog.program import program
 from diffprog.training._batches import batches
-from diffprog.training._checkpoint import Checkpoints, Identity, checksum, identity
+from diffprog.training._checkpoint import Checkpoints, checksum, identity
 from diffprog.training._cost import BatchOf, Loss, Ways, given, looked_up, of_batch, of_step, on_batches
 from diffprog.training._feed import Feed, Place
 from diffprog.training._loop import Ending, train
@@ -125,41 +126,67 @@ def fit(
     if (epochs is None) == (steps is None):
         raise ValueError(f"epochs or steps must be given, and not both, got epochs={epochs} and steps={steps}")
     mesh, until = _mesh(mesh, partition), None if until is None else require.number("until", until, low=0)
-    ways = Ways(require.integer("accumulate", accumulate, low=1), bool(remat), _dtype(compute_dtype), mesh)
-    cost = of_batch(loss, weights is not None, ways)
+    if not isinstance(remat, bool):
+        raise TypeError(f"remat must be True or False, got {remat!r}")
+    ways = Ways(require.integer("accumulate", accumulate, low=1), remat, _dtype(compute_dtype), mesh)
     look = watched(loss, None if held_out is None else _arrays("held_out", held_out), metrics, patience)
     order_key, loss_key = jax.random.split(key)
-    feed: Feed
-    batch_of: BatchOf
-    if isinstance(data, tuple):
-        data = _arrays("data", data)
-        plan = feed = batches(data, batch_size, epochs, steps, order_key, mesh)
-        _require_parts(plan.size, accumulate, mesh)
-        shares = _weights(weights, plan.examples)
-        of_run = {"data": {"examples": plan.examples, "batch_size": plan.size}}
-        if checkpoint is not None:
-            of_run["data"] |= {"checksum": checksum((data, shares))}
-        batch_of = looked_up(*placed(mesh, (data, shares)))
-    else:
-        _refuse_for_iterables(batch_size=batch_size, weights=weights)
-        feed, of_run, batch_of = stream(data, epochs, steps, mesh), {}, given
+    from_arrays = functools.partial(_from_arrays, weights=weights, accumulate=accumulate, order_key=order_key)
+    seen = (from_arrays if isinstance(data, tuple) else _from_iterable)(data, batch_size, epochs, steps, mesh, weights=weights)
     rule = descent.require_optimizer(optax.adam(1e-3) if optimizer is None else optimizer)
-    engine = descent.descent(of_step(cost, batch_of, placed(mesh, loss_key)), on_batches(rule, batch_of))
-    state = descent.begin(engine, params)
+    cost = of_step(of_batch(loss, weights is not None, ways), seen.batch_of, placed(mesh, loss_key))
+    engine = descent.descent(cost, on_batches(rule, seen.batch_of))
+    state = descent.begin(engine, params, name="params")
+    look.check(state.variable)
     engine, state = (engine, state) if mesh is None else kept_in_place(engine, state, mesh, partition)
     # Opened here, once, and not for every epoch.
     engine = descent.Descent(*(program(part, fast_gradients=False) for part in engine))
-    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, _identity(state, key, **of_run))
-    start = Standing(Place(), state)
-    look = look._replace(held_out=placed(mesh, look.held_out))
-    if checkpoints is None:
-        standing, ending = train(engine, start, feed, look, None, until, progress)
+    look, start = look._replace(held_out=placed(mesh, look.held_out)), Standing(Place(), state)
+    if checkpoint is None:
+        standing, ending = train(engine, start, seen.feed, look, None, until, progress)
     else:
-        with checkpoints:
-            standing, ending = train(engine, checkpoints.restored(start), feed, look, checkpoints, until, progress)
+        keys = {"data": jax.random.key_data(key).tolist()}
+        with Checkpoints(checkpoint, identity(state, key=keys, data=seen.identity(), start={"checksum": checksum(state)})) as checkpoints:
+            standing, ending = train(engine, checkpoints.restored(start), seen.feed, look, checkpoints, until, progress)
     best = standing.best
     params = (standing.state if best is None else best.state).variable
     return Fit(params, standing.history(), standing.place.steps, standing.state, best and best.epoch, ending)
+
+
+class _Data(NamedTuple):
+    """The data as steps see them: the feed, the batch of what a step sees, and what a checkpoint has to be of."""
+
+    feed: Feed
+    batch_of: BatchOf
+    identity: Callable[[], dict[str, Any]]
+
+
+def _from_arrays(
+    data: Any,
+    batch_size: int | None,
+    epochs: float | None,
+    steps: int | None,
+    mesh: Mesh | None,
+    *,
+    weights: Any,
+    accumulate: int,
+    order_key: jax.Array,
+) -> _Data:
+    data = _arrays("data", data)
+    feed = batches(data, batch_size, epochs, steps, order_key, mesh)
+    _require_parts(feed.size, accumulate, mesh)
+    shares = _weights(weights, feed.examples)
+    identity = lambda: {"examples": feed.examples, "batch_size": feed.size, "checksum": checksum((data, shares))}  # noqa: E731
+    return _Data(feed, looked_up(*placed(mesh, (data, shares))), identity)
+
+
+def _from_iterable(data: Any, batch_size: int | None, epochs: float | None, steps: int | None, mesh: Mesh | None, *, weights: Any) -> _Data:
+    if isinstance(data, list) and data and all(hasattr(part, "shape") for part in data):
+        raise TypeError("data must be a tuple of arrays such as (x, y), got a list of arrays; a list is taken for batches")
+    for name, value in {"batch_size": batch_size, "weights": weights}.items():
+        if value is not None:
+            raise ValueError(f"{name} must be None for data from an iterable, got {value!r:.60}")
+    return _Data(stream(data, epochs, steps, mesh), given, lambda: {"kind": "iterable"})
 
 
 def _mesh(mesh: Any, partition: Any) -> Mesh | None:
@@ -170,10 +197,6 @@ def _mesh(mesh: Any, partition: Any) -> Mesh | None:
     return None if mesh is None else distributed.checked(mesh)
 
 
-def _identity(state: descent.State, key: jax.Array, **others: dict[str, Any]) -> Identity:
-    return identity(state, key={"data": jax.random.key_data(key).tolist()}, **others)
-
-
 def _require_parts(size: int, accumulate: int, mesh: Mesh | None) -> None:
     if size % accumulate:
         raise ValueError(f"accumulate must divide the batch, {size} examples, got {accumulate}")
@@ -181,12 +204,6 @@ def _require_parts(size: int, accumulate: int, mesh: Mesh | None) -> None:
         raise ValueError(
             f"accumulate must leave parts that divide among {distributed.width(mesh)} devices, got {size // accumulate} examples"
         )
-
-
-def _refuse_for_iterables(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name} must be None for data from an iterable, got {value!r:.60}")
 
 
 def _arrays(name: str, data: Any) -> tuple[Any, ...]:
@@ -209,6 +226,9 @@ def _weights(weights: Any, count: int) -> Array | None:
 
 
 def _dtype(dtype: Any) -> Any:
-    if dtype is None or jnp.issubdtype(dtype, jnp.floating):
-        return dtype
-    raise TypeError(f"compute_dtype must be a float dtype, got {dtype}")
+    try:
+        if dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return dtype
+    except TypeError:
+        pass
+    raise TypeError(f"compute_dtype must be a float dtype, got {dtype!r}")

@@ -1,22 +1,41 @@
 """The road of a training: the engine runs a piece of it, then one looks up, measures, saves, and goes on or not.
 
 No step waits for any of it: the engine is asked for the next half second of steps, and whoever wants to know something is told between two
-of them.
+of them. What a piece has come to counts, and is saved, when the first cost after it is finite too; otherwise its last step is taken back.
 """
 
 import time
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 import tqdm
 
 from diffprog import descent
 from diffprog.training._checkpoint import Checkpoints
-from diffprog.training._feed import Feed
+from diffprog.training._feed import Feed, Piece
 from diffprog.training._standing import Standing
 from diffprog.training._watched import Watched
 
 Ending = Literal["steps", "until", "patience", "nonfinite", "interrupted"]
+
+_SECONDS_AT_ONCE, _MOST_AT_ONCE = 0.5, 1024
+
+
+class _Road(NamedTuple):
+    """The piece that has been run last, and how the training stood before it."""
+
+    before: Standing
+    piece: Piece
+
+    def step_earlier(self, engine: descent.Descent) -> descent.State:
+        """The state one step before its end."""
+        count = self.piece.steps - 1
+        if count == 0:
+            return self.before.state
+        xs = self.piece.xs[:count] if isinstance(self.piece.xs, list) else jax.tree.map(lambda leaf: leaf[:count], self.piece.xs)
+        return descent.run(engine, self.before.state, iter(xs) if isinstance(xs, list) else xs, progress=False).state
 
 
 def train(
@@ -30,27 +49,49 @@ def train(
 ) -> tuple[Standing, Ending]:
     """Go on from where a training stands, to its end."""
     hidden = None if progress is None else not progress
+    unsaved, road, at_once = None, None, 1
     with tqdm.tqdm(total=feed.steps, initial=standing.place.steps, disable=hidden, delay=0 if progress else 1) as bar:
         try:
             for piece in feed.pieces(standing.place, short=bool(watched.measures) or checkpoints is not None):
-                began, before = time.perf_counter(), standing.place.steps
-                for result in descent.pieces(engine, standing.state, piece.xs, until=until, after=standing.latest_cost, progress=False):
+                before, began = standing, time.perf_counter()
+                for result in _results(engine, standing, piece, until, at_once):
+                    first = standing is before
                     standing = standing.after(result)
+                    if result.ending == "nonfinite" and first and len(result.costs) == 1 and road is not None:
+                        return standing.back(road.step_earlier(engine)), result.ending
                     if result.ending != "steps":
                         return standing, result.ending
-                    share = (standing.place.steps - before) / (piece.after.steps - before)
-                    _tell(bar, result, share * piece.examples / (time.perf_counter() - began))
+                    if checkpoints is not None and unsaved is not None:
+                        checkpoints.save(unsaved)
+                        unsaved = None
+                    rate = (standing.place.steps - before.place.steps) / (time.perf_counter() - began)
+                    at_once = min(max(int(_SECONDS_AT_ONCE * rate), 1), _MOST_AT_ONCE) if jax.process_count() == 1 else 1
+                    _tell(bar, result, rate * piece.examples / max(piece.steps, 1))
+                road = _Road(before, piece) if piece.steps else road
                 standing = standing._replace(place=piece.after)
-                if piece.ends_epoch and watched.measures:
+                if piece.ends_epoch and watched.measures and standing.looked < standing.place.steps:
                     standing = watched.look(standing)
                     if _is_over(standing, watched.patience):
                         return standing, "patience"
-                if checkpoints is not None:
-                    checkpoints.save(standing, last=standing.place.steps == feed.steps)
+                unsaved = standing
         except KeyboardInterrupt:
+            if checkpoints is not None and unsaved is not None:
+                checkpoints.save_last(unsaved)
             return standing, "interrupted"
+    if checkpoints is not None and unsaved is not None:
+        checkpoints.save_last(unsaved)
     # Steps that end in the middle of an epoch: measured here and not saved, so that a run of more steps can go on from there.
     return watched.look(standing) if watched.measures and standing.looked < standing.place.steps else standing, "steps"
+
+
+def _results(
+    engine: descent.Descent, standing: Standing, piece: Piece, until: float | None, at_once: int
+) -> Iterator[descent.Result] | tuple[()]:
+    if piece.steps == 0:
+        return ()
+    xs = iter(piece.xs) if isinstance(piece.xs, list) else piece.xs
+    known = {"steps": piece.steps, "until": until, "after": standing.latest_cost, "at_once": at_once}
+    return descent.pieces(engine, standing.state, xs, progress=False, **known)  # type: ignore[arg-type]
 
 
 def _is_over(standing: Standing, patience: int | None) -> bool:

@@ -45,6 +45,10 @@ class Standing(NamedTuple):
         place = self.place._replace(steps=self.place.steps + result.steps)
         return self._replace(place=place, state=result.state, costs=(*self.costs, result.costs))
 
+    def back(self, state: State) -> "Standing":
+        """A step earlier, with the state of then; a cost that has been seen stays seen."""
+        return self._replace(place=self.place._replace(steps=self.place.steps - 1), state=state)
+
     def looked_at(self, values: dict[str, float], keep_best: bool) -> "Standing":
         """With the metrics of another epoch."""
         measured = {name: (*self.measured.get(name, ()), value) for name, value in values.items()}

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 from diffprog import distributed, require
 from diffprog.training._feed import Piece, Place, Seen
 
-_BYTES_AT_ONCE, _BATCHES_AT_ONCE, _BATCHES_AHEAD = 2**27, 256, 4
+_BYTES_AT_ONCE, _BATCHES_AT_ONCE, _SECONDS_AT_ONCE = 2**27, 256, 1.0
 
 Batch = tuple[Any, ...]
 
@@ -45,16 +46,17 @@ class Stream(NamedTuple):
             epoch = Place(place.steps - place.batch, place.epoch + 1)
             left = None if self.steps is None else self.steps - epoch.steps
             rest = itertools.islice(self.batches(place.epoch), place.batch, left)
-            with _read_ahead(map(self._brought, rest)) as ahead:
-                for batches, at_end in _together(ahead):
+            with _read_ahead(_together(map(self._brought, rest))) as ahead:
+                for batches in ahead:
                     steps = range(place.steps, place.steps + len(batches))
                     place = Place(steps.stop, place.epoch, place.batch + len(batches))
                     examples = sum(len(jax.tree.leaves(batch)[0]) for batch in batches)
-                    yield Piece(map(Seen, map(np.int32, steps), batches), examples, place, at_end and place.steps != self.steps)
+                    yield Piece(list(map(Seen, map(np.int32, steps), batches)), len(batches), examples, place, False)
             if place.batch == 0:
                 raise ValueError(f"data must give at least one batch in each epoch, got none in epoch {epoch.epoch}")
             if place.steps != self.steps:
                 place = epoch._replace(steps=place.steps)
+                yield Piece([], 0, 0, place, True)
 
     def _brought(self, batch: Any) -> Batch:
         if not isinstance(batch, tuple) or not batch:
@@ -85,23 +87,28 @@ def stream(data: Any, epochs: float | None, steps: int | None, mesh: Mesh | None
     return Stream(data if callable(data) else lambda epoch: data, None if epochs is None else int(epochs), steps, mesh)
 
 
-def _together(batches: Iterator[Batch]) -> Iterator[tuple[list[Batch], bool]]:
-    """Lists of as many batches as one holds in memory, and whether they are the last."""
-    following = next(batches, None)
-    while following is not None:
-        some: list[Batch] = []
-        size = 0
-        while following is not None and len(some) < _BATCHES_AT_ONCE and (not some or size < _BYTES_AT_ONCE):
-            some.append(following)
-            size += sum(leaf.nbytes for leaf in jax.tree.leaves(following))
-            following = next(batches, None)
-        yield some, following is None
+def _together(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+    """Lists of batches: one, then two, and so on to as many as come in a second or as memory may hold."""
+    most = 1
+    while some := list(itertools.islice(batches, 1)):
+        size, began = _bytes(some[0]), time.monotonic()
+        for batch in itertools.islice(batches, most - 1):
+            some.append(batch)
+            size += _bytes(batch)
+            if size >= _BYTES_AT_ONCE or time.monotonic() - began > _SECONDS_AT_ONCE:
+                break
+        most = min(2 * most, _BATCHES_AT_ONCE)
+        yield some
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
 
 
 @contextlib.contextmanager
 def _read_ahead(source: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """What an iterator gives, read by a thread some steps ahead."""
-    read: queue.Queue[tuple[str, Any]] = queue.Queue(_BATCHES_AHEAD)
+    """What an iterator gives, read by a thread: one item waits while another is used, and a third is being read."""
+    read: queue.Queue[tuple[str, Any]] = queue.Queue(1)
     left = threading.Event()
 
     def reading() -> None:

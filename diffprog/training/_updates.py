@@ -81,8 +81,10 @@ def gauss_newton(
     solve = _solver(damping, iterations, tolerance)
 
     def update(gradient: Any, state: optax.EmptyState, params: Any = None, *, x: Any, **_: Any) -> Any:
-        z, push = jax.linearize(lambda params: outputs(params, x), params)
-        pull = jax.linear_transpose(push, params)
+        # Reverse mode twice, and not forward mode, which hand-written backward passes do not have.
+        z, pull = jax.vjp(lambda params: outputs(params, x), params)
+        back = jax.linear_transpose(lambda dz: pull(dz)[0], z)
+        push = lambda v: back(v)[0]  # noqa: E731
         curvature = lambda dz: jax.jvp(jax.grad(lambda z: loss(z, x)), (z,), (dz,))[1]  # noqa: E731
         return solve(lambda v: pull(curvature(push(v)))[0], gradient), state
 

@@ -32,6 +32,17 @@ class Watched(NamedTuple):
         values = {name: float(distributed.fetch(_mean(measure, params, self.held_out))) for name, measure in self.measures.items()}
         return standing.looked_at(values, keep_best=self.patience is not None)
 
+    def check(self, params: Any) -> None:
+        """Before any step is taken: that each measure says a number, or one for each example held out."""
+        for name, measure in self.measures.items():
+            said = _said.eval_shape(measure, params, self.held_out)
+            count = len(jax.tree.leaves(self.held_out)[0])
+            kinds = (jnp.bool_, jnp.integer, jnp.floating)
+            numbers = isinstance(said, jax.ShapeDtypeStruct) and any(jnp.issubdtype(said.dtype, kind) for kind in kinds)
+            if not numbers or said.shape not in ((), (count,)):
+                label = "loss" if name == "loss" else f"metrics[{name!r}]"
+                raise ValueError(f"{label} must return a number or one for each of {count} examples held out, got {said}")
+
 
 def watched(loss: Loss, held_out: Any, metrics: Mapping[str, Callable[..., Any]] | None, patience: int | None) -> Watched:
     """The loss and the metrics, on what is held out."""
@@ -39,12 +50,20 @@ def watched(loss: Loss, held_out: Any, metrics: Mapping[str, Callable[..., Any]]
         if metrics or patience is not None:
             raise ValueError("held_out must be given for metrics and patience, got None")
         return Watched({}, None, None)
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics must be a dict of functions by name, got {type(metrics).__name__}")
     given = dict(metrics or {})
     if "cost" in given or "loss" in given:
         raise ValueError("metrics must not be called 'cost' or 'loss', which the history has anyway")
     keyed = functools.partial(loss, key=jax.random.key(0)) if takes_key(loss) else loss
     others = {name: program(require.function(f"metrics[{name!r}]", metric)) for name, metric in given.items()}
     return Watched({"loss": program(keyed)} | others, held_out, None if patience is None else require.integer("patience", patience, low=1))
+
+
+@jax.jit
+def _said(measure: Program, params: Any, held_out: tuple[Any, ...]) -> Any:
+    """Only ever asked for its shape."""
+    return measure(params, *held_out)
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """A training that goes on from a checkpoint ends as one that was never stopped, to the bit; what is not its checkpoint is refused."""
 
 import gc
+import json
 import random
 import shutil
 import subprocess
@@ -158,3 +159,33 @@ def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(tmp_path):
         assert set(found) == set(expected)
         for name in expected:
             np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_stream_that_ended_with_an_epoch_measures_it_when_it_goes_on(tmp_path):
+    data = [(X[k : k + 4], Y[k : k + 4]) for k in (0, 4, 8)]
+    train(tmp_path, data, epochs=None, steps=3, held_out=(X, Y))
+    assert_same(train(tmp_path, data, held_out=(X, Y)), train(None, data, held_out=(X, Y)))
+
+
+def test_the_end_of_a_stream_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "_SHARE", 1e9)
+    train(tmp_path, [(X[:4], Y[:4]), (X[4:8], Y[4:8])], epochs=5)
+    assert "10" in [path.name for path in tmp_path.iterdir()]
+
+
+def test_arrays_and_iterables_are_other_runs(tmp_path):
+    train(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match="data kind: nothing there, iterable here"):
+        train(tmp_path, [(X, Y)])
+    with pytest.raises(ValueError, match="start checksum"):
+        train(tmp_path, start={"w": jnp.ones(3)})
+
+
+def test_what_was_said_is_sealed(tmp_path):
+    train(tmp_path, epochs=1, held_out=(X, Y))
+    (file,) = tmp_path.glob("3/standing/metadata")
+    said = json.loads(file.read_text())
+    for other in ({}, [], said | {"measured": {"loss": ["0x1.0p+5"]}}, {name: value for name, value in said.items() if name != "best"}):
+        file.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match=r"is corrupt|cannot be read"):
+            train(tmp_path, held_out=(X, Y))

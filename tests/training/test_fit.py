@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
+from diffprog.models import mlp
 from diffprog.training import fit, gauss_newton, newton_cg
 from diffprog.training._batches import batches
 
@@ -84,3 +86,70 @@ def test_refuses(options, error, message):
 def test_second_order_fits_a_line(rule, data):
     found = fit(squares, START, data, epochs=10, optimizer=rule, key=KEY)
     np.testing.assert_allclose(found.params, [1.0, -2.0, 3.0], atol=1e-4)
+
+
+def test_gauss_newton_goes_through_hand_written_layers():
+    model = mlp((3, 4, 1))
+    plain = lambda p, x: jnp.tanh(x @ p["affine1"]["weight"].T + p["affine1"]["bias"]) @ p["logits"]["weight"].T + p["logits"]["bias"]  # noqa: E731
+
+    def trained(apply):
+        rule = gauss_newton(lambda p, b: apply(p, b[0])[:, 0], lambda z, b: ((z - b[1]) ** 2).mean(), damping=1e-2)
+        loss = lambda p, x, y: (apply(p, x)[:, 0] - y) ** 2  # noqa: E731
+        return fit(loss, model.init(KEY), (X, Y), epochs=3, optimizer=rule, key=KEY).history["cost"]
+
+    np.testing.assert_allclose(trained(model.apply), trained(plain), rtol=1e-3)
+
+
+@pytest.mark.parametrize("data", [(X, Y), [(X, Y)] * 4], ids=["arrays", "iterable"])
+def test_a_step_that_leads_nowhere_is_taken_back_over_the_end_of_an_epoch(data):
+    cliff = lambda w, x, y: jnp.log(1 - w) * jnp.ones(len(x))  # noqa: E731
+    train = lambda **options: fit(cliff, jnp.zeros(()), data, optimizer=optax.sgd(0.1), epochs=20, key=KEY, **options)  # noqa: E731
+    measured, alone = train(held_out=(X, Y)), train()
+    assert measured.ending == alone.ending == "nonfinite"
+    assert measured.steps == alone.steps
+    assert measured.params == alone.params < 1
+    np.testing.assert_array_equal(measured.history["cost"], alone.history["cost"])
+
+
+def test_rules_that_name_what_they_take():
+    fitted = fit(squares, START, (X, Y), epochs=3, optimizer=optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05)), key=KEY)
+    assert fitted.history["cost"][-1] < fitted.history["cost"][0]
+
+
+def test_weights_of_another_dtype_do_not_change_that_of_the_cost():
+    start = jnp.zeros(3, jnp.bfloat16)
+    found = fit(squares, start, (X, Y), epochs=2, accumulate=2, weights=np.ones(12, np.float32), key=KEY)
+    assert found.params.dtype == found.history["cost"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"metrics": [squares]}, TypeError, "metrics must be a dict"),
+        ({"metrics": {"a": lambda w, x, y: (x, y)}}, ValueError, r"metrics\['a'\] must return a number or one for each of 12"),
+        ({"metrics": {"a": lambda w, x, y: x}}, ValueError, r"metrics\['a'\] must return"),
+        ({"metrics": {"a": lambda w, x, y: 1j * y}}, ValueError, r"metrics\['a'\] must return"),
+    ],
+)
+def test_refuses_metrics_before_any_step(options, error, message):
+    def never(step):
+        raise AssertionError("a step was taken")
+
+    with pytest.raises(error, match=message):
+        fit(squares, START, never, epochs=1, held_out=(X, Y), key=KEY, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((squares, jnp.full(3, jnp.nan), (X, Y)), {}, "params must be finite"),
+        ((squares, START, [X, Y]), {}, "tuple of arrays"),
+        ((squares, START, (X, Y)), {"remat": "no"}, "remat"),
+        ((squares, START, (X, Y)), {"compute_dtype": "foo"}, "compute_dtype"),
+        ((squares, START, (X, Y)), {"checkpoint": 3}, "checkpoint must be the path"),
+        ((squares, START, [(X, Y)]), {"accumulate": 5}, "accumulate must divide every batch"),
+    ],
+)
+def test_errors_name_the_argument(arguments, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(*arguments, epochs=1, key=KEY, **options)

@@ -92,7 +92,7 @@ def test_an_error_of_the_iterable_is_raised():
     [
         (3, {"epochs": 1}, TypeError, "data"),
         ([], {"epochs": 1}, ValueError, "at least one batch"),
-        ([X], {"epochs": 1}, TypeError, "tuples of arrays"),
+        ([[X]], {"epochs": 1}, TypeError, "tuples of arrays"),
         ([(X, Y[:3])], {"epochs": 1}, ValueError, "leading axes"),
         ([(np.full_like(X, np.nan), Y)], {"epochs": 1}, ValueError, "finite"),
         ([(X, Y)], {"epochs": 0.5}, ValueError, "epochs"),
@@ -103,3 +103,25 @@ def test_an_error_of_the_iterable_is_raised():
 def test_refuses(data, options, error, message):
     with pytest.raises(error, match=message):
         train(data, **options)
+
+
+def test_reading_goes_on_while_steps_are_computed():
+    read, seen = [], []
+
+    def source(epoch):
+        for k in range(40):
+            read.append(k)
+            yield X, Y
+
+    def look(w):
+        seen.append(len(read))
+        return np.float32(0)
+
+    def loss(w, x, y):
+        return squares(w, x, y).mean() + jax.pure_callback(look, jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(w))
+
+    found = fit(loss, START, source, optimizer=optax.sgd(0.1), epochs=1, key=KEY)
+    assert found.steps == 40
+    # The first step does not wait for the whole epoch, and later ones find more read than they have used.
+    assert seen[0] < 40
+    assert any(ahead > step + 1 for step, ahead in enumerate(seen))
