@@ -246,8 +246,8 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
             "Cost against passes over the data",
             "A pass costs about the same arithmetic whatever the batch size, but takes N/B steps. So small batches are far ahead in the "
             "first pass and stop falling early, at a noise that is the larger the smaller the batch: somewhat steeper than 1/B, as the "
-            "batches of one pass are drawn without replacement and their noise partly cancels. Full descent is slow, and given passes enough ends lowest. "
-            "Between them lies what one wants, or a learning rate that falls.",
+            "batches of one pass are drawn without replacement and their noise partly cancels. Full descent is slow, and given passes "
+            "enough ends lowest. Between them lies what one wants, or a learning rate that falls.",
             drawn["passes"],
             Table(["batch size", "J - J* after one pass", "J - J* over the last tenth"], left),
             caption=f"J over all points above its least value, averaged over the steps between two points; η = {RATE:g} for all.",

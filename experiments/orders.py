@@ -241,7 +241,8 @@ def write(folder: Path, numbers: dict[str, Any], figure: Any) -> None:
             "Who knows only values of J gropes along 65 parameters one direction at a time. A gradient says all of them at once, for the "
             "price of two values. Curvature says how far, and is worth its products near the least value, where Newton's steps double the "
             "number of right digits. L-BFGS has no products and guesses curvature from how the gradient changes.\n\n"
-            "For this cost, a sigmoid under its own divergence, the Gauss-Newton matrix is the Hessian, so that the two have one curve but for rounding.",
+            "For this cost, a sigmoid under its own divergence, the Gauss-Newton matrix is the Hessian, so that the two have one "
+            "curve but for rounding.",
             figure,
             Table(columns, rows),
             caption="Blue: zeroth order; orange: first; green: second. J* is the least value. Evaluations of J are those over all "
