@@ -17,10 +17,7 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, found.start(1)) + 1, found[1]) for found in FENCE.finditer(text)]
 
 
-TEXT = README.read_text(encoding="utf-8")
-BLOCKS = blocks(TEXT)
-LONG = TEXT.count("\n", 0, TEXT.index("## Text and images"))  # the blocks after this line train for longer
-CASES = [pytest.param(k, id=f"line {line}", marks=pytest.mark.slow if line > LONG else ()) for k, (line, _) in enumerate(BLOCKS)]
+BLOCKS = blocks(README.read_text(encoding="utf-8"))
 
 
 class Session:
@@ -60,7 +57,8 @@ def test_blocks_are_found_with_their_lines():
     ]
 
 
-@pytest.mark.parametrize("index", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(len(BLOCKS)), ids=[f"line {line}" for line, _ in BLOCKS])
 def test_block_runs(index, session, folder, monkeypatch):
     matplotlib.use("Agg")
     monkeypatch.chdir(folder)
