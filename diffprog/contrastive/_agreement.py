@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffprog import require
 from diffprog.contrastive._loss import inverse_temperature, unit_length
 from diffprog.contrastive._tokens import require_texts
-from diffprog.contrastive._towers import Towers, image_directions, require_one_length, similarity, text_directions
+from diffprog.contrastive._towers import Towers, directions, similarity
 
 Images = Float[Array, "images height width channels"]
 
@@ -33,6 +33,8 @@ class Classified(NamedTuple):
 def zero_shot(towers: Towers, images: Images, classes: Mapping[str, Sequence[str]] | Sequence[str]) -> Classified:
     """The class whose prompts an image is most similar to: softmax_k s <u, m_k>, m_k the direction of the mean over class k's prompts.
 
+    The inverse temperature s counts as at most 100, as where towers are trained; in `transformers` a CLIPModel does not bound it.
+
     Args:
         towers: `Towers`.
         images: finite floats (images, height, width, channels) in 0 .. 1.
@@ -51,9 +53,7 @@ def zero_shot(towers: Towers, images: Images, classes: Mapping[str, Sequence[str
     (5, 2)
     """
     prompts = _prompts(classes)
-    u = image_directions(towers, images)
-    v = text_directions(towers, [text for texts in prompts.values() for text in texts])
-    require_one_length(u, v)
+    u, v = directions(towers, images, [text for texts in prompts.values() for text in texts])
     ends = np.cumsum([len(texts) for texts in prompts.values()])
     means = unit_length(jnp.stack([part.mean(0) for part in jnp.split(v, ends[:-1])]))
     probabilities = jax.nn.softmax(inverse_temperature(towers.log_scale) * (u @ means.T))

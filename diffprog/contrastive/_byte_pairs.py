@@ -139,6 +139,10 @@ def _stated(folder: Path, name: str, usual: str) -> str:
     """A special token as the folder states it."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         stated = json_of(folder / file).get(name) if (folder / file).is_file() else None
-        if stated:
-            return str(stated["content"] if isinstance(stated, dict) else stated)
+        token = stated.get("content") if isinstance(stated, dict) else stated
+        if stated is None:
+            continue
+        if not isinstance(token, str) or not token:
+            raise ValueError(f"{folder / file}: expected {name} to be a token, or an object with its content, found {stated!r}")
+        return token
     return usual

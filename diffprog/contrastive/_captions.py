@@ -134,12 +134,16 @@ def caption(order: str, name: str, look: Sequence[int] = (0, 0, 0)) -> str:
         look: -1, 0 or 1 for boldness, size and slant; 0 says nothing.
 
     Raises:
-        TypeError, ValueError: an order or a look that is none.
+        TypeError, ValueError: an order, a name or a look that is none.
 
     >>> caption("a {boldness} {name} {slant}", "eight", (0, 0, -1))
     'an eight leaning left'
     """
     _check_orders([order])
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a text, got {type(name).__name__}")
+    if not name.strip():
+        raise ValueError(f"name must say something, got {name!r}")
     words = {part: ("", after, before)[way] for (part, (before, after)), way in zip(LOOKS.items(), _look(look), strict=True)}
     return re.sub(r"\ba (?=eight|8)", "an ", " ".join(order.format(name=name, **words).split()))
 
@@ -162,7 +166,8 @@ def calculations(digit: int) -> tuple[str, ...]:
 
 
 def _look(look: Any) -> tuple[int, ...]:
-    if not isinstance(look, Sequence | np.ndarray) or len(look) != len(LOOKS) or any(part not in (-1, 0, 1) for part in look):
+    listed = isinstance(look, Sequence) or (isinstance(look, np.ndarray) and look.ndim == 1)
+    if not listed or len(look) != len(LOOKS) or not all(isinstance(part, int | np.integer) and part in (-1, 0, 1) for part in look):
         raise ValueError(f"look must be -1, 0 or 1 for each of {', '.join(LOOKS)}, got {look!r}")
     return tuple(look)
 
@@ -174,6 +179,6 @@ def _check_digit(digit: Any) -> None:
 
 def _check_orders(orders: Any) -> None:
     for order in require_texts("orders", orders):
-        places = set(re.findall(r"\{(.*?)\}", order))
-        if "name" not in places or not places <= {"name", *LOOKS}:
+        places, rest = re.findall(r"\{(.*?)\}", order), re.sub(r"\{.*?\}", "", order)
+        if "name" not in places or not {"name", *LOOKS}.issuperset(places) or "{" in rest or "}" in rest:
             raise ValueError(f"orders must have places for {{name}} and perhaps for {', '.join(LOOKS)}, got {order!r}")

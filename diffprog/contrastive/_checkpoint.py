@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -32,11 +33,13 @@ class Stored:
         name: of the tensor.
         shape: of the tensor.
         turned: from its layout to ours.
+        least: a dtype that the array has at least.
     """
 
     name: str
     shape: tuple[int, ...]
     turned: Callable[[np.ndarray], np.ndarray] = np.asarray
+    least: Any = None
 
 
 def extra(package: str) -> Any:
@@ -49,6 +52,8 @@ def extra(package: str) -> Any:
 
 def folder_of(folder: str | os.PathLike[str]) -> Path:
     """The path of a folder that exists."""
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}")
     place = Path(folder)
     if not place.is_dir():
         raise FileNotFoundError(f"folder must be an existing folder, got {place}")
@@ -76,13 +81,25 @@ def config_of(folder: Path, kind: str) -> dict[str, Any]:
     return config
 
 
-def dtype_of(dtype: Any) -> Any:
+def number_of(file: Path, stated: Mapping[str, Any], name: str) -> float:
+    """A finite number above 0."""
+    given = stated.get(name)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+        raise ValueError(f"{file}: expected {name} to be a finite number above 0, found {given!r}")
+    return float(given)
+
+
+def dtype_of(dtype: Any, name: str = "dtype") -> Any:
     """A float dtype that JAX has as it is configured."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be of floats, got {dtype!r}")
-    if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
-        raise ValueError(f"dtype must be one that JAX has as it is configured, got {jnp.dtype(dtype)}; enable x64 for it")
-    return jnp.dtype(dtype)
+    try:
+        known = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or not jnp.issubdtype(known, jnp.floating):
+        raise TypeError(f"{name} must be of floats, such as 'float32' or 'bfloat16', got {dtype!r}")
+    if jax.dtypes.canonicalize_dtype(known) != known:
+        raise ValueError(f"{name} must be one that JAX has as it is configured, got {known}; enable x64 for it")
+    return known
 
 
 def read(folder: Path, layout: Any, dtype: Any, *, unused: Iterable[str] = ()) -> Any:
@@ -96,7 +113,8 @@ def read(folder: Path, layout: Any, dtype: Any, *, unused: Iterable[str] = ()) -
 
     Raises:
         FileNotFoundError: none of these files, or one of them missing.
-        ValueError: a corrupt file; tensors that are missing, unexpected, of another shape or not floats: their names and shapes.
+        ValueError: a corrupt file; tensors that are missing, unexpected, of another shape or not floats: their names and shapes; one with
+            numbers that are not finite, or not in the dtype.
     """
     wanted = {leaf.name: leaf.shape for leaf in jax.tree.leaves(layout) if isinstance(leaf, Stored)}
     with contextlib.ExitStack() as open_files:
@@ -104,7 +122,14 @@ def read(folder: Path, layout: Any, dtype: Any, *, unused: Iterable[str] = ()) -
         _compare(folder, wanted, held, tuple(unused))
 
         def array(leaf: Any) -> np.ndarray:
-            return np.asarray(leaf.turned(held[leaf.name].get_tensor(leaf.name)) if isinstance(leaf, Stored) else leaf, dtype)
+            if not isinstance(leaf, Stored):
+                return np.asarray(leaf, dtype)
+            own = dtype if leaf.least is None else jnp.promote_types(dtype, leaf.least)
+            with np.errstate(over="ignore"):
+                numbers = np.asarray(leaf.turned(held[leaf.name].get_tensor(leaf.name)), own)
+            if not np.isfinite(numbers).all():
+                raise ValueError(f"{folder}: expected a tensor {leaf.name} of finite numbers, found NaN, infinity or more than {own} holds")
+            return numbers
 
         return jax.tree.map(array, layout)
 
@@ -128,7 +153,7 @@ def _files(folder: Path) -> list[Path]:
         shards = json_of(folder / _INDEX).get("weight_map")
         names = sorted(set(shards.values())) if isinstance(shards, dict) and all(isinstance(n, str) for n in shards.values()) else []
         if not names or any(Path(name).name != name for name in names):
-            raise ValueError(f"{folder / _INDEX}: expected a weight_map from tensors to files of this folder, found {_short(shards)}")
+            raise ValueError(f"{folder / _INDEX}: expected a weight_map from tensors to files of this folder, found {short(shards)}")
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise FileNotFoundError(f"{folder}: expected the files that {_INDEX} names, found no {', '.join(missing)}")
         return [folder / name for name in names]
@@ -160,6 +185,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_AT_MOST] + more)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """What came, cut to fit a line."""
     said = repr(value)
     return said if len(said) <= 100 else f"{said[:100]}..."

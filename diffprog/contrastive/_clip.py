@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffprog import backprop, models, require
@@ -73,7 +74,7 @@ def load_clip(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Towe
     Args:
         folder: holds config.json; preprocessor_config.json, for the scale of the pixels; tokenizer.json, or vocab.json and merges.txt; and
             model.safetensors, or model.safetensors.index.json and the files that it names.
-        dtype: of the weights and of all that is computed, whatever the file has.
+        dtype: of the weights and of all that is computed, whatever the file has; `log_scale` is float32 at least.
 
     Raises:
         ImportError: safetensors or tokenizers are not installed (the extra "pretrained").
@@ -93,13 +94,13 @@ def load_clip(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Towe
     vision, text = _part(place, config, "vision", _VISION), _part(place, config, "text", _TEXT)
     width = size_of(place, {"projection_dim": 512} | config, "projection_dim")
     patches, seen, read_text = patches_of(place, vision), blocks_of(place, vision), blocks_of(place, text)
-    positions, count = size_of(place, text, "max_position_embeddings"), size_of(place, text, "vocab_size")
+    positions, count = size_of(place, text, "max_position_embeddings", least=2), size_of(place, text, "vocab_size")
     pixels, tokenizer = pixels_of(place, patches.channels), byte_pairs(place, length=positions)
     _check_tokenizer(place, tokenizer, count, text["eos_token_id"])
     layout = {
         "image": _image_layout(patches, seen, width),
         "text": _text_layout(read_text, positions, count, width),
-        "log_scale": Stored("logit_scale", ()),
+        "log_scale": Stored("logit_scale", (), least=np.float32),
     }
     params = read(place, layout, dtype, unused=("embeddings.position_ids",))
     of_images = models.vit(patches.shape, patch=patches.patch, outputs=width, norm_first=True, **seen._asdict()).apply
@@ -110,10 +111,12 @@ def load_clip(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Towe
 
 def _part(folder: Path, config: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
     """The config of a tower; old files have it twice, and then the second holds."""
-    parts = [config.get(f"{name}_config{again}") or {} for again in ("", "_dict")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{folder / 'config.json'}: expected {name}_config to be an object, found {type(parts[0]).__name__}")
-    return defaults | parts[0] | parts[1]
+    stated = {key: config.get(key) for key in (f"{name}_config", f"{name}_config_dict")}
+    for key, part in stated.items():
+        if part is not None and not isinstance(part, dict):
+            raise ValueError(f"{folder / 'config.json'}: expected {key} to be an object, found {type(part).__name__}")
+    first, second = (part or {} for part in stated.values())
+    return defaults | first | second
 
 
 def _check_tokenizer(folder: Path, tokenizer: BytePairs, count: int, end: Any) -> None:
@@ -157,7 +160,7 @@ def _text_tower(blocks: Blocks, positions: int, count: int, outputs: int, end: A
     }
 
     def apply(params: dict[str, Any], ids: Int[Array, "batch length"]) -> Float[Array, "batch outputs"]:
-        _check(ids, positions)
+        _check(ids, positions, count)
 
         def run(name: str, x: Array) -> Array:
             return backprop.differentiable(layers[name])(params[name], x)
@@ -174,9 +177,10 @@ def _end_of(ids: Int[Array, "batch length"], end: int) -> Int[Array, "batch"]:
     return jnp.argmax(ids if end == _LEGACY_END else ids == end, 1)
 
 
-def _check(ids: Any, positions: int) -> None:
+def _check(ids: Any, positions: int, count: int) -> None:
     given = require.array("ids", ids)
     if not jnp.issubdtype(given.dtype, jnp.integer):
         raise TypeError(f"ids must be integers (batch, length), got {given.dtype}{list(given.shape)}")
     if given.ndim != 2 or not 0 < given.shape[1] <= positions:
         raise ValueError(f"ids must have shape (batch, length) with a length of 1 to {positions}, got {list(given.shape)}")
+    require.within("ids", given, 0, count - 1)

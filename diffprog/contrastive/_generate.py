@@ -10,12 +10,14 @@ image is painted from, what it is seen through and what is subtracted decide whe
 `experiments/text_to_image.py`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffprog import require, visualization
@@ -26,6 +28,12 @@ from diffprog.visualization import Image, Objective, Request, Visualization
 Prompt = str | Mapping[str, float]
 
 _WEIGHT = re.compile(r"(.*\S)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
+
+_LIKE_A_WEIGHT = re.compile(r"[-+]*(?:$|\.?\d|nan\b|inf(?:inity)?\b)", re.IGNORECASE)
+# What float32 leaves of a difference of two equal directions, with room to spare.
+_CANCELLED = 1e-5
+# Where squares of gradients stay far from the ends of float32, and from the epsilon of Adam.
+_LEAST, _MOST = 1e-6, 1e6
 
 
 class Generated(NamedTuple):
@@ -63,15 +71,16 @@ def generate(
     Args:
         towers: `Towers`.
         text: a prompt, or several for one image each. A prompt is a sentence, weighted sentences as "a seven:1 | a one:-0.5", or a dict of
-            weights {"a seven": 1, "a one": -0.5}. A sentence without a weight has 1.
+            weights {"a seven": 1, "a one": -0.5}. A sentence without a weight has 1; one that ends in a colon and a number is for a dict.
+            Weights count as they are against penalties, and the largest has a size of 1e-6 to 1e6, in which float32 can ascend.
         image: what an image is painted from: `visualization.covariance` of real images, `fourier`, `pixels`, ...
         key: a random key.
         transforms: what happens to an image before the tower sees it, as in `visualize`.
         options: the others of `visualization.visualize`: `steps`, `penalties`, `optimizer`, `start`, ...
 
     Raises:
-        TypeError, ValueError: prompts that are none, weights that are all zero or not finite, texts that the tokenizer refuses, whatever
-            `visualize` refuses.
+        TypeError, ValueError: prompts that are none, weights that are no finite numbers or under which the texts cancel, texts that the
+            tokenizer refuses, towers that are traced, whatever `visualize` refuses.
 
     >>> from diffprog.contrastive import text_tower, towers, words
     >>> from diffprog.models import cnn
@@ -82,6 +91,7 @@ def generate(
     ((2, 8, 8, 1), ('a seven', 'a seven:1 | a one:-0.5'))
     """
     require_towers(towers)
+    require.concrete("towers", towers, "generate outside the transformation")
     prompts = _prompts(text)
     seen = visualization.visualize(towers.image, _objective(towers, prompts), image, key=key, transforms=transforms, **options)
     return Generated(seen.images, seen.names, _similarities(towers, _shown(seen.images, transforms, key), prompts), seen)
@@ -111,7 +121,18 @@ def _objective(towers: Towers, prompts: tuple[dict[str, float], ...]) -> Objecti
     texts = sorted({text for prompt in prompts for text in prompt})
     directions = text_directions(towers, texts)
     weights = jnp.asarray([[prompt.get(text, 0.0) for text in texts] for prompt in prompts], directions.dtype)
-    return Objective((Request(None, None),), weights @ directions, _cosines, tuple(map(_name, prompts)))
+    toward = weights @ directions
+    _check_toward(prompts, weights, toward)
+    return Objective((Request(None, None),), toward, _cosines, tuple(map(_name, prompts)))
+
+
+def _check_toward(prompts: tuple[dict[str, float], ...], weights: Float[Array, "batch texts"], toward: Float[Array, "batch width"]) -> None:
+    if (known := require.values(toward)) is None:
+        return
+    lengths, most = np.linalg.norm(known.astype(float), axis=1), np.abs(np.asarray(weights, float)).sum(1)
+    for prompt, length, sum_of_weights in zip(prompts, lengths, most, strict=True):
+        if not length > _CANCELLED * sum_of_weights:
+            raise ValueError(f"text must ask for something, got {_name(prompt)!r}, of which the texts' directions add up to 0")
 
 
 def _cosines(values: Sequence[Array], toward: Float[Array, "batch width"]) -> Float[Array, "batch"]:
@@ -148,7 +169,7 @@ def _prompt(name: str, prompt: Any) -> dict[str, float]:
     """Weights by sentence."""
     if not isinstance(prompt, str | Mapping):
         raise TypeError(f"{name} must be a sentence or a dict of weights by sentence, got {type(prompt).__name__}")
-    parts = [_weighted(part) for part in prompt.split("|")] if isinstance(prompt, str) else list(prompt.items())
+    parts = [_weighted(name, part) for part in prompt.split("|")] if isinstance(prompt, str) else list(prompt.items())
     weights: dict[str, float] = {}
     for sentence, weight in parts:
         if not isinstance(sentence, str) or not sentence.strip():
@@ -156,11 +177,15 @@ def _prompt(name: str, prompt: Any) -> dict[str, float]:
         weights[sentence.strip()] = weights.get(sentence.strip(), 0.0) + require.number(f"the weight of {sentence!r}", weight)
     if not any(weights.values()):
         raise ValueError(f"{name} must have a weight that is not 0, got {prompt!r}")
+    if not _LEAST <= max(map(abs, weights.values())) <= _MOST:
+        raise ValueError(f"{name} must have a largest weight of size {_LEAST:g} .. {_MOST:g}, got {prompt!r}")
     return weights
 
 
-def _weighted(part: str) -> tuple[str, float]:
-    found = _WEIGHT.fullmatch(part.strip())
+def _weighted(name: str, part: str) -> tuple[str, float]:
+    found, (_, colon, weight) = _WEIGHT.fullmatch(part.strip()), part.rpartition(":")
+    if (found is None and colon and _LIKE_A_WEIGHT.match(weight.strip())) or (found and not math.isfinite(float(found[2]))):
+        raise ValueError(f"{name} must have a finite number for a weight behind the colon of a sentence, got {part.strip()!r}")
     return (part, 1.0) if found is None else (found[1], float(found[2]))
 
 

@@ -99,6 +99,8 @@ def _logits(images: Any, texts: Any, log_scale: Any) -> Float[Array, "batch batc
         require.finite(name, features)
     require.same_shape(images=images, texts=texts)
     require.batch(images=images)
+    if images.shape[1] == 0:
+        raise ValueError(f"images and texts must have features of at least one number, got {list(images.shape)}")
     _check_scalar("log_scale", log_scale)
     u, v = unit_length(images), unit_length(texts)
     return inverse_temperature(jnp.asarray(log_scale, u.dtype)) * (u @ v.T)

@@ -15,9 +15,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from diffprog import require, training
+from diffprog.contrastive._checkpoint import dtype_of
 from diffprog.contrastive._loss import info_nce, sigmoid_loss
 from diffprog.contrastive._tokens import require_texts
-from diffprog.contrastive._towers import Towers, require_one_length, require_towers
+from diffprog.contrastive._towers import Towers, encoded, require_one_length, require_towers
 from diffprog.visualization import compose
 
 
@@ -45,7 +46,7 @@ def pretrain(
         batch_size: how many pairs are told apart at a step.
         optimizer: any optax optimizer; Adam with rate 0.001, annealed to 0 by a cosine, by default.
         transforms: what happens to each image before it is seen, as in `visualize`: what the towers are to overlook.
-        compute_dtype: such as `jnp.bfloat16`, of the towers; the loss is float32 at least.
+        compute_dtype: such as `jnp.bfloat16`, of both towers; temperature, bias and loss keep theirs, float32 at least.
         progress: a bar; None shows it for long runs on a terminal.
 
     Returns:
@@ -68,25 +69,27 @@ def pretrain(
     require.floating("images", images, rank=4)
     require.batch(images=images)
     require.within("images", images, 0, 1)
+    if not isinstance(transforms, Sequence):
+        raise TypeError(f"transforms must be a sequence of functions (image, key) -> image, got {type(transforms).__name__}")
+    compute_dtype = None if compute_dtype is None else dtype_of(compute_dtype, "compute_dtype")
     own, ids = _own(towers, captions, len(images))
     require_one_length(jax.eval_shape(towers.image, images), jax.eval_shape(towers.text, ids))
     if optimizer is None:
         steps = max(1, int(require.number("epochs", epochs, above=0) * len(images) / require.integer("batch_size", batch_size, low=1)))
         optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     return training.fit(
-        pairs_loss(ids, transforms),
+        pairs_loss(ids, transforms, compute_dtype),
         towers,
         (images, own),
         key=key,
         optimizer=optimizer,
         batch_size=batch_size,
         epochs=epochs,
-        compute_dtype=compute_dtype,
         progress=progress,
     )
 
 
-def pairs_loss(ids: Int[np.ndarray, "texts length"], transforms: Sequence[Any]) -> Callable[..., Float[Array, "batch"]]:
+def pairs_loss(ids: Int[np.ndarray, "texts length"], transforms: Sequence[Any], dtype: Any = None) -> Callable[..., Float[Array, "batch"]]:
     """(towers, images, own, key) -> the loss of each pair, with one of its own texts drawn for each image."""
     seen_as, table = compose(transforms), jnp.asarray(ids)
 
@@ -94,13 +97,20 @@ def pairs_loss(ids: Int[np.ndarray, "texts length"], transforms: Sequence[Any]) 
         text_key, image_key = jax.random.split(key)
         drawn = _drawn(own, text_key)
         seen = jax.vmap(seen_as)(images, jax.random.split(image_key, len(images)))
-        features = towers.image(seen), towers.text(table[drawn])
+        # The towers alone: a temperature rounded to 8 bits would not move at the rates it is learned at.
+        image, text, seen = _rounded((towers.image, towers.text, seen), dtype)
+        features = image(seen), text(table[drawn])
         positive = (own[:, None, :] == drawn[None, :, None]).any(-1)
         if towers.bias is None:
             return info_nce(*features, towers.log_scale, positive=positive)
         return sigmoid_loss(*features, towers.log_scale, towers.bias, positive=positive)
 
     return loss
+
+
+def _rounded(tree: Any, dtype: Any) -> Any:
+    rounds = lambda leaf: dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if rounds(leaf) else leaf, tree)
 
 
 def _drawn(own: Int[Array, "batch most"], key: jax.Array) -> Int[Array, "batch"]:
@@ -121,4 +131,4 @@ def _own(towers: Towers, captions: Any, count: int) -> tuple[Int[np.ndarray, "im
     own = np.full((count, max(map(len, captions))), -1, np.int32)
     for row, texts in zip(own, captions, strict=True):
         row[: len(texts)] = [numbers[text] for text in texts]
-    return own, towers.tokenizer.encode(list(numbers))
+    return own, np.asarray(encoded(towers, list(numbers)))

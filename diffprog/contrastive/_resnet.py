@@ -68,7 +68,7 @@ def load_resnet(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Pr
 
     Nodes, for stages s = 0, 1, ... and blocks k = 0, 1, ... of each: "stem", after its convolution and relu; "stage<s>.block<k>", after the
     block; "stage<s>.block<k>.conv<i>", the pre-activation of layer i; "pooled", the mean over the image, (batch, channels); "logits". The
-    output is the logits; that of a ResNetModel is "pooled".
+    output is the logits; that of a ResNetModel, or without classes, is "pooled".
 
     Args:
         folder: holds config.json; preprocessor_config.json, for the scale of the pixels; and model.safetensors, or
@@ -90,18 +90,21 @@ def load_resnet(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Pr
     """
     place, dtype = folder_of(folder), dtype_of(dtype)
     config = _DEFAULTS | config_of(place, "resnet")
-    classes = () if config.get("architectures") == ["ResNetModel"] else classes_of(config)
-    prefix, channels = "resnet." if classes else "", size_of(place, config, "num_channels")
+    bare = config.get("architectures") == ["ResNetModel"]
+    classes = () if bare else classes_of(place, config)
+    prefix, channels = "" if bare else "resnet.", size_of(place, config, "num_channels")
     stem = Convolution(f"{prefix}embedder.embedder", channels, size_of(place, config, "embedding_size"), 7, 2)
-    blocks, pixels = tuple(_blocks(place, config, f"{prefix}encoder.stages")), pixels_of(place, channels)
+    blocks, pixels = tuple(_blocks(place, config, f"{prefix}encoder.stages", stem.outputs)), pixels_of(place, channels)
     # In double precision, so that folding the norms in costs no rounding of its own.
-    stored = read(place, _layout(stem, blocks, len(classes)), np.float64, unused=("num_batches_tracked",))
+    layout = _layout(stem, blocks, len(classes))
+    stored = read(place, layout, np.float64, unused=("num_batches_tracked",))
+    _check_variances(place, layout, stored)
     params = jax.tree.map(lambda array: jnp.asarray(array.astype(dtype)), _folded(stored))
     program = on_pixels(functools.partial(_run, stem, blocks), params, pixels, (None, None, channels), dtype)
     return Pretrained(program, classes, (pixels.side, pixels.side, channels))
 
 
-def _blocks(folder: Path, config: Mapping[str, Any], prefix: str) -> Iterator[Block]:
+def _blocks(folder: Path, config: Mapping[str, Any], prefix: str, inputs: int) -> Iterator[Block]:
     sizes, depths = config["hidden_sizes"], config["depths"]
     if config["layer_type"] not in ("basic", "bottleneck") or config["hidden_act"] != "relu" or not _is_stages(sizes, depths):
         stated = ", ".join(f"{name} {config[name]!r}" for name in ("layer_type", "hidden_act", "hidden_sizes", "depths"))
@@ -109,7 +112,6 @@ def _blocks(folder: Path, config: Mapping[str, Any], prefix: str) -> Iterator[Bl
             f"{folder / 'config.json'}: expected a layer_type 'basic' or 'bottleneck', hidden_act 'relu', and as many hidden_sizes as "
             f"depths, found {stated}"
         )
-    inputs = config["embedding_size"]
     for s, (outputs, depth) in enumerate(zip(sizes, depths, strict=True)):
         for k in range(depth):
             stride = 2 if k == 0 and (s > 0 or config["downsample_in_first_stage"]) else 1
@@ -154,6 +156,12 @@ def _stored(layer: Convolution) -> Normed:
     shape, name = (layer.outputs, layer.inputs, layer.window, layer.window), f"{layer.stored}.normalization"
     kernel = Stored(f"{layer.stored}.convolution.weight", shape, lambda stored: stored.transpose(2, 3, 1, 0))
     return Normed(kernel, *(Stored(f"{name}.{each}", (layer.outputs,)) for each in ("weight", "bias", "running_mean", "running_var")))
+
+
+def _check_variances(folder: Path, layout: Any, stored: Any) -> None:
+    for named, array in zip(jax.tree.leaves(layout), jax.tree.leaves(stored), strict=True):
+        if named.name.endswith("running_var") and (array < 0).any():
+            raise ValueError(f"{folder}: expected a tensor {named.name} of variances, at least 0, found {array.min():g}")
 
 
 def _folded(params: Any) -> Any:

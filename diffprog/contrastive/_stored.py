@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffprog.contrastive._checkpoint import Stored
+from diffprog.contrastive._checkpoint import Stored, number_of
 from diffprog.models._transformer import Activation
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -52,11 +52,16 @@ class Patches(NamedTuple):
 
 def blocks_of(folder: Path, config: Mapping[str, Any]) -> Blocks:
     """The blocks that a config describes."""
-    if config["hidden_act"] not in _ACTIVATIONS:
+    if not isinstance(config["hidden_act"], str) or config["hidden_act"] not in _ACTIVATIONS:
         known = ", ".join(map(repr, _ACTIVATIONS))
         raise ValueError(f"{folder / 'config.json'}: expected hidden_act to be one of {known}, found {config['hidden_act']!r}")
     width, depth, heads, hidden = (size_of(folder, config, name) for name in _SIZES)
-    return Blocks(width, depth, heads, hidden, _ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"])
+    if width % heads:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected a hidden_size that is a multiple of num_attention_heads, found {width} and {heads}"
+        )
+    epsilon = number_of(folder / "config.json", config, "layer_norm_eps")
+    return Blocks(width, depth, heads, hidden, _ACTIVATIONS[config["hidden_act"]], epsilon)
 
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -72,14 +77,15 @@ def patches_of(folder: Path, config: Mapping[str, Any]) -> Patches:
     return patches
 
 
-def size_of(folder: Path, config: Mapping[str, Any], name: str) -> int:
+def size_of(folder: Path, config: Mapping[str, Any], name: str, *, least: int = 1) -> int:
     """A positive integer of a config, or twice the same one, as the sides of a square."""
     size = config[name]
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
+    if isinstance(size, bool) or not isinstance(size, int) or size < least:
         raise ValueError(
-            f"{folder / 'config.json'}: expected {name} to be a positive integer (images and patches are square), found {config[name]!r}"
+            f"{folder / 'config.json'}: expected {name} to be {expected} (images and patches are square), found {config[name]!r}"
         )
     return size
 

@@ -8,6 +8,7 @@ The two here cut a sentence into its words or into its characters; those of pret
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -118,7 +119,7 @@ def characters(*, length: int = 64, alphabet: str = " 0123456789abcdefghijklmnop
 
     Args:
         length: of every row.
-        alphabet: the characters, each once and in lower case.
+        alphabet: the characters, each once and in lower case: those of words, and the space between.
 
     Raises:
         TypeError, ValueError: an argument out of these.
@@ -130,6 +131,8 @@ def characters(*, length: int = 64, alphabet: str = " 0123456789abcdefghijklmnop
         raise TypeError(f"alphabet must be a string, got {type(alphabet).__name__}")
     if not alphabet or len(set(alphabet)) < len(alphabet) or alphabet != alphabet.lower():
         raise ValueError(f"alphabet must be different characters in lower case, got {alphabet!r}")
+    if unread := [character for character in alphabet if character != " " and _cut(character, "") != [character]]:
+        raise ValueError(f"alphabet must hold characters that are read, got {', '.join(map(repr, unread))}, which no word has")
     return Pieces(tuple(alphabet), require.integer("length", length, low=1), "")
 
 
@@ -146,5 +149,5 @@ def require_texts(name: str, texts: Any) -> Sequence[str]:
 
 
 def _cut(text: str, between: str) -> list[str]:
-    read = re.findall(r"\w+", text.lower())
+    read = re.findall(r"\w+", unicodedata.normalize("NFC", text.lower()))
     return read if between else list(" ".join(read))

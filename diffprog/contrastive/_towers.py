@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from diffprog import backprop, require
 from diffprog.contrastive._loss import unit_length
+from diffprog.contrastive._reads import require_reads, require_reads_row
 from diffprog.contrastive._tokens import PADDING, Tokenizer, require_texts
 from diffprog.models import Model, transformer
 from diffprog.nodes import tap
@@ -57,7 +59,8 @@ def towers(
         bias: to start from, for the sigmoid loss; None to train by InfoNCE.
 
     Raises:
-        TypeError, ValueError: something that is no model, no tokenizer or no key, numbers out of their range.
+        TypeError, ValueError: something that is no model, no tokenizer or no key, a model of texts that refuses rows of the tokenizer's
+            length or its largest id, as `text_tower` does, numbers out of their range.
 
     >>> from diffprog.contrastive import characters
     >>> from diffprog.models import cnn
@@ -72,9 +75,11 @@ def towers(
     _check_tokenizer(tokenizer)
     require.key("key", key)
     image_key, text_key = jax.random.split(key)
+    of_texts = program(text.apply, text.init(text_key))
+    require_reads("text", of_texts, tokenizer)
     return Towers(
         program(image.apply, image.init(image_key)),
-        program(text.apply, text.init(text_key)),
+        of_texts,
         tokenizer,
         jnp.asarray(-math.log(require.number("temperature", temperature, low=0.01)), jnp.float32),
         None if bias is None else jnp.asarray(require.number("bias", bias), jnp.float32),
@@ -96,7 +101,7 @@ def text_tower(count: int, length: int, *, width: int = 64, depth: int = 2, head
         outputs: length of the features.
 
     Raises:
-        TypeError, ValueError: sizes that are none; at `apply`, ids that are not integers (batch, length).
+        TypeError, ValueError: sizes that are none; at `apply`, ids that are not integers (batch, length) in 0 .. count - 1.
 
     >>> model = text_tower(5, 3, width=8, heads=2, outputs=4)
     >>> model.apply(model.init(jax.random.key(0)), jnp.array([[1, 4, 0]])).shape
@@ -116,7 +121,7 @@ def text_tower(count: int, length: int, *, width: int = 64, depth: int = 2, head
         return drawn | {"positions": normal(0.1)(of_positions, (length, width)), "blocks": blocks.init(of_blocks)}
 
     def apply(params: dict[str, Any], ids: Int[Array, "batch length"]) -> Float[Array, "batch outputs"]:
-        _check_ids(ids, length)
+        _check_ids(ids, count, length)
         run = lambda name, x: backprop.differentiable(layers[name])(params[name], x)  # noqa: E731
         visible = ids != PADDING
         stream = through(params["blocks"], tap(run("embedding", ids) + params["positions"], "tokens"), visible)
@@ -136,7 +141,7 @@ def similarity(towers: Towers, images: Float[Array, "images height width channel
 
     Raises:
         TypeError, ValueError: towers that are none or whose features are of two lengths, images that are not such, texts that are no
-            sequence of texts or that the tokenizer refuses.
+            sequence of texts or that the tokenizer or the tower of texts refuses.
 
     >>> from diffprog.contrastive import words
     >>> image, text = program(lambda images: images[:, 0, 0]), program(lambda ids: jnp.eye(3)[ids[:, 0], 1:])
@@ -145,24 +150,42 @@ def similarity(towers: Towers, images: Float[Array, "images height width channel
     [[0.  1. ]
      [0.6 0.8]]
     """
-    u, v = image_directions(towers, images), text_directions(towers, texts)
-    require_one_length(u, v)
+    u, v = directions(towers, images, texts)
     return u @ v.T
 
 
+def directions(towers: Towers, images: Any, texts: Sequence[str]) -> tuple[Float[Array, "images width"], Float[Array, "texts width"]]:
+    """The unit features of images in 0 .. 1 and of texts, of one length."""
+    x, ids = _images(towers, images), encoded(towers, texts)
+    require.within("images", images, 0, 1)
+    require_one_length(*(_unit.eval_shape(tower, some[:_AT_ONCE]) for tower, some in ((towers.image, x), (towers.text, ids))))
+    return _directions(towers.image, x), _directions(towers.text, ids)
+
+
 def image_directions(towers: Towers, images: Any) -> Float[Array, "images width"]:
-    """The unit features of images."""
-    require_towers(towers)
-    require.floating("images", images, rank=4)
-    require.batch(images=images)
-    require.finite("images", images)
-    return _directions(towers.image, jnp.asarray(images))
+    """The unit features of images, on whatever scale."""
+    return _directions(towers.image, _images(towers, images))
 
 
 def text_directions(towers: Towers, texts: Sequence[str]) -> Float[Array, "texts width"]:
     """The unit features of texts."""
+    return _directions(towers.text, encoded(towers, texts))
+
+
+def encoded(towers: Towers, texts: Sequence[str]) -> Int[Array, "texts length"]:
+    """The ids of texts, all of which the tower of texts knows."""
     require_towers(towers)
-    return _directions(towers.text, jnp.asarray(towers.tokenizer.encode(require_texts("texts", texts))))
+    ids = np.asarray(towers.tokenizer.encode(require_texts("texts", texts)))
+    require_reads_row("towers.text", towers.text, int(ids.max()), ids.shape[1])
+    return jnp.asarray(ids)
+
+
+def _images(towers: Towers, images: Any) -> Float[Array, "images height width channels"]:
+    require_towers(towers)
+    require.floating("images", images, rank=4)
+    require.batch(images=images)
+    require.finite("images", images)
+    return jnp.asarray(images)
 
 
 def _directions(tower: Program, x: Array) -> Float[Array, "batch width"]:
@@ -195,9 +218,10 @@ def _check_tokenizer(tokenizer: Any) -> None:
         raise TypeError(f"tokenizer must have encode and decode and no leaves for JAX, got {type(tokenizer).__name__}")
 
 
-def _check_ids(ids: Any, length: int) -> None:
+def _check_ids(ids: Any, count: int, length: int) -> None:
     given = require.array("ids", ids)
     if not jnp.issubdtype(given.dtype, jnp.integer):
         raise TypeError(f"ids must be integers (batch, {length}), got {given.dtype}{list(given.shape)}")
     if given.ndim != 2 or given.shape[1] != length:
         raise ValueError(f"ids must have shape (batch, {length}), got {list(given.shape)}")
+    require.within("ids", given, 0, count - 1)

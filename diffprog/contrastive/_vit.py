@@ -42,7 +42,8 @@ def load_vit(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Pretr
     """A vision transformer that ViTForImageClassification or ViTModel saved, as a program of images in 0 .. 1.
 
     Its nodes are those of `models.vit`: for k = 0, 1, ... "block<k>", "block<k>.attention" and "block<k>.hidden"; "patches", "tokens",
-    "pooled" and "logits". The output is the logits; that of a ViTModel is "pooled", the normalised place of the class.
+    "pooled" and "logits". The output is the logits; that of a ViTModel, or without classes, is "pooled", the normalised place of the
+    class.
 
     Args:
         folder: holds config.json; preprocessor_config.json, for the scale of the pixels; and model.safetensors, or
@@ -65,15 +66,16 @@ def load_vit(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Pretr
     place, dtype = folder_of(folder), dtype_of(dtype)
     config = _DEFAULTS | config_of(place, "vit")
     blocks, patches = blocks_of(place, config), patches_of(place, config)
-    classes = () if config.get("architectures") == ["ViTModel"] else classes_of(config)
+    bare = config.get("architectures") == ["ViTModel"]
+    classes = () if bare else classes_of(place, config)
     model = models.vit(patches.shape, patch=patches.patch, outputs=len(classes) or None, **blocks._asdict())
     pixels = pixels_of(place, patches.channels)
-    params = read(place, _layout(config, blocks, patches, len(classes)), dtype, unused=_UNUSED)
+    params = read(place, _layout(config, blocks, patches, "" if bare else "vit.", len(classes)), dtype, unused=_UNUSED)
     return Pretrained(on_pixels(model.apply, params, pixels, patches.shape, dtype), classes, patches.shape)
 
 
-def _layout(config: Mapping[str, Any], blocks: Blocks, patches: Patches, classes: int) -> dict[str, Any]:
-    prefix, width = "vit." if classes else "", blocks.width
+def _layout(config: Mapping[str, Any], blocks: Blocks, patches: Patches, prefix: str, classes: int) -> dict[str, Any]:
+    width = blocks.width
     embeddings = f"{prefix}embeddings"
     layout = {
         "patches": stored_patches(f"{embeddings}.patch_embeddings.projection", patches, width),

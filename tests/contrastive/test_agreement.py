@@ -67,6 +67,8 @@ def test_recall_with_several_true_texts():
     [
         (lambda: con.zero_shot(None, IMAGES, ["red"]), TypeError, "towers"),
         (lambda: con.zero_shot(TOWERS, IMAGES[0], ["red"]), ValueError, "images must have rank 4"),
+        (lambda: con.zero_shot(TOWERS, 255 * IMAGES, ["red"]), ValueError, "images must lie in 0 .. 1"),
+        (lambda: con.retrieval(TOWERS, IMAGES - 1, ["red"] * 4), ValueError, "images must lie in 0 .. 1"),
         (lambda: con.zero_shot(TOWERS, IMAGES, "red"), TypeError, "classes must be a sequence"),
         (lambda: con.zero_shot(TOWERS, IMAGES, []), ValueError, "classes must hold at least one"),
         (lambda: con.zero_shot(TOWERS, IMAGES, {}), ValueError, "classes must hold at least one"),

@@ -119,6 +119,13 @@ def test_refuses_files_that_are_missing_or_corrupt(folder):
         byte_pairs(folder)
 
 
+@pytest.mark.parametrize("token", [{"lstrip": False}, {"content": None}, 3, ""])
+def test_refuses_a_special_token_that_is_no_text(folder, token):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: expected pad_token to be a token, or an object with its content, found"):
+        byte_pairs(folder)
+
+
 def test_refuses_a_vocabulary_without_the_special_tokens(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
     with pytest.raises(ValueError, match=r"expected a vocabulary with .*<pad>, found none of <pad> in it"):

@@ -17,6 +17,10 @@ con = dp.contrastive
 DIGITS = dp.data.digits()
 
 
+MALFORMED = ("a {name} {", "a {name", "a {name} }", "{name!x}", "{name:5d}", "{{name}}", "{name} {}")
+NO_LOOKS = ((1.0, 0.0, 0.0), "001", (0, "a", 0), [[0], [0], [0]], np.zeros(()), np.zeros((3, 3), int), np.zeros(3), None)
+
+
 def line(slant, side=9, ink=1.0):
     """Ink along a line of so many columns to the right for each row up, through the middle."""
     image = np.zeros((1, side, side, 1), np.float32)
@@ -133,6 +137,10 @@ def test_an_order_fills_its_places_and_leaves_none():
         (lambda: con.calculations(10), ValueError, "digit"),
         (lambda: con.caption("a digit", "7"), ValueError, "orders must have places"),
         (lambda: con.caption(7, "7"), TypeError, "orders"),
+        *((lambda order=order: con.caption(order, "7"), ValueError, "orders must have places") for order in MALFORMED),
+        (lambda: con.caption("a {name}", " "), ValueError, "name must say something, got ' '"),
+        (lambda: con.caption("a {name}", 7), TypeError, "name must be a text, got int"),
+        *((lambda look=look: con.caption("a {name}", "7", look), ValueError, "look must be -1, 0 or 1") for look in NO_LOOKS),
         (lambda: con.caption("a {name}", "7", (0, 0, 2)), ValueError, "look"),
     ],
 )

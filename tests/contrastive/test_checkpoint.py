@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from diffprog.contrastive import load_clip, load_resnet, load_vit
 from diffprog.contrastive._checkpoint import Stored, config_of, json_of, read
 
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.ones(2, np.float32), "b": np.array(3, np.float32)}
@@ -79,6 +80,41 @@ def test_passes_over_what_is_known_to_be_unused(tmp_path):
     assert_is_read(read(tmp_path, LAYOUT, np.float32, unused=(".position_ids",)))
     with pytest.raises(ValueError, match=r"1 unexpected: x.position_ids \[3\]"):
         read(tmp_path, LAYOUT, np.float32)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_refuses_numbers_that_are_not_finite(tmp_path, bad):
+    save_file(TENSORS | {"a.bias": np.array([1, bad], np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{tmp_path}: expected a tensor a.bias of finite numbers, found NaN, infinity or more"):
+        read(tmp_path, LAYOUT, np.float32)
+
+
+def test_refuses_numbers_that_the_dtype_does_not_hold(tmp_path):
+    save_file(TENSORS | {"b": np.array(1e6, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"expected a tensor b of finite numbers, .* more than float16 holds"):
+        read(tmp_path, LAYOUT, np.dtype("float16"))
+
+
+def test_a_tensor_can_have_a_least_dtype(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    exact = LAYOUT | {"b": Stored("b", (), least=np.float32)}
+    for dtype, other in ((ml_dtypes.bfloat16, np.float32), (np.float64, np.float64)):
+        got = read(tmp_path, exact, dtype)
+        assert (got["b"].dtype, got["first"]["bias"].dtype) == (other, dtype)
+
+
+@pytest.mark.parametrize("load", [load_vit, load_resnet, load_clip])
+@pytest.mark.parametrize("folder", [3, None, b"folder"])
+def test_a_folder_is_a_path(load, folder):
+    with pytest.raises(TypeError, match="folder must be a path, got"):
+        load(folder)
+
+
+@pytest.mark.parametrize("load", [load_vit, load_resnet, load_clip])
+@pytest.mark.parametrize("dtype", ["foo", None, int, 3, "int8"])
+def test_a_dtype_is_one_of_floats(load, tmp_path, dtype):
+    with pytest.raises(TypeError, match="dtype must be of floats, such as 'float32' or 'bfloat16', got"):
+        load(tmp_path, dtype=dtype)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 60, -1])

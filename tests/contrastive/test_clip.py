@@ -112,6 +112,16 @@ def test_other_weights_are_the_same_program(folder, towers):
     [
         (None, {"model_type": "siglip"}, "expected a model_type 'clip', found 'siglip'"),
         (None, {"vision_config": 3}, "expected vision_config to be an object, found int"),
+        (None, {"text_config_dict": 3}, "config.json: expected text_config_dict to be an object, found int"),
+        (None, {"vision_config": 0}, "config.json: expected vision_config to be an object, found int"),
+        ("text_config", {"max_position_embeddings": 1}, "config.json: expected max_position_embeddings to be an integer of at least 2"),
+        (
+            "text_config",
+            {"num_attention_heads": 3},
+            "expected a hidden_size that is a multiple of num_attention_heads, found 8 and 3",
+        ),
+        ("vision_config", {"layer_norm_eps": "small"}, "config.json: expected layer_norm_eps to be a finite number above 0, found 'small'"),
+        ("vision_config", {"hidden_act": ["gelu"]}, "config.json: expected hidden_act to be one of"),
         ("text_config", {"hidden_act": "relu"}, "expected hidden_act to be one of 'gelu', .*, found 'relu'"),
         ("text_config", {"eos_token_id": 5}, "ends a text with its eos_token_id 5, found ids up to .* and the end"),
         ("text_config", {"vocab_size": 9}, "ids below the vocab_size 9 of config.json"),
@@ -126,6 +136,14 @@ def test_other_weights_are_the_same_program(folder, towers):
 def test_refuses_a_config_that_does_not_fit(folder, tmp_path, part, values, message):
     with pytest.raises(ValueError, match=message):
         load_clip(changed(folder, tmp_path, part, **values))
+
+
+def test_refuses_tensors_that_are_not_finite(folder, tensors, tmp_path):
+    tensors["text_model.final_layer_norm.bias"][3] = np.inf
+    changed(folder, tmp_path, None)
+    folders.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{tmp_path}: expected a tensor text_model.final_layer_norm.bias of finite numbers"):
+        load_clip(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "merges.txt", "model.safetensors"])
@@ -164,17 +182,25 @@ def test_text_tower_refuses_what_it_cannot_read(towers, ids, error, message):
         towers.text(ids)
 
 
+def test_towers_with_a_tokenizer_of_more_ids_are_refused(towers):
+    other = towers._replace(tokenizer=dp.contrastive.characters(alphabet="".join(map(chr, range(0x4E00, 0x5100))), length=16))
+    with pytest.raises(ValueError, match=r"towers.text must read rows of 16 ids up to 768, as the tokenizer makes them: ids must lie in"):
+        similarity(other, IMAGES, ["\u50ff"])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_computes_in_the_dtype_asked_for(folder, dtype):
     with jax.enable_x64(dtype == "float64"):
         towers = load_clip(folder, dtype=dtype)
-        assert {leaf.dtype for leaf in jax.tree.leaves(towers)} == {jnp.dtype(dtype)}
+        assert {leaf.dtype for leaf in jax.tree.leaves(towers[:2])} == {jnp.dtype(dtype)}
+        assert towers.log_scale.dtype == jnp.promote_types(dtype, "float32")
+        assert towers.log_scale == folders.random(folders.clip_shapes(towers.tokenizer.count))["logit_scale"]
         assert jax.eval_shape(towers.image, IMAGES).dtype == dtype
         gradient = jax.eval_shape(jax.grad(lambda x: towers.image(x).sum()), IMAGES)
         assert gradient.dtype == "float32"
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("int32", TypeError), ("float64", ValueError)])
+@pytest.mark.parametrize(("dtype", "error"), [("int32", TypeError), ("float64", ValueError), ("foo", TypeError), (None, TypeError)])
 def test_refuses_a_dtype_that_is_not_there(folder, dtype, error):
     with pytest.raises(error, match="dtype must be"):
         load_clip(folder, dtype=dtype)

@@ -125,6 +125,15 @@ def test_other_sentences_other_weights_and_other_towers_compile_nothing(caplog):
         ({"text": {"red": "1"}}, TypeError, "the weight of 'red' must be a number, got str"),
         ({"text": {7: 1.0}}, ValueError, "sentences, got 7"),
         ({"text": "mauve"}, ValueError, "known pieces, got 'mauve'"),
+        *(
+            ({"text": f"blue | red:{weight}"}, ValueError, f"text must have a finite number for a weight .* got 'red:{weight}'")
+            for weight in ("1,5", "1/2", "--1", "", "-", "nan", "Infinity", "-inf", "1e999", "2 blue", ".5.5")
+        ),
+        ({"text": ["red", "red: 1 2"]}, ValueError, r"text\[1\] must have a finite number for a weight"),
+        ({"text": "red:1 | Red:-1"}, ValueError, "text must ask for something, got 'red:1 | Red:-1', of which .* add up to 0"),
+        ({"text": {"red green": 0.5, "green red": -0.5}}, ValueError, "text must ask for something"),
+        ({"text": "red:1e-9"}, ValueError, "text must have a largest weight of size 1e-06 .. 1e\\+06, got 'red:1e-9'"),
+        ({"text": {"red": 1e20, "blue": 1}}, ValueError, "text must have a largest weight of size"),
         ({"towers": None}, TypeError, "towers must be Towers"),
         ({"image": SHAPE}, TypeError, "image must be an Image"),
         ({"image": vis.pixels((2, 2, 1))}, ValueError, r"outputs \(batch, 3\), as the texts' features, got \[1, 4\]"),
@@ -141,3 +150,20 @@ def test_refuses(changed, error, message):
     if set(changed) <= {"text", "towers"}:
         with pytest.raises(error, match=message):
             con.similar_to(given["towers"], given["text"])
+
+
+@pytest.mark.parametrize("sentence", ["red: green", "red: information", "RED: nano"])
+def test_a_colon_in_a_sentence_is_no_weight(sentence):
+    known = con.words(["red green information nano"])
+    anyhow = towers()._replace(tokenizer=known, text=dp.program(lambda ids: 1.0 * ids[:, :3] + 1))
+    assert con.similar_to(anyhow, sentence).names == (sentence,)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_weights_of_any_size_that_is_allowed_move_the_image(size):
+    np.testing.assert_allclose(made({"red": size, "blue": -size / 2}).images.ravel(), unit([1, 0, -0.5]), atol=5e-3)
+
+
+def test_under_jit_it_says_what_to_do():
+    with pytest.raises(TypeError, match=r"towers.* must have values, got a traced array; generate outside the transformation"):
+        jax.jit(lambda given: con.generate(given, "red", BALL, key=KEY, steps=2).images)(towers())

@@ -129,6 +129,7 @@ def test_under_jit_it_is_the_same():
         ({"texts": TEXTS[1:]}, ValueError, "shapes must agree"),
         ({"texts": TEXTS.at[0, 0].set(jnp.nan)}, ValueError, "texts must be finite"),
         ({"images": IMAGES[:0], "texts": TEXTS[:0]}, ValueError, "empty"),
+        ({"images": IMAGES[:, :0], "texts": TEXTS[:, :0]}, ValueError, r"features of at least one number, got \[4, 0\]"),
         ({"log_scale": jnp.ones(1)}, TypeError, "log_scale must be one float"),
         ({"log_scale": 2}, TypeError, "log_scale must be one float"),
         ({"log_scale": jnp.float32(jnp.inf)}, ValueError, "log_scale must be finite"),

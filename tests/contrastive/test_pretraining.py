@@ -1,5 +1,7 @@
 """Pre-training: towers of colours that learn their words, which pairs belong together, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,34 @@ def test_transforms_are_what_the_towers_overlook():
     assert fit.history["cost"].min() > np.log(3) - 0.3
 
 
+def test_bfloat16_is_for_the_towers_and_not_for_temperature_and_bias():
+    # Halfway between two bfloat16 each.
+    start = towers(bias=-2.0)._replace(log_scale=jnp.float32(2.6640625), bias=jnp.float32(-2.0078125))
+    own, ids = _own(start, CAPTIONS, 24)
+    low = pairs_loss(ids, (), jnp.bfloat16)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (start.image, start.text))
+    drawn = _drawn_texts(own, ids)
+    features = half[0](IMAGES.astype(jnp.bfloat16)), half[1](drawn[0])
+    expected = con.sigmoid_loss(*features, start.log_scale, start.bias, positive=drawn[1])
+    np.testing.assert_array_equal(low(start, IMAGES, jnp.asarray(own), key=KEY), expected)
+    rounded = con.sigmoid_loss(*features, *(x.astype(jnp.bfloat16) for x in (start.log_scale, start.bias)), positive=drawn[1])
+    assert np.abs(rounded - expected).max() > 1e-3
+
+
+def test_fit_is_handed_float32_whatever_is_computed_in(monkeypatch):
+    given = {}
+    monkeypatch.setattr(dp.training, "fit", lambda *args, **options: given.update(options))
+    trained(towers(), compute_dtype=jnp.bfloat16)
+    assert "compute_dtype" not in given
+
+
+def _drawn_texts(own, ids):
+    from diffprog.contrastive._pretraining import _drawn
+
+    drawn = _drawn(jnp.asarray(own), jax.random.split(KEY)[0])
+    return jnp.asarray(ids)[drawn], (own[:, None, :] == np.asarray(drawn)[None, :, None]).any(-1)
+
+
 def test_bfloat16_learns_too_and_keeps_float32_towers():
     fit = trained(towers(), compute_dtype=jnp.bfloat16)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fit.params))
@@ -120,13 +150,19 @@ def test_bfloat16_learns_too_and_keeps_float32_towers():
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"optimizer": 0.1}, TypeError, "optimizer"),
         ({"transforms": [7]}, TypeError, "transforms"),
+        ({"transforms": 3}, TypeError, "transforms must be a sequence of functions .*, got int"),
+        ({"transforms": vis.jitter(1)}, TypeError, "transforms must be a sequence of functions"),
         ({"compute_dtype": int}, TypeError, "compute_dtype"),
+        ({"compute_dtype": "foo"}, TypeError, "compute_dtype must be of floats, .*, got 'foo'"),
+        ({"towers": "few"}, ValueError, "towers.text must read rows of 2 ids up to 4"),
         ({"towers": "narrow"}, ValueError, r"features of one length, got \[24, 8\] of images and \[6, 5\] of texts"),
     ],
 )
 def test_refuses(changed, error, message):
-    narrow = towers()._replace(text=dp.program(lambda ids: jnp.ones((len(ids), 5))))
+    few = con.text_tower(3, 2, width=8, depth=1, heads=2, outputs=8)
+    texts = {"narrow": lambda ids: jnp.ones((len(ids), 5)), "few": functools.partial(few.apply, few.init(KEY))}
     given = {"towers": towers(), "images": IMAGES, "captions": CAPTIONS, "key": KEY, "epochs": 1, "batch_size": 12} | changed
-    given["towers"] = narrow if given["towers"] == "narrow" else given["towers"]
+    if isinstance(given["towers"], str):
+        given["towers"] = towers()._replace(text=dp.program(texts[given["towers"]]))
     with pytest.raises(error, match=message):
         con.pretrain(**given)

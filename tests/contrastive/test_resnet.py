@@ -94,6 +94,27 @@ def test_refuses_images_of_other_channels(tmp_path):
         seen.program(IMAGES[..., :1])
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 22, 3), (1, 0, 0, 3)])
+def test_refuses_images_without_pixels(tmp_path, shape):
+    seen = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
+    with pytest.raises(ValueError, match=r"images must have shape \(batch, any, any, 3\) for this network, got \[1, 0"):
+        seen.program(np.zeros(shape, np.float32))
+
+
+def test_refuses_variances_below_zero(tmp_path):
+    name = "resnet.embedder.embedder.normalization.running_var"
+    with pytest.raises(ValueError, match=f"{tmp_path}: expected a tensor {name} of variances, at least 0, found -0.5"):
+        load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS | {name: np.float32([1, -0.5, 1, 1])}))
+
+
+def test_a_classifier_of_no_classes_is_read_as_features(tmp_path):
+    tensors = {name: array for name, array in TENSORS.items() if not name.startswith("classifier")}
+    headless = load_resnet(folders.write(tmp_path / "none", folders.RESNET | {"id2label": {}}, tensors))
+    whole = load_resnet(folders.write(tmp_path / "whole", folders.RESNET, TENSORS))
+    assert headless.classes == ()
+    np.testing.assert_array_equal(run(headless.program, IMAGES), dp.nodes.read(whole.program, ["pooled"])(IMAGES)[1]["pooled"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",

@@ -32,6 +32,13 @@ def test_case_punctuation_and_spaces_say_nothing(tokenizer):
     np.testing.assert_array_equal(*tokenizer.encode(["a thin seven", "  A thin,\tSEVEN! "]))
 
 
+def test_a_letter_and_its_accent_may_come_apart():
+    whole, apart = "caf\u00e9 \u1e69", "cafe\u0301 s\u0323\u0307"
+    tokenizer = words([apart])
+    assert tokenizer == words([whole])
+    np.testing.assert_array_equal(tokenizer.encode([apart]), tokenizer.encode([whole]))
+
+
 def test_word_order_says_something():
     ids = KNOWN.encode(["thin seven", "seven thin"])
     assert (ids[0] != ids[1]).any()
@@ -80,6 +87,8 @@ def test_a_tokenizer_is_a_value_without_leaves():
         (lambda: characters(alphabet="aa"), ValueError, "alphabet"),
         (lambda: characters(alphabet="A"), ValueError, "alphabet"),
         (lambda: characters(alphabet=""), ValueError, "alphabet"),
+        (lambda: characters(alphabet="ab-!"), ValueError, "alphabet must hold characters that are read, got '-', '!', which no word has"),
+        (lambda: characters(alphabet="e\u0301"), ValueError, "alphabet must hold characters that are read"),
     ],
 )
 def test_refuses(call, error, message):

@@ -98,6 +98,31 @@ def test_a_vit_and_characters():
     assert {"tokens", "block0.hidden", "pooled", "features"} <= set(dp.nodes.names(towers.text, jnp.ones((1, 16), jnp.int32)))
 
 
+def test_a_text_tower_that_does_not_know_its_tokenizer_is_refused_where_the_two_meet():
+    fewer = con.text_tower(len(KNOWN.known), KNOWN.length, width=8, depth=1, heads=2, outputs=6)
+    longer = con.text_tower(KNOWN.count, 5, width=8, depth=1, heads=2, outputs=6)
+    with pytest.raises(ValueError, match=r"text must read rows of 4 ids up to 4, as the tokenizer makes them: ids must lie in 0 .. 3"):
+        con.towers(IMAGE, fewer, KNOWN, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"text must read rows of 4 ids up to 4, .*: ids must have shape \(batch, 5\), got \[1, 4\]"):
+        con.towers(IMAGE, longer, KNOWN, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("within", [lambda f: f, jax.jit])
+def test_a_text_of_an_id_that_the_tower_does_not_know_is_refused(within):
+    other = pair()._replace(tokenizer=con.words(["a b c d e f g"], length=4))
+    asked = within(lambda towers, texts=("g",): con.similarity(towers, IMAGES, list(texts)))
+    with pytest.raises(ValueError, match=r"towers.text must read rows of 4 ids up to 7, .*: ids must lie in 0 .. 4"):
+        asked(other)
+    assert con.similarity(other, IMAGES, ["a b"]).shape == (3, 1)
+
+
+def test_features_of_two_lengths_are_refused_before_anything_is_compiled(caplog):
+    towers, texts = other_length(), [*TEXTS, "a", "a one"]
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="features of one length"):
+        con.similarity(towers, IMAGES, texts)
+    assert not [record for record in caplog.records if "Compiling jit(_unit)" in record.message]
+
+
 def other_length():
     return pair()._replace(text=dp.program(lambda ids: jnp.ones((len(ids), 5))))
 
@@ -118,6 +143,9 @@ def other_length():
         (lambda: con.text_tower(5, 4, outputs=1.0), TypeError, "outputs"),
         (lambda: TEXT.apply(TEXT.init(jax.random.key(0)), jnp.ones((1, 4))), TypeError, "ids must be integers"),
         (lambda: TEXT.apply(TEXT.init(jax.random.key(0)), jnp.ones((1, 5), int)), ValueError, r"ids must have shape \(batch, 4\)"),
+        (lambda: TEXT.apply(TEXT.init(jax.random.key(0)), jnp.full((1, 4), 5)), ValueError, r"ids must lie in 0 .. 4"),
+        (lambda: con.similarity(pair(), IMAGES + 0.1, TEXTS), ValueError, "images must lie in 0 .. 1"),
+        (lambda: con.similarity(pair(), -IMAGES, TEXTS), ValueError, "images must lie in 0 .. 1"),
         (lambda: con.similarity(None, IMAGES, TEXTS), TypeError, "towers must be Towers, got NoneType"),
         (lambda: con.similarity(pair()._replace(image=IMAGE.apply), IMAGES, TEXTS), TypeError, "towers.image must be a Program"),
         (lambda: con.similarity(pair()._replace(tokenizer=3), IMAGES, TEXTS), TypeError, "tokenizer"),

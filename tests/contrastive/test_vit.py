@@ -99,6 +99,9 @@ def test_newer_folders_have_another_name_for_the_preprocessing(tmp_path):
         {"image_mean": [0.5], "image_std": [0.5]},
         {"image_mean": 0.5, "image_std": [1] * 3},
         folders.PREPROCESSING | {"image_std": [0] * 3},
+        folders.PREPROCESSING | {"image_mean": [0.5, float("nan"), 0.5]},
+        folders.PREPROCESSING | {"image_std": [0.5, float("inf"), 0.5]},
+        folders.PREPROCESSING | {"image_mean": [True, 0.5, 0.5]},
     ],
 )
 def test_refuses_pixels_of_another_number_of_channels(tmp_path, stated):
@@ -114,8 +117,46 @@ def test_refuses_tensors_of_another_size_by_name_and_shape(tmp_path):
 
 @pytest.mark.parametrize("config", [{"model_type": "deit"}, {"patch_size": 4}, {"num_attention_heads": 3}, {"layer_norm_eps": None}])
 def test_refuses_other_configs(tmp_path, config):
-    with pytest.raises((ValueError, TypeError), match=r"expected|must be"):
+    with pytest.raises(ValueError, match=r"config.json: expected .*(model_type|patch_size|num_attention_heads|layer_norm_eps)"):
         load_vit(folders.write(tmp_path, folders.VIT | config, TENSORS))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"id2label": {"1": "a", "2": "b", "3": "c"}},
+        {"id2label": {"a": "a", "1": "b", "2": "c"}},
+        {"id2label": ["a", "b", "c"]},
+        {"id2label": None, "num_labels": "3"},
+        {"id2label": None, "num_labels": -1},
+    ],
+)
+def test_refuses_names_that_do_not_belong_to_logits(tmp_path, config):
+    with pytest.raises(ValueError, match=r"config.json: expected id2label to name '0', '1', ..., or num_labels, found"):
+        load_vit(folders.write(tmp_path, folders.VIT | config, TENSORS))
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        *(({"rescale_factor": bad}, "rescale_factor to be a finite number above 0, found") for bad in (0, "1/255", None, float("nan"), -1)),
+        ({"image_processor": None}, "image_processor to be an object, found NoneType"),
+        ({"size": {"height": 0}}, "a size of at least 1"),
+    ],
+)
+def test_refuses_pixels_of_no_scale(tmp_path, stated, message):
+    with pytest.raises(ValueError, match=f"preprocessor_config.json: expected {message}"):
+        load_vit(folders.write(tmp_path, folders.VIT, TENSORS, folders.PREPROCESSING | stated))
+
+
+def test_a_classifier_of_no_classes_is_read_as_features(tmp_path):
+    tensors = {name: array for name, array in TENSORS.items() if not name.startswith("classifier")}
+    headless = load_vit(folders.write(tmp_path / "none", folders.VIT | {"id2label": {}}, tensors))
+    whole = load_vit(folders.write(tmp_path / "whole", folders.VIT, TENSORS))
+    assert headless.classes == ()
+    np.testing.assert_array_equal(run(headless.program, IMAGES), dp.nodes.read(whole.program, ["pooled"])(IMAGES)[1]["pooled"])
+    stated = {name: value for name, value in folders.VIT.items() if name != "id2label"} | {"num_labels": 0}
+    assert load_vit(folders.write(tmp_path / "stated", stated, tensors)).classes == ()
 
 
 @pytest.mark.slow
