@@ -338,11 +338,15 @@ def _piece_by_piece(
             bar.update(count)
             yield Result(state.variable, costs, info.aux, count, state, "steps")
             before, first, latest_cost = piece, piece.last, float(costs[-1])
-            length = _next_length(count, time.perf_counter() - began, longest)
+            length = steps_at_once(count, time.perf_counter() - began, longest)
 
 
-def _next_length(count: int, seconds: float, longest: int) -> int:
-    """What fits in half a second; processes that run one program together have to agree on it."""
+def steps_at_once(count: int, seconds: float, longest: int = _LONGEST_PIECE) -> int:
+    """How many steps fit in half a second, after so many have taken so long; processes that run one program together have to agree on it.
+
+    >>> steps_at_once(100, 5.0)
+    10
+    """
     return min(2 * count if jax.process_count() > 1 else max(int(_PIECE_SECONDS * count / seconds), 1), longest)
 
 

@@ -33,6 +33,7 @@ class Batches(NamedTuple):
         steps: how many there are.
         key: for the orders.
         mesh: the devices that look the examples up; None for one.
+        by_epoch: whether a piece ends with each epoch, for somebody to look up.
     """
 
     examples: int
@@ -40,6 +41,7 @@ class Batches(NamedTuple):
     steps: int
     key: jax.Array
     mesh: Mesh | None = None
+    by_epoch: bool = False
 
     @property
     def each_is_all(self) -> bool:
@@ -50,14 +52,14 @@ class Batches(NamedTuple):
         """The step before which so many epochs have begun and been seen to their end."""
         return -(-epoch * self.examples // self.size)
 
-    def pieces(self, place: Place, *, short: bool) -> Iterator[Piece]:
+    def pieces(self, place: Place) -> Iterator[Piece]:
         """See `Feed`."""
         done = place.steps
-        longest = self.epoch_ends(1) if short else max(_STEPS_AT_ONCE, self.epoch_ends(1))
+        longest = self.epoch_ends(1) if self.by_epoch else max(_STEPS_AT_ONCE, self.epoch_ends(1))
         while done < self.steps:
             epoch = done * self.size // self.examples
             end = next(end for end in map(self.epoch_ends, range(epoch + 1, epoch + 3)) if end > done)
-            last = min(end if short else done + longest, self.steps)
+            last = min(end if self.by_epoch else done + longest, self.steps)
             # All of one length, so that all are one compiled loop.
             yield Piece(self.between(done, done + longest), last - done, (last - done) * self.size, Place(last), last == end)
             done = last

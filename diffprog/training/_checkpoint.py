@@ -97,7 +97,8 @@ class Checkpoints:
         self._manager.close()
 
     def _is_due(self) -> bool:
-        due = not self._manager.is_saving_in_progress() and time.time() >= self._next()
+        first = jax.process_index() == 0
+        due = first and not self._manager.is_saving_in_progress() and time.time() >= self._next()
         return due if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(due)))
 
     def _next(self) -> float:

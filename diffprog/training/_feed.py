@@ -58,6 +58,6 @@ class Feed(Protocol):
     @property
     def steps(self) -> int | None: ...
 
-    def pieces(self, place: Place, *, short: bool) -> Iterator[Piece]:
-        """What comes after a place; in pieces no longer than an epoch, if `short`."""
+    def pieces(self, place: Place) -> Iterator[Piece]:
+        """What comes after a place."""
         ...

@@ -3,10 +3,9 @@
     θ_{k+1} = update(θ_k, d/dθ J(θ_k, batch_k)),      J = mean of the loss over the batch
 
 The loop is the engine's. Here stands what its arguments are made of: a cost of the user's loss (`_cost`), what its steps see of the data
-(`_batches`, `_stream`), where the arrays lie (`_placing`), what is looked at between epochs (`_watched`) and what is saved (`_checkpoint`).
+(`_data`), where the arrays lie (`_placing`), what is looked at between epochs (`_watched`) and what is saved (`_checkpoint`).
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +20,13 @@ from jaxtyping import Array, Float
 from diffprog import descent, distributed, require
 from diffprog.distributed import Partition
 from diffprog.program import program
-from diffprog.training._batches import batches
 from diffprog.training._checkpoint import Checkpoints, checksum, identity
-from diffprog.training._cost import BatchOf, Loss, Ways, given, looked_up, of_batch, of_step, on_batches
-from diffprog.training._feed import Feed, Place
+from diffprog.training._cost import Loss, Ways, of_batch, of_step, on_batches
+from diffprog.training._data import arrays, from_arrays, from_iterable
+from diffprog.training._feed import Place
 from diffprog.training._loop import Ending, train
 from diffprog.training._placing import kept_in_place, placed
 from diffprog.training._standing import Standing
-from diffprog.training._stream import stream
 from diffprog.training._watched import watched
 
 
@@ -102,7 +100,7 @@ def fit(
         partition: (path, shape and dtype) -> PartitionSpec, how parameters are divided too, with paths such as "affine1/weight"; what the
             optimizer keeps for a parameter lies as the parameter does. By default each device has them all.
         checkpoint: a folder to save to while training, and to go on from, if the run was killed: it ends as if it had not been, to the bit.
-            Needs the extra `checkpoint`. What the loss and the optimizer say is not looked at: they have to be the same.
+            Needs the extra `checkpoint`. What the loss, the optimizer and the metrics say is not looked at: they have to be the same.
         progress: a bar with cost and examples per second; None shows it for long runs on a terminal.
 
     Returns:
@@ -110,8 +108,8 @@ def fit(
 
     Raises:
         TypeError, ValueError: arguments that are none of these: data that are empty or of several lengths, a batch size larger than
-            they are, both or neither of epochs and steps, metrics or patience without held-out data, ...; a checkpoint of other
-            parameters, data, batch size or key, or one that cannot be read.
+            they are, both or neither of epochs and steps, metrics or patience without held-out data, ...; a checkpoint of another
+            start, of other data, batch size or key, or one that cannot be read.
         ImportError: a checkpoint without orbax.
 
     >>> x, y = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([1.0, 3.0, 5.0])
@@ -129,10 +127,14 @@ def fit(
     if not isinstance(remat, bool):
         raise TypeError(f"remat must be True or False, got {remat!r}")
     ways = Ways(require.integer("accumulate", accumulate, low=1), remat, _dtype(compute_dtype), mesh)
-    look = watched(loss, None if held_out is None else _arrays("held_out", held_out), metrics, patience)
+    look = watched(loss, None if held_out is None else arrays("held_out", held_out), metrics, patience)
     order_key, loss_key = jax.random.split(key)
-    from_arrays = functools.partial(_from_arrays, weights=weights, accumulate=accumulate, order_key=order_key)
-    seen = (from_arrays if isinstance(data, tuple) else _from_iterable)(data, batch_size, epochs, steps, mesh, weights=weights)
+    if isinstance(data, tuple):
+        seen = from_arrays(
+            data, weights, batch_size, epochs, steps, order_key, ways, by_epoch=bool(look.measures) or checkpoint is not None
+        )
+    else:
+        seen = from_iterable(data, weights, batch_size, epochs, steps, ways)
     rule = descent.require_optimizer(optax.adam(1e-3) if optimizer is None else optimizer)
     cost = of_step(of_batch(loss, weights is not None, ways), seen.batch_of, placed(mesh, loss_key))
     engine = descent.descent(cost, on_batches(rule, seen.batch_of))
@@ -153,76 +155,12 @@ def fit(
     return Fit(params, standing.history(), standing.place.steps, standing.state, best and best.epoch, ending)
 
 
-class _Data(NamedTuple):
-    """The data as steps see them: the feed, the batch of what a step sees, and what a checkpoint has to be of."""
-
-    feed: Feed
-    batch_of: BatchOf
-    identity: Callable[[], dict[str, Any]]
-
-
-def _from_arrays(
-    data: Any,
-    batch_size: int | None,
-    epochs: float | None,
-    steps: int | None,
-    mesh: Mesh | None,
-    *,
-    weights: Any,
-    accumulate: int,
-    order_key: jax.Array,
-) -> _Data:
-    data = _arrays("data", data)
-    feed = batches(data, batch_size, epochs, steps, order_key, mesh)
-    _require_parts(feed.size, accumulate, mesh)
-    shares = _weights(weights, feed.examples)
-    identity = lambda: {"examples": feed.examples, "batch_size": feed.size, "checksum": checksum((data, shares))}  # noqa: E731
-    return _Data(feed, looked_up(*placed(mesh, (data, shares))), identity)
-
-
-def _from_iterable(data: Any, batch_size: int | None, epochs: float | None, steps: int | None, mesh: Mesh | None, *, weights: Any) -> _Data:
-    if isinstance(data, list) and data and all(hasattr(part, "shape") for part in data):
-        raise TypeError("data must be a tuple of arrays such as (x, y), got a list of arrays; a list is taken for batches")
-    for name, value in {"batch_size": batch_size, "weights": weights}.items():
-        if value is not None:
-            raise ValueError(f"{name} must be None for data from an iterable, got {value!r:.60}")
-    return _Data(stream(data, epochs, steps, mesh), given, lambda: {"kind": "iterable"})
-
-
 def _mesh(mesh: Any, partition: Any) -> Mesh | None:
     if mesh is None and partition is not None:
         raise ValueError("partition must be None without a mesh")
     if partition is not None:
         require.function("partition", partition)
     return None if mesh is None else distributed.checked(mesh)
-
-
-def _require_parts(size: int, accumulate: int, mesh: Mesh | None) -> None:
-    if size % accumulate:
-        raise ValueError(f"accumulate must divide the batch, {size} examples, got {accumulate}")
-    if mesh is not None and size // accumulate % distributed.width(mesh):
-        raise ValueError(
-            f"accumulate must leave parts that divide among {distributed.width(mesh)} devices, got {size // accumulate} examples"
-        )
-
-
-def _arrays(name: str, data: Any) -> tuple[Any, ...]:
-    if not isinstance(data, tuple) or not data:
-        raise TypeError(f"{name} must be a tuple of arrays such as (x, y), got {type(data).__name__}")
-    require.batch(**{name: data})
-    require.finite(name, data)
-    return jax.tree.map(jnp.asarray, data)
-
-
-def _weights(weights: Any, count: int) -> Array | None:
-    if weights is None:
-        return None
-    require.floating("weights", weights, rank=1)
-    require.finite("weights", weights)
-    require.within("weights", weights, 0, np.inf)
-    if len(weights) != count or not np.sum(weights) > 0:
-        raise ValueError(f"weights must be one for each of {count} examples and not all 0, got {list(np.shape(weights))}")
-    return jnp.asarray(weights)
 
 
 def _dtype(dtype: Any) -> Any:

@@ -20,8 +20,6 @@ from diffprog.training._watched import Watched
 
 Ending = Literal["steps", "until", "patience", "nonfinite", "interrupted"]
 
-_SECONDS_AT_ONCE, _MOST_AT_ONCE = 0.5, 1024
-
 
 class _Road(NamedTuple):
     """The piece that has been run last, and how the training stood before it."""
@@ -52,7 +50,7 @@ def train(
     unsaved, road, at_once = None, None, 1
     with tqdm.tqdm(total=feed.steps, initial=standing.place.steps, disable=hidden, delay=0 if progress else 1) as bar:
         try:
-            for piece in feed.pieces(standing.place, short=bool(watched.measures) or checkpoints is not None):
+            for piece in feed.pieces(standing.place):
                 before, began = standing, time.perf_counter()
                 for result in _results(engine, standing, piece, until, at_once):
                     first = standing is before
@@ -64,9 +62,9 @@ def train(
                     if checkpoints is not None and unsaved is not None:
                         checkpoints.save(unsaved)
                         unsaved = None
-                    rate = (standing.place.steps - before.place.steps) / (time.perf_counter() - began)
-                    at_once = min(max(int(_SECONDS_AT_ONCE * rate), 1), _MOST_AT_ONCE) if jax.process_count() == 1 else 1
-                    _tell(bar, result, rate * piece.examples / max(piece.steps, 1))
+                    done, seconds = standing.place.steps - before.place.steps, time.perf_counter() - began
+                    at_once = descent.steps_at_once(done, seconds)
+                    _tell(bar, result, done / seconds * piece.examples / piece.steps)
                 road = _Road(before, piece) if piece.steps else road
                 standing = standing._replace(place=piece.after)
                 if piece.ends_epoch and watched.measures and standing.looked < standing.place.steps:

@@ -40,7 +40,7 @@ class Stream(NamedTuple):
     steps: int | None
     mesh: Mesh | None
 
-    def pieces(self, place: Place, *, short: bool) -> Iterator[Piece]:
+    def pieces(self, place: Place) -> Iterator[Piece]:
         """See `Feed`; what comes before the place is read again, and left."""
         while place.epoch != self.epochs and place.steps != self.steps:
             epoch = Place(place.steps - place.batch, place.epoch + 1)
