@@ -153,3 +153,9 @@ def test_refuses_metrics_before_any_step(options, error, message):
 def test_errors_name_the_argument(arguments, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         fit(*arguments, epochs=1, key=KEY, **options)
+
+
+@pytest.mark.parametrize(("length", "looks"), [({"epochs": 5}, 5), ({"steps": 4}, 2), ({"steps": 3}, 1), ({"epochs": 0.5}, 1)])
+def test_metrics_are_taken_at_the_end_of_every_epoch_and_of_the_run(length, looks):
+    # Twelve examples in batches of five: epochs end after 3, 5, 8, 10 and 12 steps.
+    assert len(fit(squares, START, (X, Y), batch_size=5, held_out=(X, Y), key=KEY, **length).history["loss"]) == looks
