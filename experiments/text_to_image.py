@@ -181,7 +181,7 @@ def judge(towers: con.Towers, first: Half, second: Half, steps: int, key: jax.Ar
         "data covariance": (vis.covariance(first.images), LIKELY),
         "Fourier": (vis.fourier((8, 8, 1)), SPARSE_AND_BLUNT),
         "pixels": (vis.pixels((8, 8, 1)), SPARSE_AND_BLUNT),
-        "pixels, nothing subtracted": (vis.pixels((8, 8, 1)), None),
+        "bare pixels": (vis.pixels((8, 8, 1)), None),
     }
     judged, examples = {}, []
     for name, (image, penalties) in ways.items():
@@ -214,7 +214,9 @@ def write(folder: Path, numbers: dict[str, Any], sheet: con.Generated, examples:
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "sheet": dp.plotting.draw_images(sheet.images, sheet.names, columns=5),
-        "judged": dp.plotting.draw_images(examples, columns=10),
+        "judged": dp.plotting.draw_images(
+            examples, [f"{digit}, {name}" if digit == 0 else str(digit) for name in numbers["judges"] for digit in range(10)], 10
+        ),
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
@@ -232,15 +234,15 @@ def write(folder: Path, numbers: dict[str, Any], sheet: con.Generated, examples:
             f"{len(every_look())} images of each digit, one for each look that can be asked for, read by models of other kinds that know "
             "only the half of the digits on which the towers were not trained. The plain one of each digit is drawn: a row for each line "
             "of the table. Spread is the root mean square by which pixels differ among the images of a digit; among real ones it is "
-            f"{numbers['spread of real digits']:.2f}. Images of one and the same sentence from data covariance have a spread of 0.03: they "
-            "are near-copies and would count for one.",
+            f"{numbers['spread of real digits']:.2f}. Images of one and the same sentence are "
+            "near-copies, and would count for one. Nothing is subtracted from the similarity of bare pixels.",
             figures["judged"],
             judged,
         ),
         Section("Are bold ones bold", "Each word and its opposite, ten digits each; held against moments of the ink.", table=looked),
         Section(
             "Digits by their names",
-            "The half on which the towers were not trained. The worst caption is above 96 % by less than it changes from seed to seed.",
+            "The half on which the towers were not trained. How the worst caption does changes from seed to seed.",
             table=told,
         ),
         Section("Images for sentences and sentences for images", "Of the same half, in an order of words.", table=found),

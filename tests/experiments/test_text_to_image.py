@@ -52,7 +52,7 @@ def test_other_readers_read_what_was_asked_for(tmp_path):
     # Both judges together: a neighbour's vote alone is right on 95 to 98 % with other seeds, and on another processor a vote may tip.
     assert (likely["k-NN"] + likely["SVC"]) / 2 >= 0.95
     # The highest similarity makes the worst images.
-    worst = numbers["judges"]["pixels, nothing subtracted"]
+    worst = numbers["judges"]["bare pixels"]
     assert worst["similarity"] > likely["similarity"]
     assert worst["SVC"] < likely["SVC"]
     assert min(numbers["looks"].values()) >= 0.9
