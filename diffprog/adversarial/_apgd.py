@@ -114,7 +114,7 @@ TOWARDS: dict[str, Lead] = {
 
 def _towards(problem: Problem, lead: Lead, most: Array) -> tuple[Array, Callable[[Array], Ascended]]:
     """How many classes there are to try, and what run k ascends: the lead of the k-th likeliest."""
-    clean = problem.logits(problem.x)
+    clean = problem.clean
     order = jnp.argsort(jnp.where(jax.nn.one_hot(problem.y, clean.shape[1], dtype=bool), jnp.inf, -clean), axis=1)
     count = jnp.minimum(most, clean.shape[1] - 1)
 

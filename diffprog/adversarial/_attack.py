@@ -43,6 +43,7 @@ class Problem(NamedTuple):
         bounds: (low, high).
         targeted: whether y is the target.
         shape: of one example, where it is an array; () for other pytrees.
+        clean: (batch, classes), the logits of x.
     """
 
     logits: Callable[[Rows], Logits]
@@ -54,6 +55,7 @@ class Problem(NamedTuple):
     bounds: Bounds
     targeted: bool
     shape: tuple[int, ...]
+    clean: Logits
 
     def seen(self, r: Rows) -> Logits:
         """The logits of x + r, as it would be returned."""
@@ -190,7 +192,14 @@ def searching(
     opened = program(search, fast_gradients=False)
 
     def run(f: Program, x: Any, y: Labels, epsilon: Column, key: jax.Array) -> Found:
-        found = lambda x, y, epsilon: _found(opened, f, x, y, epsilon, key, norm, bounds, targeted)  # noqa: E731
+        def found(x: Any, y: Labels, epsilon: Column) -> Found:
+            clean = _said(f, x)
+            already, _ = _judged(clean, y, targeted)
+            result = _searched(opened, f, x, y, epsilon, _keys(key, x), clean, norm, bounds, targeted)
+            adversarial, perturbation, distance = _moved(x, result.r, already, norm)
+            success, loss = _judged(_said(f, adversarial), y, targeted)
+            return Found(adversarial, perturbation, success, distance, loss, already, *result[1:])
+
         return distributed.shared(found)(x, y, epsilon)
 
     return Attack(name, norm, epsilon, bounds, targeted, run)
@@ -231,6 +240,8 @@ def _inside(leaf: Any, bounds: Bounds) -> Array:
     low, high = bounds
     if known is not None:
         out = np.maximum(low - known, known - high)
+        if not (out > 0).any():
+            return given
         slack = 4 * float(jnp.finfo(given.dtype).eps) * max(abs(low), abs(high))
         if (out > slack).any():
             worst = known.flat[out.argmax()]
@@ -252,7 +263,6 @@ def _require_other(y: Labels, labels: Any, targeted: bool) -> None:
 
 @jax.jit
 def _said(f: Program, x: Any) -> Any:
-    """Only ever asked for its shape: JAX remembers that of a program it has seen, and does not trace it again."""
     return f(x)
 
 
@@ -287,25 +297,39 @@ def as_rows(x: Any) -> tuple[Rows, Callable[[Rows], Any]]:
     return jnp.concatenate([leaf.reshape(len(leaf), -1).astype(dtype) for leaf in leaves], axis=1), back
 
 
+@jax.jit
+def _keys(key: jax.Array, x: Any) -> jax.Array:
+    return own_keys(key, as_rows(x)[0])
+
+
 @functools.partial(jax.jit, static_argnames=("norm", "bounds", "targeted"))
-def _found(
-    search: Program, f: Program, x: Any, y: Labels, epsilon: Column, key: jax.Array, norm: str, bounds: Bounds, targeted: bool
-) -> Found:
+def _searched(
+    search: Program,
+    f: Program,
+    x: Any,
+    y: Labels,
+    epsilon: Column,
+    keys: jax.Array,
+    clean: Logits,
+    norm: str,
+    bounds: Bounds,
+    targeted: bool,
+) -> Search:
     rows, back = as_rows(x)
-    logits = lambda rows: f(back(rows))  # noqa: E731
     shape = x.shape[1:] if isinstance(x, jax.Array) else ()
-    problem = Problem(logits, rows, y, epsilon, own_keys(key, rows), norms.named(norm), bounds, targeted, shape)
-    already = wanted(logits(rows), y, targeted)
-    search_result = search(problem)
-    left = already[:, None] | (search_result.r == 0)
-    adversarial = jnp.where(left, rows, placed(rows, search_result.r))
-    r, said = adversarial - rows, logits(adversarial)
-    return Found(
-        back(adversarial),
-        back(r),
-        wanted(said, y, targeted),
-        problem.norm.length(r),
-        cross_entropy(said, y, targeted),
-        already,
-        *search_result[1:],
-    )
+    return search(Problem(lambda rows: f(back(rows)), rows, y, epsilon, keys, norms.named(norm), bounds, targeted, shape, clean))
+
+
+@functools.partial(jax.jit, static_argnames=("norm",))
+def _moved(x: Any, r: Rows, alone: Bool[Array, "batch"], norm: str) -> tuple[Any, Any, Column]:
+    """x + r but for the examples to leave alone, how far it is from x, and that distance."""
+    rows, back = as_rows(x)
+    adversarial = jnp.where(alone[:, None] | (r == 0), rows, placed(rows, r))
+    perturbation = adversarial - rows
+    return back(adversarial), back(perturbation), norms.named(norm).length(perturbation)
+
+
+@functools.partial(jax.jit, static_argnames=("targeted",))
+def _judged(logits: Logits, y: Labels, targeted: bool) -> tuple[Bool[Array, "batch"], Column]:
+    """Whether the logits are what is wanted, and their loss."""
+    return wanted(logits, y, targeted), cross_entropy(logits, y, targeted)

@@ -206,7 +206,7 @@ def restarting(problem: Problem, look: Look, once: Callable[[Best, Array], Best]
         restart, best, runs = carried
         return restart + 1, chosen(best.success, best, once(best, restart)), runs + ~best.success
 
-    clean = look(jnp.zeros_like(problem.x), problem.logits(problem.x), -1, 0)
+    clean = look(jnp.zeros_like(problem.x), problem.clean, -1, 0)
     open_still = lambda carried: (carried[0] < restarts) & ~carried[1].success.all()  # noqa: E731
     _, best, runs = jax.lax.while_loop(open_still, again, (jnp.int32(0), clean, jnp.zeros_like(clean.step)))
     return Search(best.r, best.step, best.restart, runs * steps, runs + 1)

@@ -22,7 +22,7 @@ def stairs(x):
 def problem(f, x, y, targeted=False, bounds=BOUNDS, seed=0):
     keys = jax.random.split(jax.random.key(seed), len(x))
     infinite = jnp.full(len(x), jnp.inf, x.dtype)
-    return Problem(f, x, jnp.asarray(y), infinite, keys, norms.l2, bounds, targeted, x.shape[1:])
+    return Problem(f, x, jnp.asarray(y), infinite, keys, norms.l2, bounds, targeted, x.shape[1:], f(x))
 
 
 @pytest.mark.slow
