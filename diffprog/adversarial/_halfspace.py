@@ -14,7 +14,7 @@ found by halving. No sort.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from diffprog.adversarial._attack import Column, Rows
 
@@ -34,13 +34,16 @@ def nearest(norm: str, g: Rows, need: Column, low: Rows, high: Rows) -> Rows:
 def _together(size: Rows, pace: Rows, room: Rows, need: Column) -> Rows:
     """min(t pace, room) with the t at which the gain is what is needed."""
 
-    def piece(_: Array, t: Float[Array, "batch 1"]) -> Float[Array, "batch 1"]:
+    def piece(carried: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        k, t, _ = carried
         moving = (t * pace < room) & (pace > 0)
         gain = jnp.sum(size * jnp.minimum(t * pace, room), axis=1, keepdims=True)
         rise = jnp.sum(jnp.where(moving, size * pace, 0), axis=1, keepdims=True)
-        return t + jnp.maximum(need[:, None] - gain, 0) / jnp.where(rise > 0, rise, jnp.inf)
+        further = t + jnp.maximum(need[:, None] - gain, 0) / jnp.where(rise > 0, rise, jnp.inf)
+        return k + 1, further, (further != t).any()
 
-    t = jax.lax.fori_loop(0, _PIECES, piece, jnp.zeros_like(need)[:, None])
+    moves = lambda carried: (carried[0] < _PIECES) & carried[2]  # noqa: E731
+    t = jax.lax.while_loop(moves, piece, (jnp.int32(0), jnp.zeros_like(need)[:, None], jnp.bool_(True)))[1]
     return jnp.minimum(t * pace, room)
 
 
