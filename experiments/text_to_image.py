@@ -178,7 +178,7 @@ def judge(towers: con.Towers, first: Half, second: Half, steps: int, key: jax.Ar
     asked, looks = np.repeat(np.arange(10), len(every_look())), every_look() * 10
     sentences = [con.caption(con.ORDERS[0], con.NAMES[digit], look) for digit, look in zip(asked, looks, strict=True)]
     ways = {
-        "data covariance": (vis.covariance(first.images), LIKELY),
+        "covariance": (vis.covariance(first.images), LIKELY),
         "Fourier": (vis.fourier((8, 8, 1)), SPARSE_AND_BLUNT),
         "pixels": (vis.pixels((8, 8, 1)), SPARSE_AND_BLUNT),
         "bare pixels": (vis.pixels((8, 8, 1)), None),

@@ -48,7 +48,7 @@ def test_other_readers_read_what_was_asked_for(tmp_path):
     assert min(told[orders]["mean"] for orders in ("trained orders", "unseen orders")) >= 0.96
     assert min(found["image to text"]["1"] for found in numbers["recall"].values()) >= 0.95
     assert min(found["text to image"]["10"] for found in numbers["recall"].values()) >= 0.9
-    likely = numbers["judges"]["data covariance"]
+    likely = numbers["judges"]["covariance"]
     # Both judges together: a neighbour's vote alone is right on 95 to 98 % with other seeds, and on another processor a vote may tip.
     assert (likely["k-NN"] + likely["SVC"]) / 2 >= 0.95
     # The highest similarity makes the worst images.
