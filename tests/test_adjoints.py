@@ -198,6 +198,7 @@ TRANSFORMED = {
 SLOW = ("one gradient", "reverse over reverse", "vmap of x", "vmap of the kernel", "remat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRANSFORMED])
 def test_every_transformation_gives_what_it_gives_of_the_plain_function(name):
     with jax.enable_x64(True):
@@ -362,6 +363,7 @@ def equinox_model(x):
     return lambda params, x: jax.vmap(equinox.combine(params, rest))(x), params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [linen_model, nnx_model, equinox_model])
 def test_an_unmodified_model_has_its_values_and_gradients_and_may_loop_on_the_device(make):
     with jax.enable_x64(True):

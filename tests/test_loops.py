@@ -47,6 +47,7 @@ def test_run_chooses_that_form(f, form, monkeypatch):
     assert used == [form]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [models.mlp((64, 8, 10)), models.cnn(channels=(2, 3), hidden=(4,))])
 def test_our_models_train_on_the_device(model):
     params = model.init(jax.random.key(0))

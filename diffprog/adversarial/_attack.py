@@ -3,7 +3,7 @@
     find r  with  f(x + r) wrong (or the target),  ||r|| <= ε  and  low <= x + r <= high       (or the smallest such r, for ε = ∞)
 
 An attack's own part is its search, a pure function of a `Problem`. Everything else stands here, once: the checks, examples of any shape or
-pytree as rows of numbers, a key for each example, one compiled program, and the last word. What is returned is judged in the arrays
+pytree as rows of numbers, a key for each example, what is compiled, and the last word. What is returned is judged in the arrays
 returned: `adversarial` lies in the box, its distance from x in the ball, and success is what f says of `adversarial` itself.
 
 The key of an example is folded with the example's own bits, so that its result depends neither on the batch it comes in nor on its place.

@@ -179,6 +179,7 @@ def test_examples_with_nan_logits_are_misread_and_flagged():
         assert found.flags[0].name == "NaN logits"
 
 
+@pytest.mark.slow
 def test_what_nothing_breaks_stands_at_any_radius():
     report = dp.adversarial.evaluate(
         lambda x: jnp.stack([x[:, 0] + 9, x[:, 1]], 1),

@@ -49,6 +49,7 @@ def test_a_linear_models_loss_and_gradient_are_the_closed_form(norm, key):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_radius_of_zero_is_plain_training(key):
     params, x, y = case()
     cost = adv.adversarial_training(linear, adv.pgd(epsilon=0.0, steps=3))

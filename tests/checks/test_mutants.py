@@ -303,6 +303,7 @@ def plant(net, name, layer):
 NET = bp.chain([bp.affine(4, 4), bp.tanh(), bp.affine(4, 4), bp.softmax()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "leaves", "wrong"),
     [
@@ -332,6 +333,7 @@ def test_a_net_that_loses_a_path_is_wrong_as_a_whole():
     assert "one path of a fan-out is missing" in caught.hint
 
 
+@pytest.mark.slow
 def test_a_right_net_is_right_nested_too():
     net = bp.chain([bp.affine(4, 4), bp.chain([bp.tanh(), bp.affine(4, 4)])])
     report = checks.check_net(net, net.init(jax.random.key(0)), ROWS, key=jax.random.key(1))

@@ -108,6 +108,7 @@ def alarms(name, seed, dtype):
     return [str(report)] if not report.ok or any(f.verdict == "autodiff-wrong" for f in report.findings) else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["affine", "relu", "softmax", "embedding", "dag"])
 def test_a_right_layer_is_found_right(name):
     assert not [alarm for seed, dtype in ((0, "float32"), (1, "bfloat16")) for alarm in alarms(name, seed, dtype)]

@@ -161,6 +161,7 @@ def test_leaves_of_very_different_magnitude_are_judged_each_on_its_own_scale():
     assert (findings["t['small']"].verdict, findings["t['small']"].index) == ("wrong", (1,))
 
 
+@pytest.mark.slow
 def test_one_of_a_million_numbers_off_by_a_millionth_is_named():
     layer = bp.affine(1000, 1000)
 

@@ -73,6 +73,7 @@ def test_images_are_told_apart_by_sentences_and_made_from_them(towers):
     assert made.similarities[0]["a thin seven"] > made.seen.history[0, 0]
 
 
+@pytest.mark.slow
 def test_what_follows_the_end_of_a_text_changes_nothing(towers):
     ids = towers.tokenizer.encode(folders.SENTENCES)
     ends = [row.tolist().index(towers.tokenizer.end) for row in ids]

@@ -60,6 +60,7 @@ def test_similarities_and_scores_are_those_of_the_image():
     assert str(one).startswith("red:1 | blue:-0.5: red 0.89")
 
 
+@pytest.mark.slow
 def test_one_image_for_each_prompt_made_alone_or_together():
     prompts = ["red", {"green": 2}, "blue:1 | red:-0.5"]
     together = made(prompts)
@@ -80,6 +81,7 @@ def test_it_is_one_objective_among_others():
     np.testing.assert_allclose(seen.images.ravel(), unit([1, 0, 1]), atol=5e-3)
 
 
+@pytest.mark.slow
 def test_pixels_frequencies_and_the_covariance_of_images():
     data = jax.random.uniform(jax.random.key(1), (20, *SHAPE))
     for image in (vis.pixels(SHAPE), vis.fourier(SHAPE), vis.covariance(data)):
@@ -94,6 +96,7 @@ def test_what_is_subtracted_is():
     np.testing.assert_allclose(kept.images.ravel(), [0.2, 0.4, 0.1], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_transforms_that_change_the_size():
     patches = towers()._replace(image=dp.program(lambda images: images.sum((1, 2)) + 0 * images.reshape(len(images), 12)[:, :3]))
     one = con.generate(patches, "red", vis.pixels((4, 4, 3)), key=KEY, steps=50, transforms=[vis.crop(2)])

@@ -33,6 +33,7 @@ def trained(start, **options):
     return con.pretrain(start, IMAGES, CAPTIONS, key=KEY, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [None, -2.0])
 def test_colours_learn_their_names(bias):
     fit = trained(towers(bias=bias))
@@ -96,6 +97,7 @@ def test_transforms_are_what_the_towers_overlook():
     assert fit.history["cost"].min() > np.log(3) - 0.3
 
 
+@pytest.mark.slow
 def test_bfloat16_is_for_the_towers_and_not_for_temperature_and_bias():
     # Halfway between two bfloat16 each.
     start = towers(bias=-2.0)._replace(log_scale=jnp.float32(2.6640625), bias=jnp.float32(-2.0078125))

@@ -60,6 +60,7 @@ def test_the_stride_of_a_bottleneck_is_where_the_config_says(tmp_path, early, si
     assert [names[f"stage1.block0.conv{k}"].shape[1] for k in range(3)] == sides
 
 
+@pytest.mark.slow
 def test_channels_of_blocks_can_be_seen(tmp_path):
     seen = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
     channel = dp.visualization.channel("stage1.block0.conv0", [0, 5])

@@ -63,6 +63,7 @@ def test_every_leaf_is_a_float_array_and_towers_of_any_weight_are_one_program(ca
     assert not [record for record in caplog.records if "Compiling" in record.message]
 
 
+@pytest.mark.slow
 def test_under_jit_and_grad():
     towers = pair()
     score = lambda towers, images: con.similarity(towers, images, TEXTS).sum()  # noqa: E731
@@ -90,6 +91,7 @@ def test_the_text_tower_reads_the_order_of_words():
     assert np.abs(features[0] - features[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_vit_and_characters():
     vit = dp.models.vit((8, 8, 1), patch=4, width=8, depth=1, heads=2, outputs=6)
     text = con.text_tower(LETTERS.count, LETTERS.length, width=8, depth=1, heads=2, outputs=6)

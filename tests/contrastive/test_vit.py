@@ -53,6 +53,7 @@ def test_a_model_without_classes_ends_in_the_normalised_place_of_the_class(tmp_p
     np.testing.assert_array_equal(run(headless.program, IMAGES), dp.nodes.read(whole.program, ["pooled"])(IMAGES)[1]["pooled"])
 
 
+@pytest.mark.slow
 def test_units_of_blocks_can_be_seen(tmp_path):
     seen = load_vit(folders.write(tmp_path, folders.VIT, TENSORS))
     channel, image = dp.visualization.channel("block1.hidden", [3, 7]), dp.visualization.pixels(seen.shape)

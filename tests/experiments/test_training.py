@@ -28,6 +28,7 @@ def experiment(request, tmp_path_factory):
     return request.param, folder, importlib.import_module(f"experiments.{request.param}").main(folder, fast=True)
 
 
+@pytest.mark.slow
 def test_shows_what_it_says(experiment):
     name, folder, numbers = experiment
     assert {path.stem for path in folder.glob("*.png")} == PICTURES[name]
@@ -122,6 +123,7 @@ def test_noise_is_measured_as_its_formula_says():
     np.testing.assert_allclose(found.measured, found.alone * found.correction / np.sqrt(found.sizes), rtol=0.026)
 
 
+@pytest.mark.slow
 def test_hand_written_gradients_are_what_is_descended_on():
     data = dp.data.digits(size=16, flatten=True)
     task = digits.tasks(data, data.x_train, data.x_test)["2 or not 2"]

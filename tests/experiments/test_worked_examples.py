@@ -14,6 +14,7 @@ from experiments.sources import golden
 EXAMPLES = golden()
 
 
+@pytest.mark.slow
 def test_main_prints_tables_and_facts_and_writes_the_numbers(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     worked_examples.main(["wx_norm2", "xyz"], fast=True)

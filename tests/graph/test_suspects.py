@@ -85,6 +85,7 @@ def reports(theta):
         return {leaf: check_layer(doubled(LAYER, leaf), theta, INPUTS, key=jax.random.key(0)) for leaf in ("weight", "x")}
 
 
+@pytest.mark.slow
 def test_arguments_may_have_other_names_and_another_order(reports, theta):
     assert red(loss, theta, INPUTS, against=reports["weight"]) == [("theta['weight']", "transpose")]
     assert red(loss, theta, INPUTS, against=reports["x"]) == [("inputs", "matmul")]

@@ -119,6 +119,7 @@ def test_calls_in_a_loop_and_under_transformations_are_told_apart():
     assert ops(trace(f, X)).count("softmax") == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "gelu", "silu"])
 def test_derivatives_that_f_takes_itself_are_boxes_of_the_function(name):
     def f(x):
@@ -191,6 +192,7 @@ def test_taps_are_numbered_as_nodes_are():
         np.testing.assert_allclose(value, read[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mul", "add", "reduce_sum", "relu", "dot_general"])
 def test_names_of_users_mean_nothing(name, monkeypatch):
     """A rule called like a primitive, whose derivative is a full matrix, and a tap on an argument."""
@@ -230,6 +232,7 @@ def test_names_are_paths_of_arguments_taps_and_what_closures_hold():
     np.testing.assert_allclose(graph["weight"].adjoint, X * X)
 
 
+@pytest.mark.slow
 def test_programs_modules_and_partials_can_be_traced():
     model = dp.models.mlp((3, 4, 2), activation="tanh")
     program = dp.program(model.apply, model.init(jax.random.key(0)))

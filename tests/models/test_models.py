@@ -52,6 +52,7 @@ def test_cnn_is_the_plain_function():
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4), *gradients)
 
 
+@pytest.mark.slow
 def test_nodes_are_named_in_order():
     model = models.cnn((8, 8, 1), channels=(3, 4), hidden=(5,))
     names = nodes.names(model.apply, model.init(KEY), IMAGES)

@@ -38,6 +38,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_each_example_has_its_own_target_and_does_not_know_of_the_others(name):
     together = METHODS[name](network, X, jnp.array([4, 0, 2]))
@@ -166,6 +167,7 @@ def test_a_window_is_an_integer_of_numpy_too():
     np.testing.assert_array_equal(vis.occlusion(mean, X, 0, window=np.int64(3)), vis.occlusion(mean, X, 0, window=3))
 
 
+@pytest.mark.slow
 def test_smooth_grad_averages_over_its_own_noise():
     quadratic = lambda x: 0.5 * (x**2).sum((1, 2))[:, :1]  # noqa: E731
     exact = vis.smooth_grad(quadratic, X, 0, key=KEY, noise=0.0)[..., 0]

@@ -34,6 +34,7 @@ def test_every_octave_rises():
     assert float(found.image.max()) <= 1
 
 
+@pytest.mark.slow
 def test_how_many_tiles_at_once_changes_rounding_only():
     np.testing.assert_allclose(dream(tiles_at_once=1, steps=2).image, dream(tiles_at_once=5, steps=2).image, atol=1e-5)
 

@@ -49,6 +49,7 @@ HOLD_ARRAYS = tuple(name for name in MAKERS if name != "pixels")
 every_maker = pytest.mark.parametrize("name", MAKERS)
 
 
+@pytest.mark.slow
 @every_maker
 @pytest.mark.parametrize("shape", fast(SHAPES, (5, 7, 3)), ids=str)
 def test_any_size_and_any_number_of_channels(name, shape, key):
@@ -81,6 +82,7 @@ def test_painted_images_stay_in_the_range_wherever_the_variable_is(name, key):
         assert painted.max() <= np.float32(bounds[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fast(MAKERS, "fourier in colours", "covariance"))
 def test_a_batch_is_one_by_one_each_from_its_own_key(name):
     image, keys = MAKERS[name]((6, 5, 3), (0.0, 1.0)), jax.random.split(jax.random.key(0), 3)

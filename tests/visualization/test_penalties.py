@@ -72,6 +72,7 @@ def test_black_is_not_drawn_by_l1():
     np.testing.assert_array_equal(jax.grad(l1)(jnp.zeros((2, 2, 1))), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 1), (4, 1, 3)], ids=str)
 def test_images_of_one_row_or_column(shape):
     x = jnp.arange(float(np.prod(shape))).reshape(shape)

@@ -47,6 +47,7 @@ def test_a_rule_of_ones_own_with_arrays_of_its_own():
     )
 
 
+@pytest.mark.slow
 def test_the_plain_rule_gives_the_plain_gradient_of_a_network():
     model = models.cnn((8, 8, 1), channels=(2, 3), hidden=(4,))
     params, x = model.init(jax.random.key(0)), jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))

@@ -170,6 +170,7 @@ def by_hand(f, x, units):
     return jax.vmap(lambda h, unit: h[..., unit])(nodes.read(f, ["h"])(x)[1]["h"], units)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in [*SLICED, *WHOLE]])
 def test_the_channels_wanted_are_those_of_the_whole(name):
     f = SLICED.get(name) or WHOLE[name]

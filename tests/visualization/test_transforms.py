@@ -49,6 +49,7 @@ def test_sizes_change_by_the_arguments_alone(name, key):
     assert jax.eval_shape(transform, image(), key).shape == (*size, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in ("jitter", "warp", "both") else pytest.param(name, marks=slow) for name in KINDS])
 def test_the_batch_is_one_by_one_each_with_its_own_draw_from_its_key_alone(name):
     transform = KINDS[name]

@@ -62,6 +62,7 @@ def test_a_difference_of_objectives_goes_up_one_and_down_the_other():
     np.testing.assert_array_equal(seen.images.ravel(), np.asarray(W[0] > W[1], np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transforms", [(), (vis.jitter(1), vis.noise(0.1))])
 def test_batched_equals_one_by_one(transforms):
     f, options = network(), {"key": KEY, "steps": 12, "transforms": transforms}
@@ -90,6 +91,7 @@ def test_slicing_changes_rounding_only():
     np.testing.assert_allclose(sliced, whole, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_other_units_other_weights_and_other_keys_compile_nothing(caplog):
     def go(seed, units, steps):
         model = dp.models.cnn((8, 8, 1), channels=(4, 6), hidden=(8,))
@@ -211,6 +213,7 @@ def test_a_flax_model_without_taps():
     assert (seen.scores > seen.history[0]).all()
 
 
+@pytest.mark.slow
 def test_transforms_that_change_the_size():
     f = network()
     seen = vis.visualize(f, vis.logit([0, 1]), vis.pixels((12, 12, 1)), key=KEY, steps=3, transforms=[vis.crop(8)])
