@@ -2,11 +2,12 @@
 
     z_j(x + r + d) - z_y(x + r + d)  ≈  m_j + <g_j, d>,      d_j = argmin ||d||  such that  m_j + <g_j, d> >= 0,  x + r + d in the box
 
-of all classes j other than y the nearest is stepped to. The box is part of the step, so on a linear classifier the first one is the
-smallest perturbation there is. A target must rise above every other class: the farthest of its boundaries is stepped to, and where several
-of them meet, what the steps come to is a way there, and not the shortest.
+of all classes j other than y the nearest is stepped to. A target must rise above every other class: all its boundaries are stepped beyond
+at once, by the smallest d that crosses them together (`_halfspaces`). The box is part of the step, so on a linear classifier the first
+one is the smallest perturbation there is; of a target, to a part in 10^3.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, 
 from diffprog.adversarial._boundary import Best, as_examples, finished, finite, nothing, number, success
 from diffprog.adversarial._criterion import Logits
 from diffprog.adversarial._halfspace import nearest
+from diffprog.adversarial._halfspaces import nearest_common
 
 
 class Flat(NamedTuple):
@@ -51,8 +53,8 @@ def deep_fool(
 ) -> Attack:
     """A small perturbation in few steps, by going to the nearest linearised boundary.
 
-    r <- r + (1 + overshoot) d, with d the shortest step of the box that reaches the flat boundary of one of the classes; an example stops
-    where f reads it otherwise.
+    r <- r + (1 + overshoot) d, with d the shortest step of the box that reaches the flat boundary of one of the classes, for a target those
+    of all; an example stops where f reads it otherwise.
 
     Args:
         norm: "l2", "linf" or "l1".
@@ -83,13 +85,15 @@ def deep_fool(
 
         def step(k: Array, carried: tuple[Rows, Best, Array]) -> tuple[Rows, Best, Array]:
             r, best, taken = carried
-            flat = boundaries(problem, norm, rivals, r)
-            best = best.or_shorter(problem, r, success(problem, flat.logits), k)
-            further = problem.into_box(r + beyond.astype(r.dtype) * flat.step(problem.targeted))
+            logits, d = past(problem, norm, rivals, r)
+            best = best.or_shorter(problem, r, success(problem, logits), k)
+            further = problem.into_box(r + beyond.astype(r.dtype) * d)
             return jnp.where(best.found[:, None], r, further), best, taken + ~best.found * len(rivals)
 
         begun = jnp.zeros_like(problem.x), nothing(problem), jnp.zeros(len(problem.x), int)
-        r, best, taken = jax.lax.fori_loop(0, count, step, begun)
+        open = lambda carried: (carried[0] < count) & ~carried[1][1].found.all()  # noqa: E731
+        once = lambda carried: (carried[0] + 1, step(*carried))  # noqa: E731
+        _, (r, best, taken) = jax.lax.while_loop(open, once, (jnp.zeros_like(count), begun))
         best = best.or_shorter(problem, r, success(problem, problem.seen(r)), count)
         return finished(problem, best, taken, jnp.full(len(r), 2), starts)
 
@@ -98,7 +102,7 @@ def deep_fool(
 
 def likeliest(problem: Problem, most: int) -> Integer[Array, "classes batch"]:
     """(classes, batch): those to step towards, the likeliest first; of a targeted attack those to rise above with the target."""
-    logits = problem.logits(problem.x)
+    logits = problem.clean
     others = jnp.where(jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool), -jnp.inf, jnp.nan_to_num(logits))
     return jax.lax.top_k(others, min(most, logits.shape[1] - 1))[1].T
 
@@ -112,17 +116,37 @@ def nearest_first(problem: Problem, norm: str, most: int) -> Integer[Array, "cla
 
 def boundaries(problem: Problem, norm: str, rivals: Array, r: Rows) -> Flat:
     """The linearised boundary to each of the rivals at x + r."""
-    logits, pull = jax.vjp(problem.seen, r)
-    own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=logits.dtype)
+    logits, flat = linearised(problem, r)
     low, high = (bound - problem.x - r for bound in problem.bounds)
-    sign = -1 if problem.targeted else 1
 
     def towards(rival: Array) -> tuple[Rows, Column]:
-        difference = sign * (jax.nn.one_hot(rival, logits.shape[1], dtype=logits.dtype) - own)
-        g = finite(pull(difference)[0])
-        need = jnp.nan_to_num(-(difference * logits).sum(1))
+        g, need = flat(rival)
         d = nearest(norm, g, need, low, high)
         short = (g * d).sum(1) < need * (1 - 1e-3)
         return d, jnp.where(short, jnp.inf, problem.norm.length(d))
 
     return Flat(logits, *jax.lax.map(towards, rivals))
+
+
+def past(problem: Problem, norm: str, rivals: Array, r: Rows) -> tuple[Logits, Rows]:
+    """The logits at x + r, and the shortest step from there to the nearest linearised boundary; for a target, past all of them."""
+    if not problem.targeted:
+        flat = boundaries(problem, norm, rivals, r)
+        return flat.logits, flat.step(problem.targeted)
+    logits, flat_to = linearised(problem, r)
+    low, high = (bound - problem.x - r for bound in problem.bounds)
+    g, need = jax.lax.map(flat_to, rivals)
+    return logits, nearest_common(norm, g, need, low, high)
+
+
+def linearised(problem: Problem, r: Rows) -> tuple[Logits, Callable[[Array], tuple[Rows, Column]]]:
+    """The logits at x + r, and for a rival its boundary there: g and how much is needed of <g, d>."""
+    logits, pull = jax.vjp(problem.seen, r)
+    own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=logits.dtype)
+    sign = -1 if problem.targeted else 1
+
+    def flat(rival: Array) -> tuple[Rows, Column]:
+        difference = sign * (jax.nn.one_hot(rival, logits.shape[1], dtype=logits.dtype) - own)
+        return finite(pull(difference)[0]), jnp.nan_to_num(-(difference * logits).sum(1))
+
+    return logits, flat

@@ -7,7 +7,10 @@ g its gradient. Two points of it lead on, both in the box: d steps to the neares
     r' = (1 - α) (r + η d) + α η d0                  a little beyond the boundary (η > 1), and drawn back towards x
     r <- β r' where f is fooled at x + r', and r' where it is not
 
-The shortest r' that fools f is kept. `_halfspace` has the nearest points, `_boundary` the end: halving between x and what was found.
+The shortest r' that fools f is kept. A walk knows one boundary at a time, that of the nearest class, or for a target of the likeliest;
+where a target lies beyond several that meet, it would end beside the nearest point. So the first walk to a target begins with a few of
+DeepFool's steps, which cross all boundaries at once, brought back to where they cross. `_halfspace` has the nearest points, `_boundary` the
+end: halving between x and what was found.
 
 Source: F. Croce and M. Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020.
 """
@@ -22,8 +25,10 @@ from jaxtyping import Array, Bool, Integer
 from diffprog import norms, require
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
 from diffprog.adversarial._boundary import Best, as_examples, finished, finite, nearer, nothing, number, slope, success
+from diffprog.adversarial._deep_fool import likeliest, past
 from diffprog.adversarial._halfspace import nearest
 
+_BEFORE, _RIVALS, _LITTLE = 3, 10, 1.02  # DeepFool's steps towards a target, past so many classes at most, so much longer than needed
 _DUAL = {"linf": norms.l1, "l2": norms.l2, "l1": norms.linf}
 
 
@@ -48,7 +53,8 @@ def fab(
         epsilon: None for the smallest perturbation. A radius, one for all or one for each example: an example is done once it has a
             perturbation inside it, and what it has otherwise is cut to it.
         steps: of one walk, at least 1. 100 is the paper's.
-        restarts: at least 1; the first starts at x, later ones at random within half the shortest length so far.
+        restarts: at least 1; the first starts at x, of a targeted attack where DeepFool's first three steps lead; later ones at random
+            within half the shortest length so far.
         targets: None steps to the nearest of all boundaries, for a gradient of every other class in each step. A number walks to one class
             after another, so many of them, the likeliest first, for one gradient in each step (FAB-T).
         overshoot: η - 1 >= 0.
@@ -103,11 +109,13 @@ def fab(
                 ahead, fooled, r = step(problem, boundary, r)
                 return k + 1, r, kept.after(problem, ahead, fooled, k, restart, cost)
 
-            begun = jnp.int32(0), _start(problem, kept.best, turn, restart), kept
+            first = back * kept.best.r if targeted else jnp.zeros_like(kept.best.r)
+            begun = jnp.int32(0), jnp.where(restart > 0, _drawn(problem, kept.best, turn), first).astype(first.dtype), kept
             more = lambda carried: (carried[0] < count) & carried[2].open(problem).any()  # noqa: E731
             return jax.lax.while_loop(more, once, begun)[2]
 
-        kept = jax.lax.fori_loop(0, runs * turns, walk, _Kept(nothing(problem), none, none))
+        before = _Kept(nothing(problem), none, none)
+        kept = jax.lax.fori_loop(0, runs * turns, walk, _past_all(problem, norm, before) if targeted else before)
         if smallest:
             return finished(problem, kept.best, kept.gradients, kept.queries + 1, starts)
         return _inside(problem, kept)
@@ -137,7 +145,7 @@ class _Kept(NamedTuple):
 
 def _rivals(problem: Problem) -> Integer[Array, "batch others"]:
     """The classes other than y, those with the largest logits at x first."""
-    logits = jnp.nan_to_num(problem.logits(problem.x))
+    logits = jnp.nan_to_num(problem.clean)
     others = jnp.where(jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool), -jnp.inf, logits)
     return jnp.argsort(-others, axis=1)[:, :-1]
 
@@ -181,11 +189,26 @@ def _onto(norm: str, g: Rows, gain: Column, problem: Problem, r: Rows) -> Rows:
     return nearest(norm, jnp.where(gain < 0, -1, 1)[:, None] * g, jnp.abs(gain), low, high)
 
 
-def _start(problem: Problem, best: Best, turn: Array, restart: Array) -> Rows:
-    """x first; later a point drawn from the ball of half the shortest length so far."""
+def _past_all(problem: Problem, norm: str, kept: _Kept) -> _Kept:
+    """With the shortest of a few steps past all linearised boundaries at once, and with that as far as it has to go."""
+    rivals = likeliest(problem, _RIVALS)
+
+    def once(k: Array, carried: tuple[Rows, _Kept]) -> tuple[Rows, _Kept]:
+        r, kept = carried
+        r = problem.into_box(r + _LITTLE * past(problem, norm, rivals, r)[1])
+        return r, kept.after(problem, r, success(problem, problem.seen(r)), k, jnp.int32(0), len(rivals))
+
+    kept = jax.lax.fori_loop(0, _BEFORE, once, (jnp.zeros_like(problem.x), kept))[1]
+    r, asked = nearer(problem, kept.best.r)
+    best = kept.best.or_shorter(problem, r, kept.best.found & success(problem, problem.seen(r)), kept.best.step)
+    return kept._replace(best=best, queries=kept.queries + asked + 1)
+
+
+def _drawn(problem: Problem, best: Best, turn: Array) -> Rows:
+    """A point drawn from the ball of half the shortest length so far."""
     low, high = problem.bounds
     radius = jnp.minimum(best.distance, problem.epsilon) / 2
-    radius = jnp.where(jnp.isfinite(radius), radius, high - low) * (restart > 0)
+    radius = jnp.where(jnp.isfinite(radius), radius, high - low)
     keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, turn)
     unit = jax.vmap(lambda key: problem.norm.sample(key, (1, problem.x.shape[1]), 1.0, problem.x.dtype)[0])(keys)
     return problem.into_box(radius[:, None] * unit)

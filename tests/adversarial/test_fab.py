@@ -95,6 +95,16 @@ def test_so_it_is_with_two_classes_by_targets_and_one_by_one(key, norm, classes,
 
 
 @pytest.mark.slow
+@every_norm
+@pytest.mark.parametrize("classes", [3, 10])
+def test_a_target_beyond_several_boundaries_is_reached_by_the_shortest_way(key, linear, norm, classes):
+    f, x, y = linear.case(classes, classes)
+    target = (y + 1) % classes
+    found = fab(norm=norm, targeted=True)(f, x, target, key=key)
+    linear.near(found, linear.truth(norm, f, x, target, targeted=True))
+
+
+@pytest.mark.slow
 def test_one_rival_after_another_takes_a_gradient_for_each_step(key):
     f, x, y = case(3)
     one_by_one, all_at_once = (fab(norm="l2", steps=10, targets=targets)(f, x, y, key=key) for targets in (2, None))
