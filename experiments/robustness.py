@@ -52,7 +52,7 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         adv.fgsm(epsilon=EPSILON),
         adv.pgd(epsilon=EPSILON, steps=steps),
         adv.auto_attack(epsilon=EPSILON, steps=steps, queries=20 if fast else QUERIES),
-        adv.fmn(norm="linf", steps=2 * steps),
+        adv.fmn(norm="linf", steps=steps),
     ]
     x, y = digits.x_test[:examples], digits.y_test[:examples]
     reports = {name: adv.evaluate(network, x, y, attacks, key=attack_key) for name, network in networks.items()}

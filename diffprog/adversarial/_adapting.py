@@ -10,7 +10,8 @@ The first run is the papers'. The gradient of its L leads to the class that is l
 next runs ascend z_j - z_y for one class j each, those with the nearest linearised boundaries first. When there are no more classes, and for
 a target, two runs go on from the best so far up the margin, with steps a tenth as long each time: where several boundaries meet, the
 gradient jumps from one to the other, and a step no smaller than what is to be gained ends beside their corner. All further runs start
-from points drawn in the ball that the best so far has left.
+elsewhere, with steps as long as the first run's: from points drawn in the ball that the best so far has left, and, every second, from a
+random half of the best's numbers. In l1 few numbers move, and which of them is what a run may get wrong.
 """
 
 import functools
@@ -30,6 +31,7 @@ from diffprog.adversarial._deep_fool import nearest_first
 from diffprog.descent import descent
 
 _CLASSES = 10  # that are compared for the nearest, at most
+_AIMS = 5  # of them that a run of their own is given, at most
 
 
 class Seen(NamedTuple):
@@ -67,7 +69,7 @@ def adapting(name: str, norm: str, rule: Rule, steps: int, restarts: int, bounds
 
     def search(problem: Problem) -> Search:
         rivals = nearest_first(problem, norm, _CLASSES) if runs > 1 and not targeted else problem.y[None][:0]
-        aims = rivals[: runs - 1] if len(rivals) > 1 else rivals[:0]
+        aims = rivals[: min(runs - 1, _AIMS)] if len(rivals) > 1 else rivals[:0]
 
         def loss(logits: Logits, run: Array) -> Column:
             lead = _lead(logits, aims[run - 1], problem.y) if len(aims) else 0
@@ -93,7 +95,7 @@ def adapting(name: str, norm: str, rule: Rule, steps: int, restarts: int, bounds
         def once(run: Array, best: Best) -> Best:
             more = run - len(aims)
             radius = jnp.where(best.found, best.distance, rule.start(problem))
-            further = _drawn(problem, run, best.distance) if runs - len(aims) > 3 else best.r
+            further = _elsewhere(problem, run, best) if runs - len(aims) > 3 else best.r
             start = jnp.where(more <= 0, 0, jnp.where(more <= 2, best.r, further))
             known = jax.tree.map(functools.partial(jnp.where, more <= 0), nothing(problem), best)
             r, _, new = jax.lax.fori_loop(0, count, functools.partial(step, run), (start, radius, known))
@@ -112,15 +114,21 @@ def cosine(first: Any, last: Any, k: Array, count: Array) -> Array:
 
 
 def _shorter(more: Array) -> Array:
-    """The factor of the steps in the n-th run after all classes: 0.1, 0.01, then 0.1."""
-    return jnp.where(more <= 0, 1.0, jnp.where(more == 2, 0.01, 0.1))
+    """The factor of the steps in the n-th run after all classes: 0.1, 0.01, then 1."""
+    return jnp.where(more == 1, 0.1, jnp.where(more == 2, 0.01, 1.0))
 
 
-def _drawn(problem: Problem, run: Array, radius: Column) -> Rows:
-    """A point of the box and of the ball, by the examples' own keys; x, where the radius is infinite."""
+def _elsewhere(problem: Problem, run: Array, best: Best) -> Rows:
+    """A point of the box and of the ball, or half of the best, by the examples' own keys; x, where nothing is found."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, run)
     unit = jax.vmap(lambda key: problem.norm.sample(key, (1, problem.x.shape[1]), 1.0, problem.x.dtype)[0])(keys)
-    return problem.into_box(jnp.where(jnp.isfinite(radius), radius, 0)[:, None] * unit)
+    drawn = problem.into_box(jnp.where(best.found, best.distance, 0)[:, None] * unit)
+    return jnp.where(run % 2 == 0, drawn, half(best.r, keys))
+
+
+def half(r: Rows, keys: jax.Array) -> Rows:
+    """Each number of r, or zero with even odds."""
+    return jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, shape=r.shape[1:]))(keys), r, 0)
 
 
 def _along(rate: Array) -> optax.GradientTransformation:

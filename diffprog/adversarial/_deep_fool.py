@@ -35,10 +35,10 @@ class Flat(NamedTuple):
     steps: Float[Array, "classes batch n"]
     lengths: Float[Array, "classes batch"]
 
-    def step(self, targeted: bool) -> Rows:
-        """To the nearest; to the farthest, where the target must rise above all."""
-        chosen = self.lengths.argmax(0) if targeted else self.lengths.argmin(0)
-        return jnp.take_along_axis(self.steps, chosen[None, :, None], axis=0)[0]
+    @property
+    def nearest(self) -> Rows:
+        """The step to the nearest."""
+        return jnp.take_along_axis(self.steps, self.lengths.argmin(0)[None, :, None], axis=0)[0]
 
 
 def deep_fool(
@@ -132,7 +132,7 @@ def past(problem: Problem, norm: str, rivals: Array, r: Rows) -> tuple[Logits, R
     """The logits at x + r, and the shortest step from there to the nearest linearised boundary; for a target, past all of them."""
     if not problem.targeted:
         flat = boundaries(problem, norm, rivals, r)
-        return flat.logits, flat.step(problem.targeted)
+        return flat.logits, flat.nearest
     logits, flat_to = linearised(problem, r)
     low, high = (bound - problem.x - r for bound in problem.bounds)
     g, need = jax.lax.map(flat_to, rivals)

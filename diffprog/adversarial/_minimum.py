@@ -78,10 +78,10 @@ def ddn(
 def fmn(
     *,
     norm: str = "linf",
-    steps: int = 100,
+    steps: int = 40,
     rate: float = 1.0,
     gamma: float = 0.05,
-    restarts: int = 3,
+    restarts: int = 12,
     bounds: Bounds = (0.0, 1.0),
     targeted: bool = False,
     examples: Any = None,
@@ -95,7 +95,7 @@ def fmn(
 
     Args:
         norm: "linf", "l2" or "l1".
-        steps: gradients of a run, at least 1.
+        steps: gradients of a run, at least 1. Pintor et al. use 100 to 1000; more runs of fewer steps find shorter ones.
         rate: α_0 > 0, in widths of the box. Pintor et al. choose 10 in linf and 1 in l2 and l1; 1 finds shorter ones in linf as well.
         gamma: γ_0 in 0 .. 1, with γ > 0.
         restarts: runs, at least 1. One is the paper's; it misses the nearest class of some examples by far (see `_adapting`).
