@@ -10,9 +10,8 @@ help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
 tour: .venv/.experiments  ## train, visualize, attack, check gradients; writes results/tour/index.html
 	$(RUN) experiments.tour
-# Most of a short test is compiling, which takes half as long without LLVM's optimizations. The slow tests have them, as users do.
 test: .venv/.test  ## the tests that take seconds
-	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(RUN) pytest -q -n $(WORKERS)
+	$(RUN) pytest -q -n $(WORKERS)
 test-slow: .venv/.test  ## the tests that take longer
 	$(RUN) pytest -q -m slow -n $(WORKERS)
 lint: .venv/.dev  ## style, layout and types

@@ -86,6 +86,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axes", "groups", "order"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_a_convolution_has_its_own_gradient(axes, groups, order):
     f, x, kernel = any_convolution(axes, groups, order)

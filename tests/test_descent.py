@@ -112,6 +112,7 @@ def test_projection_holds_after_every_step():
     np.testing.assert_array_equal(result.variable, 1)
 
 
+@pytest.mark.slow
 @every_loop
 @pytest.mark.parametrize(
     "optimizer", [optax.lbfgs(), optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(10))], ids=["lbfgs", "search"]

@@ -100,6 +100,7 @@ def test_walking_through_everything_changes_nothing(name):
     jax.tree.map(np.testing.assert_array_equal, outputs, jax.tree.leaves(jax.jit(f)(X)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_gradient_and_batching_are_those_of_the_program(name):
     def total(f):

@@ -125,6 +125,7 @@ CALLS = {
 every_loss = pytest.mark.parametrize(("loss", "args"), CALLS.items(), ids=lambda value: getattr(value, "__name__", ""))
 
 
+@pytest.mark.slow
 @every_loss
 def test_every_loss_is_per_example_in_every_transformation(loss, args):
     expected = loss(*args)

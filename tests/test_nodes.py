@@ -81,6 +81,7 @@ def close(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_putting_back_what_was_read_changes_nothing(name):
     f = PROGRAMS[name]
@@ -92,6 +93,7 @@ def test_putting_back_what_was_read_changes_nothing(name):
     assert nodes.names(f, X) == {"h": jax.ShapeDtypeStruct(SHAPES[name], "float32")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_gradient_through_a_perturbation_is_the_difference_quotient(name):
     f, shape = PROGRAMS[name], SHAPES[name]
@@ -104,6 +106,7 @@ def test_gradient_through_a_perturbation_is_the_difference_quotient(name):
         np.testing.assert_allclose(slope, (cost(1e-6 * direction) - cost(-1e-6 * direction)) / 2e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_jit_vmap_and_grad_go_outside(name):
     f, batch = PROGRAMS[name], jnp.stack([X, -X])
@@ -281,6 +284,7 @@ def equinox_model():
     return EquinoxCNN(equinox.nn.Conv2d(1, 4, 3, key=first), equinox.nn.Linear(4, 3, key=second))
 
 
+@pytest.mark.slow
 def test_operations_of_an_unmodified_linen_model(linen_model):
     assert nodes.operations(linen_model, IMAGES) == {
         "conv:0": ((2, 6, 6, 4), jnp.float32, "LinenCNN/first/Conv_0"),
@@ -304,6 +308,7 @@ def test_fast_gradients_change_no_node_and_no_value(linen_model):
     close(nodes.read(linen_model, ["conv:1"])(IMAGES), nodes.read(plain, ["conv:1"])(IMAGES))
 
 
+@pytest.mark.slow
 def test_fast_gradients_stay_in_what_reads_and_changes_nodes(linen_model):
     delta = jnp.zeros((2, 6, 6, 4))
     transformed = {
@@ -337,6 +342,7 @@ def test_operations_of_an_unmodified_nnx_model():
     close(nodes.perturb(model, {"matmul:0": jnp.ones((2, 3))})(IMAGES), out + 1)
 
 
+@pytest.mark.slow
 def test_operations_of_an_unmodified_equinox_model(equinox_model):
     batched = jax.vmap(equinox_model)
     (convolution, matmul) = nodes.operations(batched, IMAGES).values()

@@ -60,6 +60,7 @@ def test_the_gradient_of_the_l2_length_is_zero_at_zero():
     np.testing.assert_array_equal(jax.grad(lambda r: norms.l2.length(r).sum())(np.zeros((2, 3))), 0)
 
 
+@pytest.mark.slow
 @every_norm
 def test_gradients_are_finite_at_zero(name):
     norm, zero = norms.named(name), jnp.zeros((2, 3))
@@ -229,6 +230,7 @@ def test_an_image_at_the_border_does_not_move_out(name):
     np.testing.assert_array_equal(norms.named(name).project_in_box(r, np.array([[1, 1, 0, 0]], np.float32), 0.5), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l2", "l1"])
 def test_the_derivative_of_a_projection_is_that_of_its_closed_form(name):
     norm = norms.named(name)
@@ -243,6 +245,7 @@ def test_the_derivative_of_a_projection_is_that_of_its_closed_form(name):
         np.testing.assert_allclose(by_epsilon, (f(r, 0.6 + step) - f(r, 0.6 - step)) / (2 * step), rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_norm
 def test_each_example_has_its_own_radius_also_traced_and_mapped(name):
     norm, (r, x) = norms.named(name), problem(7)

@@ -123,7 +123,7 @@ def finished(problem: Problem, best: Best, gradients: Any, queries: Any, example
 
 def nearer(problem: Problem, r: Rows) -> tuple[Rows, Integer[Array, "batch"]]:
     """The part of each r that reaches the boundary, and how many points f was asked about. An r that never crosses comes back as it is."""
-    stretched = lambda t: problem.into_box(t[:, None] * r)  # noqa: E731
+    stretched = lambda t: problem.into_box((t[:, None] * r).astype(r.dtype))  # noqa: E731
 
     def beyond(t: Column) -> Bool[Array, "batch"]:
         logits = problem.seen(stretched(t))
@@ -140,7 +140,8 @@ def nearer(problem: Problem, r: Rows) -> tuple[Rows, Integer[Array, "batch"]]:
         crossed = beyond(middle)
         return jnp.where(halving & ~crossed, middle, inner), jnp.where(halving & crossed, middle, outer), asked + halving
 
-    whole = (r != 0).any(1).astype(r.dtype)
+    # Halving in 16 bits would stand still before the bracket is closed.
+    whole = (r != 0).any(1).astype(jnp.promote_types(r.dtype, jnp.float32))
     # An end too near the boundary to be clear is moved past it.
     farther = (1 + _PAST) * whole
     end = jnp.where(beyond(farther) & ~beyond(whole), farther, whole)

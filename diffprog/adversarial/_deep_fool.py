@@ -147,6 +147,6 @@ def linearised(problem: Problem, r: Rows) -> tuple[Logits, Callable[[Array], tup
 
     def flat(rival: Array) -> tuple[Rows, Column]:
         difference = sign * (jax.nn.one_hot(rival, logits.shape[1], dtype=logits.dtype) - own)
-        return finite(pull(difference)[0]), jnp.nan_to_num(-(difference * logits).sum(1))
+        return finite(pull(difference)[0]), jnp.nan_to_num(-(difference * logits).sum(1)).astype(r.dtype)
 
     return logits, flat

@@ -8,9 +8,8 @@ g its gradient. Two points of it lead on, both in the box: d steps to the neares
     r <- β r' where f is fooled at x + r', and r' where it is not
 
 The shortest r' that fools f is kept. A walk knows one boundary at a time, that of the nearest class, or for a target of the likeliest;
-where a target lies beyond several that meet, it would end beside the nearest point. So the first walk to a target begins with a few of
-DeepFool's steps, which cross all boundaries at once, brought back to where they cross. `_halfspace` has the nearest points, `_boundary` the
-end: halving between x and what was found.
+where a target lies beyond several that meet, it ends beside the nearest point. So for a target a few of DeepFool's steps, which cross all
+boundaries at once, are taken as well. `_halfspace` has the nearest points, `_boundary` the end: halving between x and what was found.
 
 Source: F. Croce and M. Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020.
 """
@@ -53,8 +52,7 @@ def fab(
         epsilon: None for the smallest perturbation. A radius, one for all or one for each example: an example is done once it has a
             perturbation inside it, and what it has otherwise is cut to it.
         steps: of one walk, at least 1. 100 is the paper's.
-        restarts: at least 1; the first starts at x, of a targeted attack where DeepFool's first three steps lead; later ones at random
-            within half the shortest length so far.
+        restarts: at least 1; the first starts at x, later ones at random within half the shortest length so far.
         targets: None steps to the nearest of all boundaries, for a gradient of every other class in each step. A number walks to one class
             after another, so many of them, the likeliest first, for one gradient in each step (FAB-T).
         overshoot: η - 1 >= 0.
@@ -91,7 +89,7 @@ def fab(
         from_x = _onto(norm, g, (g * r).sum(1) - value, problem, jnp.zeros_like(r))
         near, far = problem.norm.length(d), problem.norm.length(from_x)
         share = jnp.minimum(near / jnp.maximum(near + far, jnp.finfo(r.dtype).tiny), most)[:, None]
-        ahead = problem.into_box((1 - share) * (r + beyond * d) + share * beyond * from_x).astype(r.dtype)
+        ahead = problem.into_box(((1 - share) * (r + beyond * d) + share * beyond * from_x).astype(r.dtype))
         fooled = success(problem, problem.seen(ahead))
         return ahead, fooled, jnp.where(fooled[:, None], back * ahead, ahead).astype(r.dtype)
 
@@ -109,8 +107,7 @@ def fab(
                 ahead, fooled, r = step(problem, boundary, r)
                 return k + 1, r, kept.after(problem, ahead, fooled, k, restart, cost)
 
-            first = back * kept.best.r if targeted else jnp.zeros_like(kept.best.r)
-            begun = jnp.int32(0), jnp.where(restart > 0, _drawn(problem, kept.best, turn), first).astype(first.dtype), kept
+            begun = jnp.int32(0), _start(problem, kept.best, turn, restart), kept
             more = lambda carried: (carried[0] < count) & carried[2].open(problem).any()  # noqa: E731
             return jax.lax.while_loop(more, once, begun)[2]
 
@@ -161,7 +158,7 @@ def _boundary(problem: Problem, rivals: Array, rank: Array | None) -> Boundary:
 
         def to(rank: Array) -> tuple[Column, Rows]:
             difference = jax.nn.one_hot(jnp.take(rivals, rank, axis=1), logits.shape[1], dtype=logits.dtype) - own
-            return jnp.nan_to_num((difference * logits).sum(1)), finite(pull(difference)[0])
+            return jnp.nan_to_num((difference * logits).sum(1)).astype(r.dtype), finite(pull(difference)[0])
 
         return to(rank) if rank is not None else _nearest_of(to, rivals.shape[1], problem, r)
 
@@ -204,11 +201,11 @@ def _past_all(problem: Problem, norm: str, kept: _Kept) -> _Kept:
     return kept._replace(best=best, queries=kept.queries + asked + 1)
 
 
-def _drawn(problem: Problem, best: Best, turn: Array) -> Rows:
-    """A point drawn from the ball of half the shortest length so far."""
+def _start(problem: Problem, best: Best, turn: Array, restart: Array) -> Rows:
+    """x first; later a point drawn from the ball of half the shortest length so far."""
     low, high = problem.bounds
     radius = jnp.minimum(best.distance, problem.epsilon) / 2
-    radius = jnp.where(jnp.isfinite(radius), radius, high - low)
+    radius = jnp.where(jnp.isfinite(radius), radius, high - low) * (restart > 0)
     keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, turn)
     unit = jax.vmap(lambda key: problem.norm.sample(key, (1, problem.x.shape[1]), 1.0, problem.x.dtype)[0])(keys)
     return problem.into_box(radius[:, None] * unit)

@@ -7,9 +7,9 @@ What a square holds is extreme, since the most harmful perturbations of a ball l
 norm. The share p_k of the image that a square covers is halved nine times on the way: coarse changes first, then single pixels; with l2 two
 by two, since no pixel by itself can carry an even share of the length.
 
-With linf there are N = places x (2^channels - 1) squares of the last side. A restart is over for an example where N (ln N + 5) of them in a
-row were refused: with a chance of 1 - e^-5 all were tried by then, r is the best among its neighbours, and more queries would repeat
-themselves. So on 8 x 8 pixels it takes some 1500 of 5000 queries, and on 32 x 32 all of them.
+With linf each square of the last side is drawn with a chance of at least 1 / N, N = places x 2^channels, of one channel N = places. A
+restart is over for an example where N (ln N + 5) in a row were refused: with a chance of 1 - e^-5 all were tried by then, r is the best
+among its neighbours, and more queries would repeat themselves. So on 8 x 8 pixels it takes some 1500 of 5000 queries, and on 32 x 32 all.
 
 Sources: M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square attack: a query-efficient black-box adversarial attack via random
 search", 2020; the l1 ball, F. Croce and M. Hein, "Mind the box", 2021.

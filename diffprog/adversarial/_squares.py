@@ -41,10 +41,13 @@ def side_of(frame: tuple[int, int, int], covered: Array, least: int) -> Array:
 
 
 def draws_of_all(frame: tuple[int, int, int], side: Array) -> Array:
-    """N (ln N + 5): after so many draws of N squares, the chance that one was never drawn is at most e^-5."""
+    """N (ln N + 5): after so many draws, each square with a chance of 1 / N at least, the chance that one was never drawn is at most e^-5.
+
+    Of one channel there is one square at each place, since a colour that is there already becomes the other one.
+    """
     height, width, channels = frame
     places = (height - jnp.minimum(side, height) + 1) * (width - jnp.minimum(side, width) + 1)
-    squares = places * (2.0**channels - 1)
+    squares = places * (jnp.exp2(float(channels)) if channels > 1 else 1.0)
     return squares * (jnp.log(squares) + 5)
 
 

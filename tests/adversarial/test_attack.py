@@ -122,6 +122,7 @@ def test_an_example_alone_in_a_batch_padded_or_elsewhere_is_found_alike(key):
     assert (attack(random)(F, X, Y, key=jax.random.key(1)).adversarial != together.adversarial).any((1, 2)).all()
 
 
+@pytest.mark.slow
 def test_a_pytree_is_its_numbers_side_by_side(key):
     tree = {"left": X[:, 0], "right": X[:, 1, :, None]}
     of_tree = dp.program(lambda weights, x: linear(weights, jnp.concatenate([x["left"], x["right"][..., 0]], 1)), WEIGHTS)

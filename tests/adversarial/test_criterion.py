@@ -62,6 +62,7 @@ def test_dlr_does_not_change_with_scale_and_shift():
     np.testing.assert_allclose(dlr(100 * logits + 5, y, False), dlr(logits, y, False), rtol=1e-4)
 
 
+@pytest.mark.slow
 @both
 def test_cross_entropy_is_the_margin_where_softmax_is_rounded_to_one(targeted):
     logits, y = case(1, 7)
@@ -74,6 +75,7 @@ def test_cross_entropy_is_the_margin_where_softmax_is_rounded_to_one(targeted):
     np.testing.assert_array_equal(np.abs(slope).sum(1), 2)
 
 
+@pytest.mark.slow
 @both
 def test_cross_entropy_grows_through_the_switch(targeted):
     """One logit rises from far below to far above another: the loss of it as target, or of the other as label, never falls."""
@@ -87,6 +89,7 @@ def test_cross_entropy_grows_through_the_switch(targeted):
     np.testing.assert_array_equal(slopes[:2000][rise[:2000] < -17], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES.values())
 @both
 def test_gradients_are_finite_also_of_huge_and_equal_logits(loss, targeted):

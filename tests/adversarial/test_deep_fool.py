@@ -153,3 +153,17 @@ def test_float64_in_float64_out(key, linear, norm):
 def test_bad_numbers_are_refused_at_once(numbers, error, says):
     with pytest.raises(error, match=says):
         deep_fool(**numbers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("logits", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_sixteen_bits_go_in_and_come_out(targeted, logits):
+    """Also where the logits have more: nothing there is can be solved, or halved to a part in 10^5, in so few."""
+    x = jax.random.uniform(jax.random.key(0), (5, 12)).astype(jnp.bfloat16)
+    weights = jax.random.normal(jax.random.key(1), (12, 4))
+    f = lambda x: x.astype(logits) @ weights.astype(logits)  # noqa: E731
+    y = (f(x).argmax(1) + targeted) % 4
+    found = deep_fool(targeted=targeted)(f, x, y, key=jax.random.key(2))
+    assert found.success.all()
+    assert found.adversarial.dtype == jnp.bfloat16

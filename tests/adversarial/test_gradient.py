@@ -159,6 +159,7 @@ def test_an_example_is_searched_alone_as_in_a_batch_in_any_order(key):
     assert (one != other).any(1).all()
 
 
+@pytest.mark.slow
 def test_other_numbers_are_no_other_program(key):
     traces = []
 
@@ -235,6 +236,7 @@ def test_the_best_is_a_success_and_then_the_larger_loss():
     np.testing.assert_array_equal(better(kept, seen).step, [1, 2, 2, 2, 1])
 
 
+@pytest.mark.slow
 def test_restarts_are_each_examples_own(key):
     """A program that reads 1 only in a small corner that most random starts do not see: its gradient elsewhere is 0."""
     corner = dp.program(lambda x: jnp.stack([jnp.zeros(len(x)), jnp.where((x[:, :2] > 0.5).all(1), 1.0, -1.0)], 1))

@@ -222,3 +222,9 @@ def test_nan_is_no_success_and_does_not_stop_the_search(key):
 def test_bad_numbers_are_refused_at_once(numbers, error, says):
     with pytest.raises(error, match=says):
         square(**numbers)
+
+
+def test_a_thousand_channels(key):
+    f, x, y = case(6, batch=2, shape=(1, 1, 2048))
+    found = square(epsilon=1e-4, queries=5)(f, x, y, key=key)
+    np.testing.assert_array_equal(found.queries, 5)

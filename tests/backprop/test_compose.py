@@ -140,6 +140,7 @@ def test_value_and_grads_knows_every_value_and_adjoint():
     assert list(found.values) == list(found.adjoints) == ["x", "affine1", "tanh1", "affine2"]
 
 
+@pytest.mark.slow
 def test_inputs_without_a_derivative():
     nodes = {
         "rows": (bp.embedding(5, WIDTH), "ids"),
@@ -171,6 +172,7 @@ def test_a_node_that_only_feeds_integers_has_zero_gradient():
     assert found.dparams[1]["weight"].any()
 
 
+@pytest.mark.slow
 def test_the_gradient_compiles_to_as_few_operations_as_that_of_jax():
     net = bp.chain([bp.affine(16, 32), bp.relu(), bp.affine(32, 32), bp.relu(), bp.affine(32, 4)])
     loss = bp.mean_over_examples(bp.softmax_cross_entropy())

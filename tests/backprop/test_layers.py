@@ -319,6 +319,7 @@ def test_losses_have_the_values_of_the_losses_module():
         np.testing.assert_array_equal(layer.forward((), pair)[0], getattr(losses, name)(*pair))
 
 
+@pytest.mark.slow
 def test_one_hot_targets_have_finite_gradients():
     logits, onehot = jnp.array([[-1.0, 2.0, 0.0]]), jnp.array([[0.0, 1.0, 0.0]])
     for layer, x in ((bp.softmax_kl(), (logits, onehot)), (bp.sigmoid_kl(), (logits[0], onehot[0]))):

@@ -319,6 +319,7 @@ def test_a_net_names_the_part_and_accuses_no_other(name, leaves, wrong):
     assert caught == {(name, leaf) for leaf in leaves}
 
 
+@pytest.mark.slow
 def test_a_net_that_loses_a_path_is_wrong_as_a_whole():
     right = bp.dag({"a": (bp.tanh(), "x"), "b": (bp.sigmoid(), "x"), "y": (bp.multiply(), ("a", "b"))}, output="y")
 

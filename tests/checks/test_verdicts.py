@@ -25,6 +25,7 @@ def relu_with(slope_at_zero):
     return bp.relu()._replace(backward=lambda p, z, dy: ((), dy * ((z > 0) + slope_at_zero * (z == 0))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
 def test_any_subgradient_is_a_kink_with_its_interval(slope):
     finding = only(checks.check_layer(relu_with(slope), (), ZEROS[None], key=KEY))
@@ -176,6 +177,7 @@ def test_one_of_a_million_numbers_off_by_a_millionth_is_named():
     assert "1 of 1000000 elements wrong" in finding.hint
 
 
+@pytest.mark.slow
 def test_the_sine_far_out_and_a_wide_relu_are_no_alarm():
     assert of_grad(lambda x: jnp.sin(x).sum(), jnp.cos, jnp.array([1e3, 2e3])).ok
     weight = jax.random.normal(KEY, (64, 256))
@@ -208,6 +210,7 @@ def test_a_function_that_jax_grad_sees_half_of():
     assert only(of_grad(f, jax.grad(f), jnp.array([0.3, 0.7]))).verdict == "wrong"
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_report():
     layer, x = bp.softmax(), jnp.arange(6.0).reshape(2, 3)
     one, other, another = (checks.check_layer(layer, (), x, key=jax.random.key(seed)) for seed in (0, 0, 1))

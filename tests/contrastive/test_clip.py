@@ -189,6 +189,7 @@ def test_towers_with_a_tokenizer_of_more_ids_are_refused(towers):
         similarity(other, IMAGES, ["\u50ff"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_computes_in_the_dtype_asked_for(folder, dtype):
     with jax.enable_x64(dtype == "float64"):

@@ -34,6 +34,7 @@ def unit(vector):
     return np.asarray(vector, float) / np.linalg.norm(vector)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "toward"),
     [

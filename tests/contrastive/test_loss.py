@@ -72,6 +72,7 @@ def test_by_chance_it_is_the_logarithm_of_the_batch():
     np.testing.assert_allclose(info_nce(jnp.ones((7, 2)), jnp.ones((7, 2)), SCALE), math.log(7), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_pairs_that_say_the_same_are_no_negatives_of_each_other():
     images = jnp.stack([IMAGES[0], IMAGES[0], -IMAGES[0]])
     same = np.array([[True, True, False], [True, True, False], [False, False, True]])
@@ -88,6 +89,7 @@ def test_the_diagonal_always_belongs_together():
     np.testing.assert_array_equal(info_nce(IMAGES, TEXTS, SCALE, positive=nothing), info_nce(IMAGES, TEXTS, SCALE))
 
 
+@pytest.mark.slow
 def test_the_scale_counts_at_most_100_and_may_come_back():
     cold = lambda log_scale: info_nce(IMAGES, TEXTS, log_scale).mean()  # noqa: E731
     np.testing.assert_array_equal(cold(jnp.float32(9.0)), cold(jnp.float32(math.log(100))))

@@ -46,6 +46,7 @@ def test_colours_learn_their_names(bias):
     assert dark[:4].min() > dark[4:].max()
 
 
+@pytest.mark.slow
 def test_a_caption_is_true_of_every_image_that_lists_it():
     start = towers()
     own, ids = _own(start, [("red",), ("red", "dark red"), ("blue",)], 3)
@@ -83,6 +84,7 @@ def test_each_of_an_images_captions_is_drawn_as_often():
     np.testing.assert_allclose(counts, 1000, atol=5 * np.sqrt(3000 * 2 / 9))
 
 
+@pytest.mark.slow
 def test_same_key_same_towers_other_key_others():
     leaves = lambda key: jax.tree.leaves(con.pretrain(towers(), IMAGES, CAPTIONS, key=key, epochs=2, batch_size=12).params)  # noqa: E731
     first, again, other = leaves(KEY), leaves(KEY), leaves(jax.random.key(5))
@@ -90,6 +92,7 @@ def test_same_key_same_towers_other_key_others():
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.slow
 def test_transforms_are_what_the_towers_overlook():
     grey = lambda image, key: jnp.zeros_like(image)  # noqa: E731
     fit = trained(towers(), transforms=[grey], epochs=4)

@@ -36,6 +36,7 @@ def test_similarity_is_the_cosine_of_the_features():
     np.testing.assert_allclose(con.similarity(towers, IMAGES, TEXTS), cosines, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_images_than_are_seen_at_once():
     plain = dp.program(lambda images: images[:, 0, :6, 0])
     towers, many = pair()._replace(image=plain), jax.random.uniform(jax.random.key(1), (600, 8, 8, 1))

@@ -132,6 +132,7 @@ def test_hand_written_gradients_are_what_is_descended_on():
     assert digits.compared(*fits)["largest difference of a parameter"] > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [digits.swapped, digits.cut_out, digits.shuffled, digits.overlaid])
 def test_what_is_no_digit_is_made_of_digits(make):
     images = dp.data.digits(size=16).x_train[:20, ..., 0]

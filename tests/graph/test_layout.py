@@ -69,6 +69,7 @@ def deep(scoped, tapped):
     return trace(f, [np.eye(2)] * 24, np.ones(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scoped", "tapped", "name"), [(True, False, "layer3"), (False, True, "h3"), (False, False, "")])
 def test_large_graphs_come_in_blocks(scoped, tapped, name):
     graph = deep(scoped, tapped)

@@ -186,6 +186,7 @@ def test_unroll_must_be_a_count():
         trace(lambda x: x, 1.0, unroll=-1)
 
 
+@pytest.mark.slow
 def test_modules_with_code_in_them_are_arguments():
     net = eqx.nn.MLP(3, "scalar", 4, 1, activation=jnp.tanh, key=jax.random.key(0))
     graph = trace(lambda net, x: net(x), net, X)

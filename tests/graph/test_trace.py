@@ -99,6 +99,7 @@ def test_an_opened_custom_derivative_shows_its_body():
     np.testing.assert_allclose(graph["x"].adjoint, np.cos(0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["softmax", "log_softmax", "gelu", "silu", "softplus", "logsumexp", "relu", "elu", "sigmoid", "leaky_relu"]
 )
@@ -297,6 +298,7 @@ def seconds(f, *args):
     return time.process_time() - start
 
 
+@pytest.mark.slow
 def test_a_layer_or_net_goes_by_its_name_and_is_opened_by_it():
     net = dp.backprop.chain([dp.backprop.affine(3, 2), dp.backprop.relu()])
     f, params = dp.backprop.differentiable(net), net.init(jax.random.key(0))

@@ -75,6 +75,7 @@ def test_no_hidden_layer_is_a_linear_classifier():
     assert list(model.init(KEY)) == ["logits"]
 
 
+@pytest.mark.slow
 def test_settings_reach_the_layers():
     ones = jax.nn.initializers.ones
     assert jax.tree.leaves(models.mlp((6, 3), initializer=ones).init(KEY))[1].tolist() == [[1] * 6] * 3
@@ -84,6 +85,7 @@ def test_settings_reach_the_layers():
     assert model.apply(params, jnp.zeros((2, 9, 7, 3))).shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_same_key_same_parameters():
     model = models.cnn()
     jax.tree.map(np.testing.assert_array_equal, model.init(KEY), model.init(KEY))

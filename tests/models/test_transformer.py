@@ -130,6 +130,7 @@ def test_vit_is_the_plain_function(norm_first):
     same_values_and_gradients(functions, params, IMAGES)
 
 
+@pytest.mark.slow
 def test_vit_names_patches_blocks_and_what_is_read_from_the_class():
     model = models.vit((4, 6, 2), patch=2, width=8, depth=1, heads=2, outputs=None)
     params = drawn(model)

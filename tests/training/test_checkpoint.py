@@ -68,6 +68,7 @@ def test_a_stream_goes_on_in_the_middle_of_an_epoch(tmp_path):
     assert_same(train(tmp_path, data), train(None, data))
 
 
+@pytest.mark.slow
 def test_a_rule_that_keeps_a_random_key(tmp_path):
     noisy = {"optimizer": optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(0.01))}
     train(tmp_path, epochs=2, **noisy)
@@ -90,6 +91,7 @@ def test_refuses_the_checkpoint_of_another_run(tmp_path, other, differs):
         train(tmp_path, **other)
 
 
+@pytest.mark.slow
 def test_one_that_was_spoiled_is_refused_or_as_good_as_new(tmp_path):
     train(tmp_path / "whole", epochs=1)
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file() and path.stat().st_size]

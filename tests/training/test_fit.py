@@ -88,6 +88,7 @@ def test_second_order_fits_a_line(rule, data):
     np.testing.assert_allclose(found.params, [1.0, -2.0, 3.0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gauss_newton_goes_through_hand_written_layers():
     model = mlp((3, 4, 1))
     plain = lambda p, x: jnp.tanh(x @ p["affine1"]["weight"].T + p["affine1"]["bias"]) @ p["logits"]["weight"].T + p["logits"]["bias"]  # noqa: E731

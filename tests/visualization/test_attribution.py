@@ -78,6 +78,7 @@ def chain(x):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["matmul:{}", "h#{}"])
 def test_names_are_those_of_the_program_as_it_is(name):
     """Not those of what is left of it once the node is given."""
@@ -177,6 +178,7 @@ def test_smooth_grad_averages_over_its_own_noise():
     assert 5 < float(few.std() / many.std()) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [None, "matmul:0"])
 def test_other_weights_and_targets_compile_nothing(at):
     traces = []

@@ -51,6 +51,7 @@ def test_a_step_changes_pixels_by_the_rate():
     assert 0.8e-3 < np.abs(np.asarray(found.image - PHOTOGRAPH))[inside].mean() < 1.2e-3
 
 
+@pytest.mark.slow
 def test_the_objective_of_a_photograph_of_whole_tiles_is_its_mean():
     whole = jax.random.uniform(jax.random.key(3), (12, 16, 3))
     mean = lambda x: x.mean((1, 2))  # noqa: E731

@@ -71,6 +71,7 @@ def test_any_size_and_any_number_of_channels(name, shape, key):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(other))
 
 
+@pytest.mark.slow
 @every_maker
 def test_painted_images_stay_in_the_range_wherever_the_variable_is(name, key):
     image, bounds, rng = MAKERS[name]((6, 5, 3), RANGES[1]), RANGES[1], np.random.default_rng(0)

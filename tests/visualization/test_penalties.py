@@ -37,6 +37,7 @@ def test_formulas():
         np.testing.assert_allclose(jax.jit(penalty)(image()), want[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_penalty
 def test_one_finite_scalar_of_the_images_dtype_and_a_finite_gradient_on_plain_images(name):
     for value in (0.0, 0.5):
@@ -47,6 +48,7 @@ def test_one_finite_scalar_of_the_images_dtype_and_a_finite_gradient_on_plain_im
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 @every_penalty
 def test_the_gradient_is_that_of_the_formula(name):
     x, along = image(), image(1)

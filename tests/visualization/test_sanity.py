@@ -68,6 +68,7 @@ def test_similarity_is_spearman():
     np.testing.assert_allclose(found.similarity[0, 0], spearmanr(np.abs(a[0]), np.abs(b[0])).statistic, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_saliency_of_a_trained_network_forgets():
     model = dp.models.mlp((10, 16, 3))
     params = model.init(KEY)

@@ -45,6 +45,7 @@ def of_equinox(x):
     return LINEAR(CONVOLUTION(x.transpose(2, 0, 1)).mean((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4, 10])
 def test_units_are_found_where_the_framework_has_them(count):
     values = dp.nodes.read(of_equinox, ["conv:0", "matmul:0"])(X[:count])[1]

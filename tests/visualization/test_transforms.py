@@ -124,6 +124,7 @@ def test_a_turn_there_and_back_returns_a_smooth_image():
     np.testing.assert_allclose(back[8:-8, 8:-8], x[8:-8, 8:-8], atol=2 / 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "places"), [((2, 3), 3 * 2), pytest.param((4, 4), 1, marks=slow), pytest.param((1, 1), 16, marks=slow)])
 def test_crops_are_windows_and_every_place_is_drawn(size, places):
     x = jnp.arange(16.0).reshape(4, 4, 1)

@@ -80,6 +80,7 @@ def test_same_key_same_bits_other_key_other_bits():
     assert (make(KEY) != make(jax.random.key(9))).any()
 
 
+@pytest.mark.slow
 def test_every_image_has_its_own_draws():
     seen = vis.visualize(network(), vis.channel("conv2", [2, 2]), vis.pixels((8, 8, 1)), key=KEY, steps=3, transforms=[vis.noise(0.3)])
     assert (seen.history[:, 0] != seen.history[:, 1]).all()
@@ -122,6 +123,7 @@ def test_percentiles_rank_against_real_data():
     assert "% of the data" in str(seen)
 
 
+@pytest.mark.slow
 def test_starts_from_given_images():
     start = jax.random.uniform(jax.random.key(4), SHAPE)
     still = optax.sgd(0.0)
@@ -198,6 +200,7 @@ def test_a_plain_function_of_the_output_is_an_objective():
     np.testing.assert_array_equal(seen.images.ravel(), np.asarray(W[0] > W[1], np.float32))
 
 
+@pytest.mark.slow
 def test_a_flax_model_without_taps():
     import flax.linen
 
@@ -229,6 +232,7 @@ def test_several_penalties_and_one_that_holds_an_array():
     np.testing.assert_allclose(seen.images.ravel(), (w - 1e-3 + 25) / (2 * 50.001), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_alpha_is_where_the_objective_looks():
     half = lambda x: (x[:, :2] ** 2).sum((1, 2))  # noqa: E731
     images = jax.random.uniform(KEY, (1, 4, 4, 1), minval=0.2)
