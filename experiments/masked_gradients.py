@@ -106,6 +106,7 @@ def numbers_of(naive: adv.Report, fitting: adv.Report) -> dict[str, Any]:
         "clean": naive.clean.value,
         "as its author sees it": naive.outcomes[0].accuracy.value,
         "without a gradient": naive.outcomes[1].accuracy.value,
+        "clean under the fitting attack": fitting.clean.value,
         "under the fitting attack": fitting.outcomes[0].accuracy.value,
         "fitting attack": fitting.outcomes[0].name,
         "flags": [flag.name for flag in naive.flags],

@@ -47,4 +47,6 @@ def test_masked_gradients_are_flagged_and_broken(tmp_path):
     assert "zero gradients" in flags["quantised input"]
     assert "random program" in flags["random program"]
     for found in numbers["defences"].values():
-        assert found["under the fitting attack"] < found["as its author sees it"] - 0.15
+        # Of those read rightly: the random program reads worse with its author's one draw than with the mean of many.
+        fitting = found["under the fitting attack"] / found["clean under the fitting attack"]
+        assert fitting < found["as its author sees it"] / found["clean"] - 0.15
