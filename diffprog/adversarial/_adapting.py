@@ -26,7 +26,7 @@ from jaxtyping import Array
 from diffprog import norms, require
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
 from diffprog.adversarial._boundary import Best, ahead, as_examples, finished, finite, nothing, success, width
-from diffprog.adversarial._criterion import Labels, Logits
+from diffprog.adversarial._criterion import Logits, lead
 from diffprog.adversarial._deep_fool import nearest_first
 from diffprog.descent import descent
 
@@ -72,8 +72,8 @@ def adapting(name: str, norm: str, rule: Rule, steps: int, restarts: int, bounds
         aims = rivals[: min(runs - 1, _AIMS)] if len(rivals) > 1 else rivals[:0]
 
         def loss(logits: Logits, run: Array) -> Column:
-            lead = _lead(logits, aims[run - 1], problem.y) if len(aims) else 0
-            later = jnp.where(run <= len(aims), lead, ahead(problem, logits))
+            to_one = lead(logits, problem.y, aims[run - 1]) if len(aims) else 0
+            later = jnp.where(run <= len(aims), to_one, ahead(problem, logits))
             return jnp.where(run == 0, rule.loss(problem, logits), later)
 
         def cost(r: Rows, run: Array) -> tuple[Array, tuple[Column, Logits]]:
@@ -139,9 +139,3 @@ def _along(rate: Array) -> optax.GradientTransformation:
         return -rate * norms.l2.ascent(gradient), gradient
 
     return optax.GradientTransformation(jnp.zeros_like, update)
-
-
-def _lead(logits: Logits, rival: Labels, y: Labels) -> Column:
-    """z_rival - z_y."""
-    one = functools.partial(jax.nn.one_hot, num_classes=logits.shape[1], dtype=logits.dtype)
-    return jnp.sum((one(rival) - one(y)) * logits, axis=1)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool
 
 from diffprog import norms, require
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, radii, searching
-from diffprog.adversarial._criterion import Labels, Logits, Loss, cross_entropy
+from diffprog.adversarial._criterion import Labels, Logits, Loss, cross_entropy, lead
 from diffprog.adversarial._gradient import Best, Look, better, chosen, drawn, inwards, looking, named_loss, ordered, restarting
 
 Ascended: TypeAlias = Callable[[Logits], Column]
@@ -68,7 +68,7 @@ def apgd(
     >>> print(attack(lambda x: x, jnp.array([[0.6, 0.5]]), jnp.array([0]), key=jax.random.key(0)).success)
     [ True]
     """
-    value, lead = named_loss(loss), TOWARDS.get(loss) if isinstance(loss, str) else None
+    value, to = named_loss(loss), TOWARDS.get(loss) if isinstance(loss, str) else None
     length, runs = jnp.int32(require.integer("steps", steps, low=1)), jnp.int32(require.integer("restarts", restarts, low=1))
     most = None if targets is None else jnp.int32(require.integer("targets", targets, low=1))
     if most is not None and targeted:
@@ -79,7 +79,7 @@ def apgd(
         if most is None:
             count, ascended = jnp.int32(1), lambda _: lambda logits: value(logits, problem.y, problem.targeted)
         else:
-            count, ascended = _towards(problem, lead or (lambda logits, y, target: value(logits, target, True)), most)
+            count, ascended = _towards(problem, to or (lambda logits, y, target: value(logits, target, True)), most)
         look = looking(problem, value)
 
         def once(best: Best, run: Array) -> Best:
@@ -93,26 +93,21 @@ def apgd(
     return searching(name, search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
 
 
-def _gap(logits: Logits, y: Labels, target: Labels) -> Column:
-    of = lambda labels: jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]  # noqa: E731
-    return of(target) - of(y)
-
-
 def _gap_ratio(logits: Logits, y: Labels, target: Labels) -> Column:
     if logits.shape[1] < 4:
-        return _gap(logits, y, target)
+        return lead(logits, y, target)
     ranked = jax.lax.top_k(logits, 4)[0]
-    return _gap(logits, y, target) / jnp.maximum(ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2, 1e-12)
+    return lead(logits, y, target) / jnp.maximum(ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2, 1e-12)
 
 
 TOWARDS: dict[str, Lead] = {
     "cross_entropy": lambda logits, y, target: cross_entropy(logits, target, True),
-    "margin": _gap,
+    "margin": lead,
     "dlr": _gap_ratio,
 }
 
 
-def _towards(problem: Problem, lead: Lead, most: Array) -> tuple[Array, Callable[[Array], Ascended]]:
+def _towards(problem: Problem, to: Lead, most: Array) -> tuple[Array, Callable[[Array], Ascended]]:
     """How many classes there are to try, and what run k ascends: the lead of the k-th likeliest."""
     clean = problem.clean
     order = jnp.argsort(jnp.where(jax.nn.one_hot(problem.y, clean.shape[1], dtype=bool), jnp.inf, -clean), axis=1)
@@ -120,7 +115,7 @@ def _towards(problem: Problem, lead: Lead, most: Array) -> tuple[Array, Callable
 
     def ascended(run: Array) -> Ascended:
         target = jnp.take(order, run % count, axis=1)
-        return lambda logits: lead(logits, problem.y, target)
+        return lambda logits: to(logits, problem.y, target)
 
     return count, ascended
 

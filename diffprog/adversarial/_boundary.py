@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Integer
 
-from diffprog import require
+from diffprog import norms, require
 from diffprog.adversarial._attack import Bounds, Column, Problem, Rows, Search, as_rows
 from diffprog.adversarial._criterion import Logits, margin, wanted
-from diffprog.norms import l2
 
+DUAL = {"linf": norms.l1, "l2": norms.l2, "l1": norms.linf}  # a flat boundary lies at |m| / ||g||_dual
 _CLOSE = 1e-5  # the relative width of the last bracket
 _PAST = 1e-3  # how much farther than what was found one may have to go
 _DRAWS, _CLIMB = 8, 20
@@ -181,7 +181,7 @@ def _drawn(problem: Problem) -> Best:
             best = best.or_shorter(problem, r, success(problem, logits), -1, -1)
             stride = wide * 0.5 * 0.02 ** (k / _CLIMB)
             # Signs reach the corners of the box, the gradient itself what lies between them.
-            along = jnp.where(draw % 4 < 2, jnp.sign(gradient), r.shape[1] ** 0.5 * l2.ascent(gradient))
+            along = jnp.where(draw % 4 < 2, jnp.sign(gradient), r.shape[1] ** 0.5 * norms.l2.ascent(gradient))
             return problem.into_box(r + stride.astype(r.dtype) * along), best
 
         return jax.lax.fori_loop(0, _CLIMB + 1, up, (problem.into_box(point - problem.x), best))[1]

@@ -72,6 +72,15 @@ def dlr(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
     return gap / jnp.maximum(ordered[:, 0] - ordered[:, 2], 1e-12)
 
 
+def lead(logits: Logits, y: Labels, target: Labels) -> Float[Array, "batch"]:
+    """z_target - z_y: how far one class is ahead of another.
+
+    >>> lead(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([0]), jnp.array([2]))
+    Array([1.], dtype=float32)
+    """
+    return _of(logits, target) - _of(logits, y)
+
+
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
 

@@ -23,12 +23,11 @@ from jaxtyping import Array, Bool, Integer
 
 from diffprog import norms, require
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
-from diffprog.adversarial._boundary import Best, as_examples, finished, finite, nearer, nothing, number, slope, success
+from diffprog.adversarial._boundary import DUAL, Best, as_examples, finished, finite, nearer, nothing, number, slope, success
 from diffprog.adversarial._deep_fool import likeliest, past
 from diffprog.adversarial._halfspace import nearest
 
 _BEFORE, _RIVALS, _LITTLE = 3, 10, 1.02  # DeepFool's steps towards a target, past so many classes at most, so much longer than needed
-_DUAL = {"linf": norms.l1, "l2": norms.l2, "l1": norms.linf}
 
 
 def fab(
@@ -167,7 +166,7 @@ def _boundary(problem: Problem, rivals: Array, rank: Array | None) -> Boundary:
 
 def _nearest_of(to: Callable[[Array], tuple[Column, Rows]], count: int, problem: Problem, r: Rows) -> tuple[Column, Rows]:
     """Of several linearised boundaries the nearest, at the distance |v| / ||g||_dual."""
-    dual = next(dual for name, dual in _DUAL.items() if norms.named(name) is problem.norm)
+    dual = next(dual for name, dual in DUAL.items() if norms.named(name) is problem.norm)
 
     def compare(rank: Array, kept: tuple[Column, Column, Rows]) -> tuple[Column, Column, Rows]:
         value, g = to(rank)

@@ -14,10 +14,9 @@ from jaxtyping import Array
 from diffprog import norms, require
 from diffprog.adversarial._adapting import Rule, Seen, adapting
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows
-from diffprog.adversarial._boundary import Best, ahead, number, success, width
+from diffprog.adversarial._boundary import DUAL, Best, ahead, number, success, width
 from diffprog.adversarial._criterion import cross_entropy
 
-_DUAL = {"linf": norms.l1, "l2": norms.l2, "l1": norms.linf}
 _OVERSHOOT = 1e-3
 
 
@@ -118,7 +117,7 @@ def fmn(
     rate, gamma = require.number("rate", rate, above=0), require.number("gamma", gamma, above=0, high=1)
 
     def radius(problem: Problem, r: Rows, epsilon: Column, gamma: Array, seen: Seen, best: Best) -> Column:
-        rest = jnp.abs(seen.loss) / jnp.maximum(_DUAL[norm].length(seen.gradient), jnp.finfo(r.dtype).tiny)
+        rest = jnp.abs(seen.loss) / jnp.maximum(DUAL[norm].length(seen.gradient), jnp.finfo(r.dtype).tiny)
         linear = (1 + _OVERSHOOT) * (problem.norm.length(r) + jnp.where(jnp.isfinite(rest), rest, 0))
         after = jnp.where(success(problem, seen.logits), (1 - gamma) * jnp.minimum(epsilon, best.distance), (1 + gamma) * epsilon)
         return jnp.minimum(jnp.where(best.found, after, linear), _farthest(problem))

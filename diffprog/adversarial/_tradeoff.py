@@ -24,7 +24,7 @@ from diffprog.adversarial._adapting import cosine
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows
 from diffprog.adversarial._boundary import Best, ahead, finite, nothing, number, success, width
 from diffprog.adversarial._criterion import Labels, Logits
-from diffprog.adversarial._weighing import ANY, lead, weighing
+from diffprog.adversarial._weighing import ANY, towards, weighing
 from diffprog.descent import descent
 
 _TANH_EDGE = 1e-4
@@ -206,7 +206,7 @@ def elastic_net(
 
 
 def _short_of(problem: Problem, aim: Labels, logits: Logits) -> Column:
-    return jnp.maximum(-lead(problem, aim, logits), 0)
+    return jnp.maximum(-towards(problem, aim, logits), 0)
 
 
 def _surprise(problem: Problem, aim: Labels, logits: Logits) -> Column:

@@ -24,7 +24,7 @@ from diffprog import require
 from diffprog.adversarial._adapting import half
 from diffprog.adversarial._attack import Attack, Bounds, Column, Problem, Rows, Search, searching
 from diffprog.adversarial._boundary import Best, ahead, as_examples, finished, finite, nothing, width
-from diffprog.adversarial._criterion import Labels, Logits
+from diffprog.adversarial._criterion import Labels, Logits, lead
 from diffprog.adversarial._deep_fool import boundaries, likeliest, past
 
 Minimise = Callable[[Problem, Column, Labels, Rows, Array], tuple[Best, Array]]
@@ -95,14 +95,12 @@ def _aims(problem: Problem, norm: str) -> tuple[Integer[Array, "aims batch"], Fl
 
 def _first_multiplier(problem: Problem, aim: Labels, r: Rows, beta: Array) -> Column:
     """The c at which the gradients of length and loss are opposite at r, were f linear."""
-    g = finite(jax.grad(lambda r: lead(problem, aim, problem.seen(r)).sum())(r))
+    g = finite(jax.grad(lambda r: towards(problem, aim, problem.seen(r)).sum())(r))
     steep = jnp.maximum(jnp.sqrt(jnp.square(g).sum(1)), 1e-6)
     c = 2 * jnp.abs((g * r).sum(1)) / steep**2 + beta.astype(g.dtype) * width(problem) / jnp.maximum(jnp.abs(g).max(1), 1e-6)
     return jnp.clip(c, 1e-6, 1e6)
 
 
-def lead(problem: Problem, aim: Labels, logits: Logits) -> Column:
-    """z_j - z_y of the class j aimed at; the margin, where that is any."""
-    one = lambda labels: jax.nn.one_hot(labels, logits.shape[1], dtype=bool)  # noqa: E731
-    of = lambda labels: jnp.where(one(labels), logits, 0).sum(1)  # noqa: E731
-    return jnp.where(aim == ANY, ahead(problem, logits), of(aim) - of(problem.y))
+def towards(problem: Problem, aim: Labels, logits: Logits) -> Column:
+    """How far the class aimed at is ahead of y; the margin, where that is any."""
+    return jnp.where(aim == ANY, ahead(problem, logits), lead(logits, problem.y, aim))
