@@ -23,7 +23,7 @@ import optax
 import tqdm
 from jaxtyping import Array, Float
 
-from diffprog import adjoints, distributed, loops, require
+from diffprog import _loops, _validation, distributed, fast_gradients
 from diffprog.program import Program, program
 
 Ending = Literal["steps", "until", "nonfinite"]
@@ -109,19 +109,21 @@ def descent(
     >>> float(run(bowl, 8.0, 3).variable)
     1.0
     """
-    require.function("cost", cost)
+    _validation.function("cost", cost)
     require_optimizer(optimizer)
     if project is not None:
-        require.function("project", project)
+        _validation.function("project", project)
     update = optax.with_extra_args_support(optimizer).update
     wanted = extra_arguments(update)
 
-    fast_cost = adjoints.faster(cost)
+    fast_cost = fast_gradients.faster(cost)
 
     def cost_and_aux(variable: Any, x: Any) -> tuple[Any, Any]:
         returned = fast_cost(variable, x)
-        value, aux = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
-        require.scalar("cost", value)
+        value, aux = (
+            returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+        )
+        _validation.scalar("cost", value)
         return value, aux
 
     def init(variable: Any) -> State:
@@ -130,10 +132,18 @@ def descent(
     def step(state: State, x: Any) -> tuple[State, Info]:
         (value, aux), gradient = jax.value_and_grad(cost_and_aux, has_aux=True)(state.variable, x)
         # optax hands what it has for the rules on to `value_fn`, if that names it.
-        value_of = lambda variable, x=x, grad_fn=None: cost_and_aux(variable, x)[0]  # noqa: E731
-        gradient_of = lambda variable, *_: jax.grad(value_of)(variable)  # noqa: E731
-        known = {"value": value, "grad": gradient, "value_fn": value_of, "grad_fn": gradient_of, "x": x}
-        updates, moved = update(gradient, state.optimizer, state.variable, **{name: known[name] for name in wanted})
+        value_of = lambda variable, x=x, grad_fn=None: cost_and_aux(variable, x)[0]
+        gradient_of = lambda variable, *_: jax.grad(value_of)(variable)
+        known = {
+            "value": value,
+            "grad": gradient,
+            "value_fn": value_of,
+            "grad_fn": gradient_of,
+            "x": x,
+        }
+        updates, moved = update(
+            gradient, state.optimizer, state.variable, **{name: known[name] for name in wanted}
+        )
         variable = optax.apply_updates(state.variable, updates)
         return State(variable if project is None else project(variable), moved), Info(value, aux)
 
@@ -143,8 +153,14 @@ def descent(
 def require_optimizer(optimizer: Any) -> optax.GradientTransformation:
     """`optimizer`, if it is one of optax."""
     if not isinstance(optimizer, optax.GradientTransformation):
-        hint = "; pass its .gradient_transformation()" if isinstance(optimizer, optax.MultiSteps) else ""
-        raise TypeError(f"optimizer must be an optax optimizer, got {type(optimizer).__name__}{hint}")
+        hint = (
+            "; pass its .gradient_transformation()"
+            if isinstance(optimizer, optax.MultiSteps)
+            else ""
+        )
+        raise TypeError(
+            f"optimizer must be an optax optimizer, got {type(optimizer).__name__}{hint}"
+        )
     return optimizer
 
 
@@ -153,7 +169,9 @@ def extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
     takes = inspect.signature(update).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
     names = {parameter.name for parameter in takes}
-    return tuple(name for name in ("value", "grad", "value_fn", "grad_fn", "x") if takes_all or name in names)
+    return tuple(
+        name for name in ("value", "grad", "value_fn", "grad_fn", "x") if takes_all or name in names
+    )
 
 
 def run(
@@ -174,7 +192,7 @@ def run(
             axis. An iterator of batches: step k sees the k-th; up to some hundred are read ahead.
         until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, the rule of lecture 004 (which stops on a plateau as well).
         loop: "device" runs the steps in one compiled loop, "host" calls a compiled step from Python; "auto" takes the one that is fast
-            (see `loops.fast_on_device`). An iterator has only the host.
+            (see `_loops.scan_is_fast`). An iterator has only the host.
         progress: a bar; None shows it for long runs where stderr is a terminal, True always, False never.
 
     Returns:
@@ -188,12 +206,18 @@ def run(
     >>> run(bowl, 4.0, 1000, until=1e-6).steps
     69
     """
-    results = list(pieces(descent, start, xs, until=until, at_once=_FIRST_PIECE, loop=loop, progress=progress))
-    costs, aux = jax.tree.map(lambda *values: np.concatenate(values), *((result.costs, result.aux) for result in results))
+    results = list(
+        run_in_chunks(
+            descent, start, xs, until=until, at_once=_FIRST_PIECE, loop=loop, progress=progress
+        )
+    )
+    costs, aux = jax.tree.map(
+        lambda *values: np.concatenate(values), *((result.costs, result.aux) for result in results)
+    )
     return results[-1]._replace(costs=costs, aux=aux, steps=sum(result.steps for result in results))
 
 
-def pieces(
+def run_in_chunks(
     descent: Descent,
     start: Any,
     xs: Any,
@@ -221,29 +245,44 @@ def pieces(
         TypeError, ValueError: as `run`, when the first is asked for.
 
     >>> bowl = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.1))
-    >>> sum(result.steps for result in pieces(bowl, 4.0, 40))
+    >>> sum(result.steps for result in run_in_chunks(bowl, 4.0, 40))
     40
     """
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
-    require.choice("loop", loop, ("auto", "device", "host"))
-    until = None if until is None else require.number("until", until, low=0)
-    source, state = loops.Source(xs, steps), begin(descent, start)
+    _validation.choice("loop", loop, ("auto", "device", "host"))
+    until = None if until is None else _validation.number("until", until, low=0)
+    source, state = _loops.StepInputs(xs, steps), init_state(descent, start)
     if loop == "device" and source.iterated:
         raise ValueError("loop must be 'auto' or 'host' for an iterator of batches, got 'device'")
     if source.length == 0:
         yield Result(state.variable, np.zeros(0), None, 0, state, "steps")
         return
     step = program(descent.step, fast_gradients=False)
-    traced = loops.trace(step, state, source.first())
+    traced = _loops.trace(step, state, source.first())
     info = _checked_info(state, *traced.out_info)
-    on_device = not source.iterated and loop != "host" and (loop == "device" or loops.fast_on_device(traced.jaxpr))
+    compiled_loop = (
+        not source.iterated
+        and loop != "host"
+        and (loop == "device" or _loops.scan_is_fast(traced.jaxpr))
+    )
     longest = _LONGEST_PIECE if info.aux is None else _LONGEST_PIECE_WITH_AUX
-    advance = functools.partial(loops.on_device if on_device else loops.on_host, step, capacity=longest)
-    yield from _piece_by_piece(advance, source, state, until, after, require.integer("at_once", at_once, low=1), longest, progress)
+    advance = functools.partial(
+        _loops.compiled_loop if compiled_loop else _loops.python_loop, step, capacity=longest
+    )
+    yield from _piece_by_piece(
+        advance,
+        source,
+        state,
+        until,
+        after,
+        _validation.integer("at_once", at_once, low=1),
+        longest,
+        progress,
+    )
 
 
-def begin(descent: Descent, start: Any, *, name: str = "start") -> State:
+def init_state(descent: Descent, start: Any, *, name: str = "start") -> State:
     """The state that a run of the descent starts from.
 
     Args:
@@ -254,22 +293,24 @@ def begin(descent: Descent, start: Any, *, name: str = "start") -> State:
     Raises:
         TypeError, ValueError: a start that is neither.
 
-    >>> float(begin(descent(lambda v, k: v**2, optax.sgd(0.1)), 3.0).variable)
+    >>> float(init_state(descent(lambda v, k: v**2, optax.sgd(0.1)), 3.0).variable)
     3.0
     """
     variable = start.variable if isinstance(start, State) else start
-    require.floating_leaves(name, variable)
-    require.concrete(name, variable, "inside jit, grad or vmap loop over descent.step")
+    _validation.floating_leaves(name, variable)
+    _validation.concrete(name, variable, "inside jit, grad or vmap loop over descent.step")
     if not _is_finite(variable):
-        require.finite(name, variable)
+        _validation.finite(name, variable)
     if not all(np.size(leaf) for leaf in jax.tree.leaves(variable)):
         raise ValueError(f"{name} must hold numbers, got an array of size 0")
     variable = jax.tree.map(_strongly_typed, variable)
     init = program(descent.init, fast_gradients=False)
     if not isinstance(start, State):
         state = jax.tree.map(_strongly_typed, _init(init, variable))
-        return State(variable, distributed.beside(variable, state.optimizer))
-    expected, given = (jax.tree.structure(state) for state in (_init.eval_shape(init, variable), start))
+        return State(variable, distributed.match_shardings(variable, state.optimizer))
+    expected, given = (
+        jax.tree.structure(state) for state in (_init.eval_shape(init, variable), start)
+    )
     if str(expected) != str(given):
         raise ValueError(f"{name} must be a State of this descent, {expected}, got {given}")
     return jax.tree.map(_strongly_typed, start)
@@ -288,25 +329,32 @@ def _strongly_typed(leaf: Any) -> jax.Array:
 
 
 def _checked_info(before: State, after: State, info: Info) -> Info:
-    kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] for state in (before, after)]
+    kinds = [
+        [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] for state in (before, after)
+    ]
     if str(jax.tree.structure(before)) != str(jax.tree.structure(after)):
         raise ValueError(
             "optimizer and project must keep the structure of the state, got a step from "
             f"{jax.tree.structure(before)} to {jax.tree.structure(after)}"
         )
     if kinds[0] != kinds[1]:
-        pairs = zip(*([f"{dtype}{list(shape)}" for shape, dtype in leaves] for leaves in kinds), strict=False)
+        pairs = zip(
+            *([f"{dtype}{list(shape)}" for shape, dtype in leaves] for leaves in kinds),
+            strict=False,
+        )
         changed = next((f"{old} to {new}" for old, new in pairs if old != new), "their number")
-        raise ValueError(f"optimizer and project must keep the shapes and dtypes of the state, got a step that changes {changed}")
+        raise ValueError(
+            f"optimizer and project must keep the shapes and dtypes of the state, got a step that changes {changed}"
+        )
     return info
 
 
-Advance = Callable[[loops.Piece], tuple[State, Info]]
+Advance = Callable[[_loops.Chunk], tuple[State, Info]]
 
 
 def _piece_by_piece(
     advance: Advance,
-    source: loops.Source,
+    source: _loops.StepInputs,
     state: State,
     until: float | None,
     latest_cost: float,
@@ -315,16 +363,20 @@ def _piece_by_piece(
     progress: bool | None,
 ) -> Iterator[Result]:
     """Advance by a piece, look at its costs, then stop or go on."""
-    before: loops.Piece | None = None
+    before: _loops.Chunk | None = None
     length, first = min(length, longest), 0
-    with tqdm.tqdm(total=source.length, disable=None if progress is None else not progress, delay=0 if progress else 1) as bar:
+    with tqdm.tqdm(
+        total=source.length,
+        disable=None if progress is None else not progress,
+        delay=0 if progress else 1,
+    ) as bar:
         while True:
             xs, count = source.take(first, length)
             if count == 0:
                 return
-            piece, began = loops.Piece(first, first + count, state, xs), time.perf_counter()
+            piece, began = _loops.Chunk(first, first + count, state, xs), time.perf_counter()
             state, info = advance(piece)
-            state, costs = distributed.laid_like(piece.state, state), np.asarray(info.cost)
+            state, costs = distributed.shard_like(piece.state, state), np.asarray(info.cost)
             ending, at = _stop(np.append(latest_cost, costs), until)
             if ending is None and source.ends_at(piece.last) and not _is_finite(state.variable):
                 ending, at = "nonfinite", count
@@ -332,22 +384,27 @@ def _piece_by_piece(
                 aux = jax.tree.map(lambda values, last=at + 1: values[:last], info.aux)
                 steps = first + at if ending == "until" else max(first + at - 1, 0)
                 replayed = _replay(advance, before, piece, steps)
-                yield Result(replayed.variable, costs[: at + 1], aux, steps - first, replayed, ending)
+                yield Result(
+                    replayed.variable, costs[: at + 1], aux, steps - first, replayed, ending
+                )
                 return
             bar.set_postfix_str(f"cost={costs[-1]:.4g}", refresh=False)
             bar.update(count)
             yield Result(state.variable, costs, info.aux, count, state, "steps")
             before, first, latest_cost = piece, piece.last, float(costs[-1])
-            length = steps_at_once(count, time.perf_counter() - began, longest)
+            length = chunk_length(count, time.perf_counter() - began, longest)
 
 
-def steps_at_once(count: int, seconds: float, longest: int = _LONGEST_PIECE) -> int:
+def chunk_length(count: int, seconds: float, longest: int = _LONGEST_PIECE) -> int:
     """How many steps fit in half a second, after so many have taken so long; processes that run one program together have to agree on it.
 
-    >>> steps_at_once(100, 5.0)
+    >>> chunk_length(100, 5.0)
     10
     """
-    return min(2 * count if jax.process_count() > 1 else max(int(_PIECE_SECONDS * count / seconds), 1), longest)
+    return min(
+        2 * count if jax.process_count() > 1 else max(int(_PIECE_SECONDS * count / seconds), 1),
+        longest,
+    )
 
 
 @jax.jit
@@ -366,7 +423,9 @@ def _stop(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:
     return "nonfinite" if nonfinite[stops[0]] else "until", int(stops[0])
 
 
-def _replay(advance: Advance, before: loops.Piece | None, piece: loops.Piece, steps: int) -> State:
+def _replay(
+    advance: Advance, before: _loops.Chunk | None, piece: _loops.Chunk, steps: int
+) -> State:
     """The state after `steps` updates, which lies in `piece` or in the one before it."""
     if before is not None and steps < piece.first:
         piece = before

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffprog import require
+from diffprog import _validation
 
 Partition = Callable[[str, jax.ShapeDtypeStruct], PartitionSpec]
 
@@ -46,20 +46,31 @@ def initialize(
         TypeError, ValueError: an address that is not "host:port", a process that is none of them.
     """
     if coordinator_address is not None and (
-        not isinstance(coordinator_address, str) or not coordinator_address.rpartition(":")[2].isdigit()
+        not isinstance(coordinator_address, str)
+        or not coordinator_address.rpartition(":")[2].isdigit()
     ):
         raise ValueError(f"coordinator_address must be 'host:port', got {coordinator_address!r}")
     if num_processes is not None:
-        require.integer("num_processes", num_processes, low=1)
-    if process_id is not None and require.integer("process_id", process_id, low=0) >= (num_processes or math.inf):
-        raise ValueError(f"process_id must be below num_processes, {num_processes}, got {process_id}")
-    require.integer("heartbeat_timeout_seconds", heartbeat_timeout_seconds, low=1)
+        _validation.integer("num_processes", num_processes, low=1)
+    if process_id is not None and _validation.integer("process_id", process_id, low=0) >= (
+        num_processes or math.inf
+    ):
+        raise ValueError(
+            f"process_id must be below num_processes, {num_processes}, got {process_id}"
+        )
+    _validation.integer("heartbeat_timeout_seconds", heartbeat_timeout_seconds, low=1)
     jax.distributed.initialize(
-        coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_timeout_seconds, **options
+        coordinator_address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        **options,
     )
 
 
-def mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh(
+    axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A grid of devices, whose first axis divides examples.
 
     Args:
@@ -73,28 +84,40 @@ def mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device]
     ('batch',)
     """
     there = list(jax.devices() if devices is None else devices)
-    if not (axes is None or isinstance(axes, Mapping)) or not all(isinstance(device, jax.Device) for device in there):
-        raise TypeError(f"axes must be a dict of lengths by name, and devices those of JAX, got {axes!r} and {there!r:.60}")
+    if not (axes is None or isinstance(axes, Mapping)) or not all(
+        isinstance(device, jax.Device) for device in there
+    ):
+        raise TypeError(
+            f"axes must be a dict of lengths by name, and devices those of JAX, got {axes!r} and {there!r:.60}"
+        )
     axes = {"batch": len(there)} if axes is None else dict(axes)
-    lengths = require.integers("axes", tuple(axes.values()), least=1)
+    lengths = _validation.integers("axes", tuple(axes.values()), least=1)
     if math.prod(lengths) > len(there):
-        raise ValueError(f"axes must make at most {len(there)} devices, as many as there are, got {axes}")
-    return Mesh(np.array(there[: math.prod(lengths)]).reshape(lengths), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+        raise ValueError(
+            f"axes must make at most {len(there)} devices, as many as there are, got {axes}"
+        )
+    return Mesh(
+        np.array(there[: math.prod(lengths)]).reshape(lengths),
+        tuple(axes),
+        axis_types=(AxisType.Auto,) * len(axes),
+    )
 
 
-def checked(mesh: Any) -> Mesh:
+def validate_mesh(mesh: Any) -> Mesh:
     """The mesh, its axes left to the compiler: whatever type they have, a program on it is written as for one device."""
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, such as distributed.mesh(), got {type(mesh).__name__}")
+        raise TypeError(
+            f"mesh must be a jax.sharding.Mesh, such as distributed.mesh(), got {type(mesh).__name__}"
+        )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def width(mesh: Mesh) -> int:
+def batch_axis_size(mesh: Mesh) -> int:
     """Among how many the examples are divided."""
     return mesh.shape[mesh.axis_names[0]]
 
 
-def examples(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How arrays with leading axis example lie: each device has its share of them."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
@@ -104,25 +127,33 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
 
-def split(mesh: Mesh, tree: Any) -> Any:
+def shard_batch(mesh: Mesh, tree: Any) -> Any:
     """Every array divided among the devices along its leading axis, which they must divide."""
-    return jax.tree.map(lambda leaf: put(leaf, examples(mesh)), tree)
+    return jax.tree.map(lambda leaf: put(leaf, batch_sharding(mesh)), tree)
 
 
-def partitioned(mesh: Mesh, rule: Partition | None, tree: Any) -> Any:
+def partition_shardings(mesh: Mesh, rule: Partition | None, tree: Any) -> Any:
     """The sharding that a rule gives each array: rule(path, shape and dtype) -> PartitionSpec, with paths such as "affine1/weight"."""
 
     def of(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = PartitionSpec() if rule is None else rule(name, jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype))
+        spec = (
+            PartitionSpec()
+            if rule is None
+            else rule(name, jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype))
+        )
         if not isinstance(spec, PartitionSpec):
-            raise TypeError(f"partition must return a jax.sharding.PartitionSpec, got {type(spec).__name__} for {name!r}")
+            raise TypeError(
+                f"partition must return a jax.sharding.PartitionSpec, got {type(spec).__name__} for {name!r}"
+            )
         try:
             sharding = NamedSharding(mesh, spec)
             sharding.check_compatible_aval(np.shape(leaf))
             sharding.shard_shape(np.shape(leaf))
         except ValueError as error:
-            raise ValueError(f"partition must fit the parameters, got {spec} for {name!r} of shape {list(np.shape(leaf))}") from error
+            raise ValueError(
+                f"partition must fit the parameters, got {spec} for {name!r} of shape {list(np.shape(leaf))}"
+            ) from error
         return sharding
 
     return jax.tree_util.tree_map_with_path(of, tree)
@@ -134,63 +165,89 @@ def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     if sharding.is_fully_addressable or is_global:
         return jax.device_put(leaf, sharding)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(
+            put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf)
+        )
     known = np.asarray(leaf)
     return jax.make_array_from_callback(known.shape, sharding, lambda index: known[index])
 
 
-def whole(tree: Any) -> Any:
+def all_gather(tree: Any) -> Any:
     """Every array that lies divided, whole on every device that had a part of it."""
     return jax.tree.map(_whole, tree)
 
 
 def _whole(leaf: Any) -> Any:
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated or not isinstance(leaf.sharding, NamedSharding):
+    if (
+        not isinstance(leaf, jax.Array)
+        or leaf.is_fully_replicated
+        or not isinstance(leaf.sharding, NamedSharding)
+    ):
         return leaf
     return put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
 
 
-def shared(run: Callable[..., Any]) -> Callable[..., Any]:
+def parallel_over_batch(run: Callable[..., Any]) -> Callable[..., Any]:
     """A function of examples that gives something for each, done by all devices on which the examples lie whole: each does its share.
 
     Examples that no mesh has, or that are divided already, are seen as they are.
 
-    >>> shared(lambda x: 2 * x)(np.arange(3)).tolist()
+    >>> parallel_over_batch(lambda x: 2 * x)(np.arange(3)).tolist()
     [0, 2, 4]
     """
 
     def each_its_share(*args: Any) -> Any:
         leaf = jax.tree.leaves(args[0])[0]
-        grid = None if isinstance(leaf, jax.core.Tracer) else getattr(getattr(leaf, "sharding", None), "mesh", None)
+        grid = (
+            None
+            if isinstance(leaf, jax.core.Tracer)
+            else getattr(getattr(leaf, "sharding", None), "mesh", None)
+        )
         if grid is None or grid.size == 1 or not leaf.is_fully_replicated:
             return run(*args)
         count = len(leaf)
-        filled = np.minimum(np.arange(-(-count // width(grid)) * width(grid)), count - 1)
-        given = whole(run(*split(grid, jax.tree.map(lambda leaf: leaf[filled], args))))
+        filled = np.minimum(
+            np.arange(-(-count // batch_axis_size(grid)) * batch_axis_size(grid)), count - 1
+        )
+        given = all_gather(run(*shard_batch(grid, jax.tree.map(lambda leaf: leaf[filled], args))))
         return jax.tree.map(lambda leaf: leaf[:count], given)
 
     return each_its_share
 
 
-def beside(known: Any, tree: Any) -> Any:
+def match_shardings(known: Any, tree: Any) -> Any:
     """Arrays laid beside others: each as that of the known ones whose path its own path ends with, if it has its shape; the rest whole."""
     leaves = jax.tree_util.tree_leaves_with_path(known)
-    lying = next((leaf.sharding for _, leaf in leaves if isinstance(leaf.sharding, NamedSharding)), None)
+    lying = next(
+        (leaf.sharding for _, leaf in leaves if isinstance(leaf.sharding, NamedSharding)), None
+    )
     if lying is None:
         return tree
 
     def of(path: Any, leaf: jax.Array) -> jax.Array:
-        mine = (kept.sharding for end, kept in leaves if path[len(path) - len(end) :] == end and leaf.shape == kept.shape)
+        mine = (
+            kept.sharding
+            for end, kept in leaves
+            if path[len(path) - len(end) :] == end and leaf.shape == kept.shape
+        )
         return put(leaf, next(mine, NamedSharding(lying.mesh, PartitionSpec())))
 
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def laid_like(known: Any, tree: Any) -> Any:
+def shard_like(known: Any, tree: Any) -> Any:
     """Arrays laid as those of another tree are: what comes out of a compiled loop lies as its compiler found best."""
-    return jax.tree.map(lambda kept, leaf: leaf if leaf.sharding == kept.sharding else put(leaf, kept.sharding), known, tree)
+    return jax.tree.map(
+        lambda kept, leaf: leaf if leaf.sharding == kept.sharding else put(leaf, kept.sharding),
+        known,
+        tree,
+    )
 
 
 def fetch(tree: Any) -> Any:
     """Every array as a NumPy array, whichever processes hold its parts."""
-    return jax.device_get(jax.tree.map(lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else _whole(leaf), tree))
+    return jax.device_get(
+        jax.tree.map(
+            lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else _whole(leaf), tree
+        )
+    )

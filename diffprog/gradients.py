@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from diffprog import nodes, require
+from diffprog import _validation, nodes
 from diffprog.program import Program, program
 
 Function = Callable[..., Any]
@@ -39,7 +39,7 @@ def wrt_params(cost: Function) -> Function:
     >>> wrt_params(lambda w, x: w * x**2)(jnp.float32(3), 2.0)
     Array(4., dtype=float32)
     """
-    return _gradient(require.function("cost", cost), 0, "params")
+    return _gradient(_validation.function("cost", cost), 0, "params")
 
 
 def wrt_input(cost: Function) -> Function:
@@ -50,7 +50,7 @@ def wrt_input(cost: Function) -> Function:
     >>> wrt_input(lambda w, x: w * x**2)(3.0, jnp.float32(2))
     Array(12., dtype=float32)
     """
-    return _gradient(require.function("cost", cost), 1, "x")
+    return _gradient(_validation.function("cost", cost), 1, "x")
 
 
 def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
@@ -69,11 +69,11 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
     >>> wrt_nodes(lambda x: jnp.sum(nodes.tap(2 * x, "h") ** 2))(jnp.ones(2))
     {'h': Array([4., 4.], dtype=float32)}
     """
-    require.function("f", f)
-    wanted = None if names is None else nodes.names_of(names)
+    _validation.function("f", f)
+    wanted = None if names is None else nodes.as_name_tuple(names)
 
     def adjoints(*args: Any) -> dict[str, Array]:
-        require.finite("args", args)
+        _validation.finite("args", args)
         return _adjoints(program(f), wanted, args)
 
     return adjoints
@@ -81,7 +81,7 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
 
 @functools.partial(jax.jit, static_argnames="names")
 def _adjoints(f: Program, names: tuple[str, ...] | None, args: tuple[Any, ...]) -> dict[str, Array]:
-    names = tuple(nodes.changeable(f, *args)) if names is None else names
+    names = tuple(nodes.differentiable(f, *args)) if names is None else names
     _, found = jax.eval_shape(nodes.read(f, names), *args)
     zeros = {name: jnp.zeros(node.shape, node.dtype) for name, node in found.items()}
     return jax.grad(lambda deltas: _scalar("f", nodes.perturb(f, deltas))(*args))(zeros)
@@ -102,15 +102,17 @@ def per_example(cost: Function) -> Function:
     >>> per_example(lambda w, x: (w * x**2).sum())(jnp.float32(3), jnp.array([1.0, 2.0]))
     Array([1., 4.], dtype=float32)
     """
-    require.function("cost", cost)
+    _validation.function("cost", cost)
 
     def gradients(params: Any, *examples: Any) -> Any:
         if not examples:
-            raise TypeError("gradients takes params, xs, ys, ...: expected at least 2 arguments, got 1")
+            raise TypeError(
+                "gradients takes params, xs, ys, ...: expected at least 2 arguments, got 1"
+            )
         _check("params", params)
         _check_rest((params, *examples))
         names = ["xs", "ys", *(f"argument {k}" for k in range(3, len(examples) + 1))]
-        require.batch(**dict(zip(names, examples, strict=False)))
+        _validation.batch(**dict(zip(names, examples, strict=False)))
         return _per_example(program(cost), params, examples)
 
     return gradients
@@ -119,7 +121,9 @@ def per_example(cost: Function) -> Function:
 @jax.jit
 def _per_example(cost: Program, params: Any, examples: tuple[Any, ...]) -> Any:
     def alone(example: tuple[Any, ...]) -> Any:
-        return jax.grad(_scalar("cost", cost))(params, *jax.tree.map(lambda leaf: leaf[None], example))
+        return jax.grad(_scalar("cost", cost))(
+            params, *jax.tree.map(lambda leaf: leaf[None], example)
+        )
 
     return jax.vmap(alone)(examples)
 
@@ -144,18 +148,27 @@ def jacobian(f: Function) -> Function:
     Array([[1., 1.],
            [3., 2.]], dtype=float32)
     """
-    require.function("f", f)
+    _validation.function("f", f)
 
     def derivative(x: Float[Array, "..."]) -> Float[Array, "m n"]:
-        require.floating("x", x, rank=(0, 1, 2))
-        require.finite("x", x)
+        _validation.floating("x", x, rank=(0, 1, 2))
+        _validation.finite("x", x)
         y, x = jax.eval_shape(f, x), jnp.asarray(x)
-        require.floating("f(x)", y)
-        if not (hasattr(y, "ndim") and (max(y.ndim, x.ndim) <= 1 or (y.ndim, x.ndim) in ((0, 2), (2, 0)))):
+        _validation.floating("f(x)", y)
+        if not (
+            hasattr(y, "ndim")
+            and (max(y.ndim, x.ndim) <= 1 or (y.ndim, x.ndim) in ((0, 2), (2, 0)))
+        ):
             ranks = f"y of rank {getattr(y, 'ndim', type(y).__name__)} by x of rank {x.ndim}"
-            raise ValueError(f"x and f(x) must be vectors or scalars, or one of them a matrix and the other a scalar, got {ranks}")
+            raise ValueError(
+                f"x and f(x) must be vectors or scalars, or one of them a matrix and the other a scalar, got {ranks}"
+            )
         plain = _jacobian(program(f), x)
-        return plain.T if x.ndim == 2 else plain.reshape(*(y.shape if y.ndim == 2 else (y.size, x.size)))
+        return (
+            plain.T
+            if x.ndim == 2
+            else plain.reshape(*(y.shape if y.ndim == 2 else (y.size, x.size)))
+        )
 
     return derivative
 
@@ -175,11 +188,11 @@ def hessian(f: Function) -> Function:
     Array([[4., 2.],
            [2., 0.]], dtype=float32)
     """
-    require.function("f", f)
+    _validation.function("f", f)
 
     def second(x: Float[Array, " n"]) -> Float[Array, "n n"]:
-        require.floating("x", x, rank=1)
-        require.finite("x", x)
+        _validation.floating("x", x, rank=1)
+        _validation.finite("x", x)
         return _hessian(program(f), jnp.asarray(x))
 
     return second
@@ -202,15 +215,19 @@ def hvp(f: Function) -> Function:
     >>> hvp(lambda x: x[0] ** 2 * x[1])(jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0]))
     Array([4., 2.], dtype=float32)
     """
-    require.function("f", f)
+    _validation.function("f", f)
 
     def product(x: Any, v: Any) -> Any:
         _check("x", x)
         _check("v", v)
-        require.same_structure(x=x, v=v)
-        kinds = [{str(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)} for tree in (x, v)]
+        _validation.same_structure(x=x, v=v)
+        kinds = [
+            {str(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)} for tree in (x, v)
+        ]
         if kinds[0] != kinds[1]:
-            raise TypeError(f"x and v must share their dtypes, got {sorted(kinds[0])} and {sorted(kinds[1])}")
+            raise TypeError(
+                f"x and v must share their dtypes, got {sorted(kinds[0])} and {sorted(kinds[1])}"
+            )
         return _hvp(program(f), *(jax.tree.map(jnp.asarray, tree) for tree in (x, v)))
 
     return product
@@ -236,7 +253,7 @@ def numerical(f: Function) -> Function:
     >>> numerical(lambda x: (x**3).sum())(jnp.array([1.0, 2.0]))
     Array([ 3., 12.], dtype=float32)
     """
-    require.function("f", f)
+    _validation.function("f", f)
 
     def gradient(x: Any) -> Any:
         _check("x", x)
@@ -250,7 +267,10 @@ def numerical(f: Function) -> Function:
 
 
 def _in_float64(f: Program) -> Program:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, f)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        f,
+    )
 
 
 @jax.jit
@@ -269,7 +289,9 @@ def _central_differences(f: Program, x: Any) -> Any:
 def _gradient(cost: Function, argument: int, name: str) -> Function:
     def gradient(*args: Any) -> Any:
         if len(args) <= argument:
-            raise TypeError(f"cost takes params, x, ...: expected at least {argument + 1} arguments, got {len(args)}")
+            raise TypeError(
+                f"cost takes params, x, ...: expected at least {argument + 1} arguments, got {len(args)}"
+            )
         _check(name, args[argument])
         _check_rest(args)
         return _jitted_gradient(program(cost), args, argument)
@@ -283,15 +305,15 @@ def _jitted_gradient(cost: Program, args: tuple[Any, ...], argument: int) -> Any
 
 
 def _check(name: str, variable: Any) -> None:
-    require.floating_leaves(name, variable)
-    require.finite(name, variable)
+    _validation.floating_leaves(name, variable)
+    _validation.finite(name, variable)
 
 
 def _check_rest(args: tuple[Any, ...]) -> None:
     """Finite, and no empty batch, in (params, x, y, ...)."""
     for k, given in enumerate(args):
         name = ("params", "x", "y", *(f"argument {i}" for i in range(4, len(args) + 1)))[k]
-        require.finite(name, given)
+        _validation.finite(name, given)
         if k and any(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in jax.tree.leaves(given)):
             raise ValueError(f"{name} must not be empty, got a leading axis of 0")
 
@@ -299,7 +321,7 @@ def _check_rest(args: tuple[Any, ...]) -> None:
 def _scalar(name: str, f: Function) -> Function:
     def checked(*args: Any) -> Any:
         value = f(*args)
-        require.scalar(name, value)
+        _validation.scalar(name, value)
         return value
 
     return checked

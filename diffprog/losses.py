@@ -15,10 +15,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from diffprog import require
+from diffprog import _validation
 
 
-def half_squared_error(prediction: Float[ArrayLike, "batch ..."], target: Float[ArrayLike, "batch ..."]) -> Float[Array, "batch"]:
+def half_squared_error(
+    prediction: Float[ArrayLike, "batch ..."], target: Float[ArrayLike, "batch ..."]
+) -> Float[Array, "batch"]:
     """Half the squared distance between prediction and target, L = 1/2 Σ_k (y_k - t_k)², whose gradient is y - t.
 
     Args:
@@ -42,7 +44,9 @@ def half_squared_error(prediction: Float[ArrayLike, "batch ..."], target: Float[
     return errors.sum(tuple(range(1, errors.ndim)))
 
 
-def softmax_cross_entropy(logits: Float[ArrayLike, "batch classes"], labels: Integer[ArrayLike, "batch"]) -> Float[Array, "batch"]:
+def softmax_cross_entropy(
+    logits: Float[ArrayLike, "batch classes"], labels: Integer[ArrayLike, "batch"]
+) -> Float[Array, "batch"]:
     """The surprise at the true class, L = -log softmax(z)_label, whose gradient is softmax(z) - onehot(label).
 
     Args:
@@ -63,15 +67,19 @@ def softmax_cross_entropy(logits: Float[ArrayLike, "batch classes"], labels: Int
     [0.6931472 0.       ]
     """
     _check(rank=2, logits=logits)
-    require.labels("labels", labels, jnp.shape(logits)[1])
-    require.batch(logits=logits, labels=labels)
+    _validation.labels("labels", labels, jnp.shape(logits)[1])
+    _validation.batch(logits=logits, labels=labels)
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     # Where labels have no values yet, under jit, one out of range makes its loss and gradient NaN instead of another class's.
-    return loss * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan).astype(loss.dtype)
+    return loss * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan).astype(
+        loss.dtype
+    )
 
 
-def softmax_kl(logits: Float[ArrayLike, "batch classes"], target: Float[ArrayLike, "batch classes"]) -> Float[Array, "batch"]:
+def softmax_kl(
+    logits: Float[ArrayLike, "batch classes"], target: Float[ArrayLike, "batch classes"]
+) -> Float[Array, "batch"]:
     """Divergence of a softmax from a target distribution, L = Σ_k d_k log(d_k / y_k) with y = softmax(z) and 0 log 0 := 0.
 
     The gradient with respect to z is y - d. With respect to d it is log(d_k / y_k) + 1; where d_k = 0 the term d_k log d_k has no
@@ -99,7 +107,9 @@ def softmax_kl(logits: Float[ArrayLike, "batch classes"], target: Float[ArrayLik
     return optax.losses.softmax_cross_entropy(logits, target) + _negative_entropy(target).sum(1)
 
 
-def sigmoid_kl(logits: Float[ArrayLike, "batch"], target: Float[ArrayLike, "batch"]) -> Float[Array, "batch"]:
+def sigmoid_kl(
+    logits: Float[ArrayLike, "batch"], target: Float[ArrayLike, "batch"]
+) -> Float[Array, "batch"]:
     """Divergence of one sigmoid from a target probability, L = d log(d / y) + (1 - d) log((1 - d) / (1 - y)) with y = sigmoid(z).
 
     The gradient with respect to z is y - d; 0 log 0 := 0, as in `softmax_kl`, of which this is the case of the two classes (z, 0).
@@ -121,7 +131,7 @@ def sigmoid_kl(logits: Float[ArrayLike, "batch"], target: Float[ArrayLike, "batc
     [0.6931472 0.       ]
     """
     _check(rank=1, logits=logits, target=target)
-    require.within("target", target, 0, 1)
+    _validation.within("target", target, 0, 1)
     logits, target = jnp.asarray(logits), jnp.asarray(target)
     cross_entropy = optax.losses.sigmoid_binary_cross_entropy(logits, target)
     return cross_entropy + _negative_entropy(target) + _negative_entropy(1 - target)
@@ -134,16 +144,16 @@ def _negative_entropy(d: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _check(rank: int | None = None, **arrays: Any) -> None:
     for name, given in arrays.items():
-        require.floating(name, given, rank=rank)
-    require.batch(**arrays)
-    require.same_shape(**arrays)
+        _validation.floating(name, given, rank=rank)
+    _validation.batch(**arrays)
+    _validation.same_shape(**arrays)
     for name, given in arrays.items():
-        require.finite(name, given)
+        _validation.finite(name, given)
 
 
 def _check_distributions(target: Any) -> None:
-    require.within("target", target, 0, np.inf)
-    known = require.values(target)
+    _validation.within("target", target, 0, np.inf)
+    known = _validation.values(target)
     if known is None:
         return
     sums = known.astype(np.float64).sum(1)
@@ -151,4 +161,6 @@ def _check_distributions(target: Any) -> None:
     off = np.abs(sums - 1) > max(1e-6, known.shape[1] * float(jnp.finfo(known.dtype).eps))
     if off.any():
         first = int(np.argmax(off))
-        raise ValueError(f"target must hold distributions, rows that sum to 1, got row {first} with sum {sums[first]:.6g}")
+        raise ValueError(
+            f"target must hold distributions, rows that sum to 1, got row {first} with sum {sums[first]:.6g}"
+        )

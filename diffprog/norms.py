@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffprog import require
+from diffprog import _validation
 
 _Rows = Float[Array, "batch n"]
 _Column = Float[Array, "batch 1"]
@@ -81,7 +81,7 @@ def named(norm: str) -> Norm:
     True
     """
     norms = {"linf": linf, "l2": l2, "l1": l1}
-    require.choice("norm", norm, norms)
+    _validation.choice("norm", norm, norms)
     return norms[norm]
 
 
@@ -106,7 +106,9 @@ def _unit(rows: _Rows) -> _Column:
 def _l2_length(rows: _Rows) -> _Column:
     unit = _unit(rows)
     squares = _sum(jnp.square(rows / unit))
-    return jnp.where(squares == 0, 0, unit * jnp.sqrt(jnp.where(squares == 0, 1, squares)))  # no derivative of the root at 0
+    return jnp.where(
+        squares == 0, 0, unit * jnp.sqrt(jnp.where(squares == 0, 1, squares))
+    )  # no derivative of the root at 0
 
 
 def _linf_ascent(rows: _Rows) -> _Rows:
@@ -119,7 +121,9 @@ def _l2_ascent(rows: _Rows) -> _Rows:
 
 
 def _l1_ascent(rows: _Rows) -> _Rows:
-    return jnp.sign(rows) * jax.nn.one_hot(jnp.argmax(jnp.abs(rows), axis=1), rows.shape[1], dtype=rows.dtype)
+    return jnp.sign(rows) * jax.nn.one_hot(
+        jnp.argmax(jnp.abs(rows), axis=1), rows.shape[1], dtype=rows.dtype
+    )
 
 
 def _linf_draw(key: Array, shape: tuple[int, int], dtype: Any) -> _Rows:
@@ -129,7 +133,9 @@ def _linf_draw(key: Array, shape: tuple[int, int], dtype: Any) -> _Rows:
 def _l2_draw(key: Array, shape: tuple[int, int], dtype: Any) -> _Rows:
     direction, depth = jax.random.split(key)
     normal = jax.random.normal(direction, shape, dtype) / math.sqrt(2)
-    return normal / jnp.sqrt(_sum(jnp.square(normal)) + jax.random.exponential(depth, (shape[0], 1), dtype))
+    return normal / jnp.sqrt(
+        _sum(jnp.square(normal)) + jax.random.exponential(depth, (shape[0], 1), dtype)
+    )
 
 
 def _l1_draw(key: Array, shape: tuple[int, int], dtype: Any) -> _Rows:
@@ -159,8 +165,15 @@ def _l2_shrink(size: _Rows, room: _Rows, epsilon: _Column) -> _Rows:
     """min(s size, room) of length epsilon > 0; min(size, room) is longer."""
     known, edge = jax.lax.stop_gradient((size, room))
     low = epsilon / jnp.maximum(_l2_length(known), epsilon)
-    bisected = functools.partial(_bisect, lambda s: _l2_length(jnp.minimum(s * known, edge)) <= epsilon, low, jnp.ones_like(low))
-    s = jax.lax.cond(jnp.any(low * known > edge), bisected, lambda: low)  # where nothing is cut, low is the answer
+    bisected = functools.partial(
+        _bisect,
+        lambda s: _l2_length(jnp.minimum(s * known, edge)) <= epsilon,
+        low,
+        jnp.ones_like(low),
+    )
+    s = jax.lax.cond(
+        jnp.any(low * known > edge), bisected, lambda: low
+    )  # where nothing is cut, low is the answer
     free = s * size < room
     squares = jnp.square(jnp.minimum(s * size, room) / epsilon)
     rest, moving = 1 - _sum(jnp.where(free, 0, squares)), _sum(jnp.where(free, squares, 0))
@@ -172,9 +185,13 @@ def _l2_shrink(size: _Rows, room: _Rows, epsilon: _Column) -> _Rows:
 def _l1_shrink(size: _Rows, room: _Rows, epsilon: _Column) -> _Rows:
     """clip(d - gap, 0, room) of length epsilon > 0; min(size, room) is longer."""
     top = jnp.max(jnp.where(room > 0, size, 0), axis=1, keepdims=True)
-    gap = top - size  # a difference of near numbers is exact, so a small d keeps its digits beside a large size
+    gap = (
+        top - size
+    )  # a difference of near numbers is exact, so a small d keeps its digits beside a large size
     known, edge, most = jax.lax.stop_gradient((gap, room, top))
-    d = _bisect(lambda d: _l1_length(jnp.clip(d - known, 0, edge)) <= epsilon, epsilon / size.shape[1], most)
+    d = _bisect(
+        lambda d: _l1_length(jnp.clip(d - known, 0, edge)) <= epsilon, epsilon / size.shape[1], most
+    )
     free = (d - gap > 0) & (d - gap < room)
     rest = epsilon - _sum(jnp.clip(d - gap, 0, room))
     return jnp.clip(d + rest / jnp.maximum(_sum(free), 1) - gap, 0, room)
@@ -204,30 +221,39 @@ def _room(r: _Rows, x: _Rows, low: Float[Array, ""], high: Float[Array, ""]) -> 
 
 
 def _checked(name: str, value: Any) -> Array:
-    require.floating(name, value)
-    require.batch(**{name: value})
+    _validation.floating(name, value)
+    _validation.batch(**{name: value})
     given = jnp.asarray(value)
-    require.finite(name, given)
+    _validation.finite(name, given)
     return given
 
 
 def _radii(epsilon: Any, batch: int, dtype: Any) -> _Column:
     if isinstance(epsilon, bool | int | float):
-        return jnp.full((batch, 1), require.number("epsilon", epsilon, low=0), dtype)
-    require.floating("epsilon", epsilon, rank=(0, 1))
+        return jnp.full((batch, 1), _validation.number("epsilon", epsilon, low=0), dtype)
+    _validation.floating("epsilon", epsilon, rank=(0, 1))
     if epsilon.ndim == 1 and epsilon.shape[0] != batch:
-        raise ValueError(f"epsilon must be a number or have one value for each of {batch} examples, got shape {list(epsilon.shape)}")
-    require.finite("epsilon", epsilon)
-    require.within("epsilon", epsilon, 0, np.inf)
+        raise ValueError(
+            f"epsilon must be a number or have one value for each of {batch} examples, got shape {list(epsilon.shape)}"
+        )
+    _validation.finite("epsilon", epsilon)
+    _validation.within("epsilon", epsilon, 0, np.inf)
     radii = jnp.broadcast_to(jnp.asarray(epsilon, dtype), (batch,))[:, None]
-    return jnp.where(radii >= 0, radii, jnp.nan)  # for a radius that is traced, and so could not be refused
+    return jnp.where(
+        radii >= 0, radii, jnp.nan
+    )  # for a radius that is traced, and so could not be refused
 
 
 def _rows(r: Float[Array, "batch ..."]) -> _Rows:
     return r.reshape(r.shape[0], -1)
 
 
-def _norm(length: Callable[[_Rows], _Column], shrink: _Shrink, ascent: Callable[[_Rows], _Rows], draw: Callable[..., _Rows]) -> Norm:
+def _norm(
+    length: Callable[[_Rows], _Column],
+    shrink: _Shrink,
+    ascent: Callable[[_Rows], _Rows],
+    draw: Callable[..., _Rows],
+) -> Norm:
     """The five functions of a norm from its four formulas on rows: checked where they are called, compiled behind that."""
     measured = jax.jit(lambda r: length(_rows(r))[:, 0])
     ascended = jax.jit(lambda gradient: ascent(_rows(gradient)).reshape(gradient.shape))
@@ -244,19 +270,29 @@ def _norm(length: Callable[[_Rows], _Column], shrink: _Shrink, ascent: Callable[
 
     def project(r: Any, epsilon: Any) -> Array:
         given = _checked("r", r)
-        return nearest(given, jnp.zeros_like(given), _radii(epsilon, given.shape[0], given.dtype), -jnp.inf, jnp.inf)
+        return nearest(
+            given,
+            jnp.zeros_like(given),
+            _radii(epsilon, given.shape[0], given.dtype),
+            -jnp.inf,
+            jnp.inf,
+        )
 
-    def project_in_box(r: Any, x: Any, epsilon: Any, bounds: tuple[float, float] = (0.0, 1.0)) -> Array:
+    def project_in_box(
+        r: Any, x: Any, epsilon: Any, bounds: tuple[float, float] = (0.0, 1.0)
+    ) -> Array:
         given, centre = _checked("r", r), _checked("x", x)
-        require.same_shape(r=given, x=centre)
+        _validation.same_shape(r=given, x=centre)
         if given.dtype != centre.dtype:
             raise TypeError(f"r and x must share a dtype, got r: {given.dtype}, x: {centre.dtype}")
-        low, high = require.bounds("bounds", bounds)
-        require.within("x", centre, low, high)
+        low, high = _validation.bounds("bounds", bounds)
+        _validation.within("x", centre, low, high)
         return nearest(given, centre, _radii(epsilon, given.shape[0], given.dtype), low, high)
 
     def sample(key: Array, shape: tuple[int, ...], epsilon: Any, dtype: Any = None) -> Array:
-        sizes = tuple(require.integer(f"shape[{axis}]", size, low=1) for axis, size in enumerate(shape))
+        sizes = tuple(
+            _validation.integer(f"shape[{axis}]", size, low=1) for axis, size in enumerate(shape)
+        )
         if not sizes:
             raise ValueError("shape must have a leading axis of examples, got ()")
         kind = jnp.zeros((), dtype).dtype

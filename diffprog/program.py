@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffprog import adjoints, require
+from diffprog import _validation, fast_gradients
 
 _NOTHING = object()
 
@@ -63,22 +63,28 @@ class _Opened:
         self.parts, self.join = parts, join
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["structure", "fast_gradients"])
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["arrays"],
+    meta_fields=["structure", "fast_gradients"],
+)
 class Program:
     """A callable pytree, made by `program`.
 
     Attributes:
         arrays: the leaves, every array the callable holds.
         structure: everything else, hashable, equal for callables of one code.
-        fast_gradients: whether it runs as `adjoints.faster` makes it.
+        fast_gradients: whether it runs as `fast_gradients.faster` makes it.
     """
 
-    def __init__(self, arrays: list[jax.Array], structure: _Structure, fast_gradients: bool = True) -> None:
+    def __init__(
+        self, arrays: list[jax.Array], structure: _Structure, fast_gradients: bool = True
+    ) -> None:
         self.arrays, self.structure, self.fast_gradients = arrays, structure, fast_gradients
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Run the callable that the arrays and the structure make together."""
-        run = adjoints.faster(_run) if self.fast_gradients else _run
+        run = fast_gradients.faster(_run) if self.fast_gradients else _run
         return run(self, args, keywords)
 
 
@@ -89,7 +95,9 @@ def _run(program: Program, args: tuple[Any, ...], keywords: dict[str, Any]) -> A
     return _close(jax.tree.unflatten(treedef, leaves))(*args, **keywords)
 
 
-def program(apply: Callable[..., Any], params: Any = _NOTHING, *, fast_gradients: bool = True) -> Program:
+def program(
+    apply: Callable[..., Any], params: Any = _NOTHING, *, fast_gradients: bool = True
+) -> Program:
     """The program x -> apply(params, x), or x -> apply(x) of a callable that holds its own arrays.
 
     Args:
@@ -98,7 +106,7 @@ def program(apply: Callable[..., Any], params: Any = _NOTHING, *, fast_gradients
             is another program.
         params: any pytree; its arrays become leaves, the rest structure.
         fast_gradients: whether convolutions and max-pooling in it get the gradient that is fast on the CPU, where it is compiled: the same
-            numbers but for rounding (see `adjoints.faster`). Part of the structure.
+            numbers but for rounding (see `fast_gradients.faster`). Part of the structure.
 
     Returns:
         A `Program`. A `Program` given alone comes back as it is.
@@ -110,12 +118,14 @@ def program(apply: Callable[..., Any], params: Any = _NOTHING, *, fast_gradients
     >>> double(3.0)
     Array(6., dtype=float32)
     """
-    require.function("apply", apply)
+    _validation.function("apply", apply)
     if not isinstance(fast_gradients, bool):
         raise TypeError(f"fast_gradients must be True or False, got {fast_gradients!r}")
     if params is _NOTHING and isinstance(apply, Program):
         return apply
-    opened = _open(apply if params is _NOTHING else functools.partial(apply, params), frozenset(), {})
+    opened = _open(
+        apply if params is _NOTHING else functools.partial(apply, params), frozenset(), {}
+    )
     leaves, treedef = jax.tree.flatten(opened)
     fixed = tuple(leaf if isinstance(leaf, _Structure) else None for leaf in leaves)
     arrays = [jax.numpy.asarray(leaf) for leaf in leaves if not isinstance(leaf, _Structure)]
@@ -124,7 +134,7 @@ def program(apply: Callable[..., Any], params: Any = _NOTHING, *, fast_gradients
 
 def _open(tree: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
     """`tree` with every callable leaf taken apart (once each: `done`), and every other leaf either an array or a `_Structure`."""
-    is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Held))  # noqa: E731
+    is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Held))
     return jax.tree.map(lambda leaf: _open_leaf(leaf, within, done), tree, is_leaf=is_leaf)
 
 
@@ -176,19 +186,24 @@ def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
         case functools.partial():
             names = tuple(leaf.keywords)
             parts, code = (leaf.func, leaf.args, tuple(leaf.keywords.values())), ("partial", names)
-            join = lambda parts: functools.partial(parts[0], *parts[1], **dict(zip(names, parts[2], strict=True)))  # noqa: E731
+            join = lambda parts: functools.partial(
+                parts[0], *parts[1], **dict(zip(names, parts[2], strict=True))
+            )
         case types.MethodType():
             parts, code = (leaf.__func__, leaf.__self__), ("method",)
-            join = lambda parts: types.MethodType(*parts)  # noqa: E731
+            join = lambda parts: types.MethodType(*parts)
         case types.FunctionType():
             use = _use(leaf.__code__)
             if use.assigns_globals:
                 return _same(leaf)
-            parts, code = _function_parts(leaf, use), (leaf.__code__, id(leaf.__globals__) if use.installed else None)
+            parts, code = (
+                _function_parts(leaf, use),
+                (leaf.__code__, id(leaf.__globals__) if use.installed else None),
+            )
             join = functools.partial(_function_from_parts, leaf)
         case Program():
             parts, code = leaf.arrays, ("program", leaf.structure, leaf.fast_gradients)
-            join = lambda arrays: Program(arrays, leaf.structure, leaf.fast_gradients)  # noqa: E731
+            join = lambda arrays: Program(arrays, leaf.structure, leaf.fast_gradients)
         case _:
             return _structure(leaf, _identity(leaf))
     opened = _open(parts, within, done)
@@ -196,7 +211,11 @@ def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
     if any(not isinstance(part, _Structure) for part in leaves):
         return _Opened(opened, _structure(join, code))
     identity = (code, treedef, tuple(leaves))
-    if isinstance(leaf, types.FunctionType) and leaf.__closure__ is None and _use(leaf.__code__).installed:
+    if (
+        isinstance(leaf, types.FunctionType)
+        and leaf.__closure__ is None
+        and _use(leaf.__code__).installed
+    ):
         # Itself: JAX asks with `is` whether a pooling's operation is `lax.max`.
         return _structure(leaf, identity)
     # A copy: what the callable itself reads may be set again, and then it would no longer be what it is kept for.
@@ -221,8 +240,15 @@ class _Use(NamedTuple):
     installed: bool
 
 
-_PACKAGES = tuple({*(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")), str(Path(__file__).parent)})
-_CHANGES = frozenset(("append", "extend", "insert", "add", "update", "setdefault", "pop", "remove", "clear"))
+_PACKAGES = tuple(
+    {
+        *(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
+        str(Path(__file__).parent),
+    }
+)
+_CHANGES = frozenset(
+    ("append", "extend", "insert", "add", "update", "setdefault", "pop", "remove", "clear")
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -234,7 +260,9 @@ def _use(code: types.CodeType) -> _Use:
     written = {step.argval for step in steps if step.opname == "STORE_DEREF"}
     assigns_globals = any(step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for step in steps)
     records = any(
-        step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") or step.argval in _CHANGES for step in steps if _is_hashable(step.argval)
+        step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") or step.argval in _CHANGES
+        for step in steps
+        if _is_hashable(step.argval)
     )
     return _Use(tuple(sorted(reads)), frozenset(written), records, assigns_globals, installed=False)
 
@@ -252,8 +280,12 @@ def _function_parts(function: types.FunctionType, use: _Use) -> tuple[Any, ...]:
     contents = tuple(_Held(_contents(name, cell, use)) for name, cell in cells)
     defaults = None if function.__defaults__ is None else tuple(map(_Held, function.__defaults__))
     keyword_defaults = tuple(map(_Held, (function.__kwdefaults__ or {}).values()))
-    found = {name: function.__globals__[name] for name in use.globals if name in function.__globals__}
-    read = None if use.installed else {name: _Held(_kept(value, use)) for name, value in found.items()}
+    found = {
+        name: function.__globals__[name] for name in use.globals if name in function.__globals__
+    }
+    read = (
+        None if use.installed else {name: _Held(_kept(value, use)) for name, value in found.items()}
+    )
     return contents, defaults, keyword_defaults, read
 
 
@@ -272,12 +304,22 @@ def _kept(value: Any, use: _Use) -> Any:
     return _same(value) if use.records and isinstance(value, (list, dict, set)) else value
 
 
-def _function_from_parts(original: types.FunctionType, parts: tuple[Any, ...]) -> types.FunctionType:
+def _function_from_parts(
+    original: types.FunctionType, parts: tuple[Any, ...]
+) -> types.FunctionType:
     contents, defaults, keyword_defaults, read = parts
-    cells = tuple(value if isinstance(value, types.CellType) else types.CellType(value) for value in contents)
-    names = original.__globals__ if read is None else {"__builtins__": builtins, "__name__": original.__module__, **read}
+    cells = tuple(
+        value if isinstance(value, types.CellType) else types.CellType(value) for value in contents
+    )
+    names = (
+        original.__globals__
+        if read is None
+        else {"__builtins__": builtins, "__name__": original.__module__, **read}
+    )
     function = types.FunctionType(original.__code__, names, original.__name__, defaults, cells)
-    function.__kwdefaults__ = dict(zip(original.__kwdefaults__ or {}, keyword_defaults, strict=True))
+    function.__kwdefaults__ = dict(
+        zip(original.__kwdefaults__ or {}, keyword_defaults, strict=True)
+    )
     return function
 
 
@@ -311,9 +353,17 @@ def _identity(value: Any) -> Hashable:
     if isinstance(value, set):
         return set, frozenset(value)
     compared_by_value = type(value).__eq__ is not object.__eq__ and _is_hashable(value)
-    if compared_by_value or isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__"):
+    if (
+        compared_by_value
+        or isinstance(value, (type, types.ModuleType))
+        or not hasattr(value, "__dict__")
+    ):
         return (type(value), value) if _is_hashable(value) else (type(value), id(value))
-    return type(value), id(value), tuple((name, _Attribute(held)) for name, held in vars(value).items())
+    return (
+        type(value),
+        id(value),
+        tuple((name, _Attribute(held)) for name, held in vars(value).items()),
+    )
 
 
 class _Attribute:
@@ -323,7 +373,9 @@ class _Attribute:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Attribute) and (self.value is other.value or self._plain() == other._plain())
+        return isinstance(other, _Attribute) and (
+            self.value is other.value or self._plain() == other._plain()
+        )
 
     def __hash__(self) -> int:
         return hash(self._plain())

@@ -20,7 +20,7 @@ import numpy as np
 
 import diffprog as dp
 from diffprog.plotting import Section, Table
-from experiments.recogniser import train
+from experiments.digit_classifier import train
 
 Method = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -56,13 +56,22 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
 
     maps = {name: method(f, x, read) for name, method in methods(method_key).items()}
     maps_or_noise = {**maps, "random order": jax.random.uniform(random_key, x.shape)}
-    importance = {name: -values if name == "random order" else values for name, values in maps_or_noise.items()}
-    deleted = {name: vis.deletion(probabilities, x, values, read) for name, values in importance.items()}
-    inserted = {name: vis.insertion(probabilities, x, values, read) for name, values in importance.items()}
+    importance = {
+        name: -values if name == "random order" else values
+        for name, values in maps_or_noise.items()
+    }
+    deleted = {
+        name: vis.deletion(probabilities, x, values, read) for name, values in importance.items()
+    }
+    inserted = {
+        name: vis.insertion(probabilities, x, values, read) for name, values in importance.items()
+    }
 
     def left_of(method: Method) -> np.ndarray:
-        maps_of = lambda params: method(dp.program(MODEL.apply, params), x[:SHOWN], read[:SHOWN])  # noqa: E731
-        return vis.randomise_parameters(maps_of, network.params, key=check_key, layers=LAYERS).similarity.mean(1)
+        maps_of = lambda params: method(dp.program(MODEL.apply, params), x[:SHOWN], read[:SHOWN])
+        return vis.randomise_parameters(
+            maps_of, network.params, key=check_key, layers=LAYERS
+        ).similarity.mean(1)
 
     left = {name: left_of(method) for name, method in methods(method_key).items()}
     gap = vis.integrated_gradients(f, x, read).gap
@@ -70,12 +79,18 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         "accuracy": network.accuracy(digits.x_test, digits.y_test),
         "completeness gap": float(jnp.abs(gap).max()),
         "area under deletion": {name: float(curve.area.mean()) for name, curve in deleted.items()},
-        "area under insertion": {name: float(curve.area.mean()) for name, curve in inserted.items()},
-        "similarity after randomisation": {name: [float(share) for share in shares] for name, shares in left.items()},
+        "area under insertion": {
+            name: float(curve.area.mean()) for name, curve in inserted.items()
+        },
+        "similarity after randomisation": {
+            name: [float(share) for share in shares] for name, shares in left.items()
+        },
     }
     shares = deleted["saliency"].shares
     figures = {
-        "maps": dp.plotting.draw_attributions(x[:SHOWN], {k: v[:SHOWN] for k, v in maps.items()}, [f"read {j}" for j in read[:SHOWN]]),
+        "maps": dp.plotting.draw_attributions(
+            x[:SHOWN], {k: v[:SHOWN] for k, v in maps.items()}, [f"read {j}" for j in read[:SHOWN]]
+        ),
         "deletion": _curves(shares, deleted, "share of pixels deleted"),
         "insertion": _curves(shares, inserted, "share of pixels inserted"),
     }
@@ -83,9 +98,11 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     return numbers
 
 
-def _curves(shares: np.ndarray, curves: dict[str, vis.Curve], across: str) -> Any:
+def _curves(shares: np.ndarray, curves: dict[str, vis.Curve], xlabel: str) -> Any:
     means = {name: curve.scores.mean(0) for name, curve in curves.items()}
-    return dp.plotting.draw_curves(shares, means, across=across, up="probability of what was read")
+    return dp.plotting.draw_curves(
+        shares, means, xlabel=xlabel, ylabel="probability of what was read"
+    )
 
 
 def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any]) -> None:
@@ -95,10 +112,15 @@ def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any]) -> Non
         figure.savefig(folder / f"{name}.png", dpi=150)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
     under = numbers["area under deletion"]
-    areas = [[name, under[name], numbers["area under insertion"][name]] for name in sorted(under, key=under.__getitem__)]
+    areas = [
+        [name, under[name], numbers["area under insertion"][name]]
+        for name in sorted(under, key=under.__getitem__)
+    ]
     left = [[name, *shares] for name, shares in numbers["similarity after randomisation"].items()]
     sections = [
-        Section("Seven methods", "Each says of each pixel what it did for the answer.", figures["maps"]),
+        Section(
+            "Seven methods", "Each says of each pixel what it did for the answer.", figures["maps"]
+        ),
         Section(
             "Taking pixels away",
             "Pixels are set to black in the order of their attribution. The faster the probability falls, the better the method knew what "
@@ -119,17 +141,26 @@ def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any]) -> Non
         ),
     ]
     page = dp.plotting.write_page(
-        folder / "index.html", "Which pixels made it say so?", sections, summary="Attribution, and two checks of it."
+        folder / "index.html",
+        "Which pixels made it say so?",
+        sections,
+        summary="Attribution, and two checks of it.",
     )
-    print(f"accuracy {numbers['accuracy']:.2%}; largest completeness gap of integrated gradients {numbers['completeness gap']:.1e}")
+    print(
+        f"accuracy {numbers['accuracy']:.2%}; largest completeness gap of integrated gradients {numbers['completeness gap']:.1e}"
+    )
     for name, deletion, insertion in areas:
         print(f"{name:22s} area under deletion {deletion:.3f}, under insertion {insertion:.3f}")
     print(page)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="a few steps of everything, to see that it runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="a few steps of everything, to see that it runs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("results/attributions"))
     options = parser.parse_args()

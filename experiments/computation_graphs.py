@@ -42,7 +42,7 @@ class Example(NamedTuple):
     text: str
     f: Callable[..., Any]
     args: tuple[Any, ...]
-    options: dict[str, Any] = {}  # noqa: RUF012
+    options: dict[str, Any] = {}
 
 
 def product(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
@@ -88,7 +88,9 @@ def deep_network(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
     return (x**2).mean()
 
 
-def tanh_gradient_by_hand(W0: jax.Array, W1: jax.Array, x: jax.Array, t: float) -> tuple[jax.Array, jax.Array]:
+def tanh_gradient_by_hand(
+    W0: jax.Array, W1: jax.Array, x: jax.Array, t: float
+) -> tuple[jax.Array, jax.Array]:
     """The gradient of `tanh_network` with a common slip: tanh' is 1 - tanh^2, which is 1 - x2^2 and not 1 - x1^2."""
     x1 = W0 @ x
     x2 = jnp.tanh(x1)
@@ -97,8 +99,18 @@ def tanh_gradient_by_hand(W0: jax.Array, W1: jax.Array, x: jax.Array, t: float) 
     return jnp.outer(d1, x), d3 * x2
 
 
-SIGMOID = (np.array([[0.1, 0.8], [0.4, 0.6]]), np.array([0.3, 0.9]), np.array([0.35, 0.9]), np.array(0.5))
-TANH = (np.array([[1.0, -3.0], [0.2, 1.0]]), np.array([1.0, -1.0]), np.array([1.0, 0.1]), np.array(0.5))
+SIGMOID = (
+    np.array([[0.1, 0.8], [0.4, 0.6]]),
+    np.array([0.3, 0.9]),
+    np.array([0.35, 0.9]),
+    np.array(0.5),
+)
+TANH = (
+    np.array([[1.0, -3.0], [0.2, 1.0]]),
+    np.array([1.0, -1.0]),
+    np.array([1.0, 0.1]),
+    np.array(0.5),
+)
 
 
 def graphs() -> dict[str, Example]:
@@ -106,7 +118,9 @@ def graphs() -> dict[str, Example]:
     logits, target = np.array([2.0, 1.0, -1.0]), np.array([0.0, 1.0, 0.0])
     keys = jax.random.split(jax.random.key(0), 12)
     deep = [{"weight": 0.25 * jax.random.normal(key, (8, 8)), "bias": jnp.zeros(8)} for key in keys]
-    report = checks.check_grad(tanh_network, tanh_gradient_by_hand, *TANH, key=jax.random.key(0), argnums=(0, 1))
+    report = checks.check_grad(
+        tanh_network, tanh_gradient_by_hand, *TANH, key=jax.random.key(0), argnums=(0, 1)
+    )
     return {
         "product": Example(
             "f = (x + y) z",
@@ -138,7 +152,12 @@ def graphs() -> dict[str, Example]:
             "Three steps of a recurrent network",
             "A scan, unrolled. W and u enter at every step, and their adjoints are sums over the steps: backpropagation through time.",
             recurrent_network,
-            (np.array([[0.5, 0.3], [-0.4, 0.6]]), np.array([0.2, 0.4]), np.array([0.5, -0.5]), np.array([0.3, -0.7, 1.1])),
+            (
+                np.array([[0.5, 0.3], [-0.4, 0.6]]),
+                np.array([0.2, 0.4]),
+                np.array([0.5, -0.5]),
+                np.array([0.3, -0.7, 1.1]),
+            ),
         ),
         "cross_entropy": Example(
             "Softmax and cross-entropy",
@@ -158,7 +177,11 @@ def graphs() -> dict[str, Example]:
             "A residual block",
             "Two paths from x to y: one through the weights, and one straight to the sum, whose derivative is the identity. Paths add.",
             residual_block,
-            (np.array([[1.0, -1.0], [0.5, 0.5]]), np.array([[0.2, -0.1], [0.3, 0.4]]), np.array([1.0, -0.5])),
+            (
+                np.array([[1.0, -1.0], [0.5, 0.5]]),
+                np.array([[0.2, -0.1], [0.3, 0.4]]),
+                np.array([1.0, -0.5]),
+            ),
         ),
         "wrong": Example(
             "A wrong gradient",
@@ -192,11 +215,33 @@ LANDSCAPES = (
     Landscape("x²", lambda x: x**2, -1.8, 0.1, "smooth: straight to the minimum"),
     Landscape("|x|", jnp.abs, -1.75, 0.3, "kink at 0: to and fro across it"),
     Landscape("relu(x)", jax.nn.relu, 1.7, 0.1, "kink at 0: stops where it is flat"),
-    Landscape("step(x)", lambda x: jnp.heaviside(x, 1.0), 1.0, 0.3, "a jump: gradient 0, no move at all"),
-    Landscape("sawtooth", lambda x: x - jnp.floor(x), 1.5, 0.05, "jumps: down a tooth, up to the next"),
-    Landscape("flat: 1 − exp(−4x²)", lambda x: 1 - jnp.exp(-4 * x**2), -1.6, 0.3, "smooth, but gradient near 0: stuck"),
-    Landscape("steep: √|x|", lambda x: jnp.sqrt(jnp.abs(x)), -1.6, 0.1, "slope without bound: thrown out near 0"),
-    Landscape("x²/4 + sin 6x", lambda x: x**2 / 4 + jnp.sin(6 * x), 1.6, 0.02, "smooth: the nearest of many minima"),
+    Landscape(
+        "step(x)", lambda x: jnp.heaviside(x, 1.0), 1.0, 0.3, "a jump: gradient 0, no move at all"
+    ),
+    Landscape(
+        "sawtooth", lambda x: x - jnp.floor(x), 1.5, 0.05, "jumps: down a tooth, up to the next"
+    ),
+    Landscape(
+        "flat: 1 − exp(−4x²)",
+        lambda x: 1 - jnp.exp(-4 * x**2),
+        -1.6,
+        0.3,
+        "smooth, but gradient near 0: stuck",
+    ),
+    Landscape(
+        "steep: √|x|",
+        lambda x: jnp.sqrt(jnp.abs(x)),
+        -1.6,
+        0.1,
+        "slope without bound: thrown out near 0",
+    ),
+    Landscape(
+        "x²/4 + sin 6x",
+        lambda x: x**2 / 4 + jnp.sin(6 * x),
+        1.6,
+        0.02,
+        "smooth: the nearest of many minima",
+    ),
 )
 
 
@@ -220,7 +265,9 @@ def draw_landscapes(steps: int) -> tuple[Figure, dict[str, Any]]:
         slope = jax.vmap(jax.grad(landscape.f))(x)
         above.plot(x, _broken(landscape.f(x)), color=INK, linewidth=1.3)
         above.plot(visited, costs, color=ORANGE, linewidth=0.7, alpha=0.6)
-        above.scatter(visited, costs, s=14, color=ORANGE, alpha=np.linspace(0.25, 1, len(visited)), zorder=3)
+        above.scatter(
+            visited, costs, s=14, color=ORANGE, alpha=np.linspace(0.25, 1, len(visited)), zorder=3
+        )
         above.scatter(visited[:1], costs[:1], s=36, facecolor="white", edgecolor=ORANGE, zorder=4)
         below.plot(x, _broken(np.clip(slope, -9, 9)), color=BLUE, linewidth=1.2)
         below.axhline(0, color=FAINT, linewidth=0.7, zorder=0)
@@ -229,7 +276,12 @@ def draw_landscapes(steps: int) -> tuple[Figure, dict[str, Any]]:
         for axes in (above, below):
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=7, color=FAINT)
-        numbers[landscape.name] = {"start": landscape.start, "end": float(visited[-1]), "value": float(costs[-1]), "said": landscape.said}
+        numbers[landscape.name] = {
+            "start": landscape.start,
+            "end": float(visited[-1]),
+            "value": float(costs[-1]),
+            "said": landscape.said,
+        }
     blocks[0].axes[0].set_ylabel("f and descent", fontsize=8.5, color=ORANGE)
     blocks[0].axes[1].set_ylabel("gradient", fontsize=8.5, color=BLUE)
     return figure, numbers
@@ -249,7 +301,9 @@ def said(graph: Graph) -> dict[str, Any]:
         "value": graph[graph.output].value.item(),
         "nodes": len(graph.nodes),
         "edges": len(graph.edges),
-        "adjoints": {name: adjoint.tolist() for name, adjoint in named.items() if adjoint is not None},
+        "adjoints": {
+            name: adjoint.tolist() for name, adjoint in named.items() if adjoint is not None
+        },
         "red edges": [[edge.source, edge.target] for edge in graph.edges if edge.wrong],
     }
 
@@ -273,33 +327,67 @@ def _main(folder: Path, fast: bool) -> dict[str, Any]:
         (folder / f"{name}.dot").write_text(graph.to_dot(), encoding="utf-8")
         numbers[name] = said(graph)
         text = f"{example.text}\n\nTo click through it, open {name}.html."
-        sections.append(Section(example.title, text, figure, _paths(graph) if name == "residual" else None, example.title))
-        print(f"{name:22s} {len(graph.nodes):4d} nodes {len(graph.edges):4d} edges, J = {numbers[name]['value']:.7g}")
+        sections.append(
+            Section(
+                example.title,
+                text,
+                figure,
+                _paths(graph) if name == "residual" else None,
+                example.title,
+            )
+        )
+        print(
+            f"{name:22s} {len(graph.nodes):4d} nodes {len(graph.edges):4d} edges, J = {numbers[name]['value']:.7g}"
+        )
     figure, numbers["gallery"] = draw_landscapes(5 if fast else STEPS)
     figure.savefig(folder / "gallery.png", dpi=150)
     caption = "Eight functions, the points that gradient descent visits (from the open one), and below each its gradient."
     question = "Lecture 000 asks which of these are differentiable, and which are hard to optimise. The two are not the same."
-    sections.append(Section("Which are differentiable, which are hard to optimise?", question, figure, caption=caption))
+    sections.append(
+        Section(
+            "Which are differentiable, which are hard to optimise?",
+            question,
+            figure,
+            caption=caption,
+        )
+    )
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
     summary = "The graph of a function with the value of every node, its adjoint dJ/dnode and, on every edge, the local derivative."
-    print(dp.plotting.write_page(folder / "index.html", "Computation graphs", sections, summary=summary))
+    print(
+        dp.plotting.write_page(
+            folder / "index.html", "Computation graphs", sections, summary=summary
+        )
+    )
     return numbers
 
 
 def _paths(graph: Graph) -> Table:
     """Lecture 004's distributed chain rule: every path from x to y with the product of its edges."""
     paths = graph.paths("x", "y")
-    rows: list[list[object]] = [[" → ".join(path.nodes), _matrix(path.derivative)] for path in paths]
-    return Table(["path", "product of its edges"], [*rows, ["sum: dy/dx", _matrix(sum(path.derivative for path in paths))]])
+    rows: list[list[object]] = [
+        [" → ".join(path.nodes), _matrix(path.derivative)] for path in paths
+    ]
+    return Table(
+        ["path", "product of its edges"],
+        [*rows, ["sum: dy/dx", _matrix(sum(path.derivative for path in paths))]],
+    )
 
 
 def _matrix(matrix: Any) -> str:
-    return "[" + "; ".join(" ".join(f"{entry:g}" for entry in row) for row in np.round(matrix, 4)) + "]"
+    return (
+        "["
+        + "; ".join(" ".join(f"{entry:g}" for entry in row) for row in np.round(matrix, 4))
+        + "]"
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="three graphs and a few steps, to see that it runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="three graphs and a few steps, to see that it runs"
+    )
     parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     main(options.folder, fast=options.fast)

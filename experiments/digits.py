@@ -43,7 +43,12 @@ def hidden_layers() -> list[bp.Layer]:
 
 def single() -> bp.Layer:
     """(batch, 1) as (batch,), for a loss of one number an example: a layer of one's own is two functions."""
-    return bp.Layer(lambda key: (), lambda params, x: (x[:, 0], ()), lambda params, kept, dy: ((), dy[:, None]), "single")
+    return bp.Layer(
+        lambda key: (),
+        lambda params, x: (x[:, 0], ()),
+        lambda params, kept, dy: ((), dy[:, None]),
+        "single",
+    )
 
 
 class Task(NamedTuple):
@@ -65,7 +70,11 @@ class Task(NamedTuple):
 
 def fitted(task: Task, by_hand: bool, epochs: int, key: jax.Array) -> dp.training.Fit:
     """Descend with the hand-written gradient of the cost, or with `jax.grad` of its forward pass."""
-    run = bp.differentiable(task.cost) if by_hand else lambda params, x: task.cost.forward(params, x)[0]
+    run = (
+        bp.differentiable(task.cost)
+        if by_hand
+        else lambda params, x: task.cost.forward(params, x)[0]
+    )
     return dp.training.fit(
         lambda params, x, target: run(params, (x, target)),
         jax.jit(task.cost.init)(key),
@@ -79,14 +88,22 @@ def fitted(task: Task, by_hand: bool, epochs: int, key: jax.Array) -> dp.trainin
     )
 
 
-def asked(outputs: list[bp.Layer], loss: bp.Layer, says: Callable[[Array], Array], train: Any, held_out: Any) -> Task:
+def asked(
+    outputs: list[bp.Layer],
+    loss: bp.Layer,
+    says: Callable[[Array], Array],
+    train: Any,
+    held_out: Any,
+) -> Task:
     """The task of a network that ends in `outputs`; `says` is the answer in the outputs or in the target."""
     network = bp.chain([*hidden_layers(), *outputs])
     nodes = {"network": (network, "x"), "J": (bp.mean_over_examples(loss), ("network", "target"))}
 
     def right(params: Any, x: Array, target: Array) -> Array:
         # A target of 0 or 1 is read as an output below or above 0 is.
-        return (says(network.forward(params["network"], x)[0]) == says(2 * target - 1)).astype(x.dtype)
+        return (says(network.forward(params["network"], x)[0]) == says(2 * target - 1)).astype(
+            x.dtype
+        )
 
     return Task(network, bp.dag(nodes, output="J", inputs=("x", "target")), train, held_out, right)
 
@@ -105,9 +122,21 @@ def tasks(data: dp.data.Dataset, non_digits: Array, held_out: Array) -> dict[str
             yield jnp.concatenate([x, none]), jax.nn.one_hot(labels, NONE + 1)
 
     return {
-        "2 or not 2": asked([bp.affine(HIDDEN, 1), single()], bp.sigmoid_kl(), positive, *parts(lambda y: (y == 2).astype(jnp.float32))),
-        "ten digits": asked([bp.affine(HIDDEN, 10)], bp.softmax_kl(), largest, *parts(lambda y: jax.nn.one_hot(y, 10))),
-        "ten digits or none": asked([bp.affine(HIDDEN, 11)], bp.softmax_kl(), largest, *with_none()),
+        "2 or not 2": asked(
+            [bp.affine(HIDDEN, 1), single()],
+            bp.sigmoid_kl(),
+            positive,
+            *parts(lambda y: (y == 2).astype(jnp.float32)),
+        ),
+        "ten digits": asked(
+            [bp.affine(HIDDEN, 10)],
+            bp.softmax_kl(),
+            largest,
+            *parts(lambda y: jax.nn.one_hot(y, 10)),
+        ),
+        "ten digits or none": asked(
+            [bp.affine(HIDDEN, 11)], bp.softmax_kl(), largest, *with_none()
+        ),
     }
 
 
@@ -119,7 +148,9 @@ def swapped(images: Float[Array, "n 16 16"], key: jax.Array) -> Float[Array, "n 
 def cut_out(images: Float[Array, "n 16 16"], key: jax.Array) -> Float[Array, "n 16 16"]:
     """A corner of a digit, a quarter of it, twice as large."""
     corners = 8 * jax.random.randint(key, (len(images), 2), 0, 2)
-    windows = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, corner, (8, 8)))(images, corners)
+    windows = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, corner, (8, 8)))(
+        images, corners
+    )
     return jnp.clip(jax.image.resize(windows, images.shape, "cubic"), 0, 1)
 
 
@@ -135,7 +166,10 @@ def overlaid(images: Float[Array, "n 16 16"], key: jax.Array) -> Float[Array, "n
     return jnp.maximum(images, jnp.roll(jax.random.permutation(key, images), 1, 0))
 
 
-SEEN, NEVER_SEEN = {"swapped": swapped, "cut_out": cut_out, "shuffled": shuffled}, {"overlaid": overlaid}
+SEEN, NEVER_SEEN = (
+    {"swapped": swapped, "cut_out": cut_out, "shuffled": shuffled},
+    {"overlaid": overlaid},
+)
 
 
 def made(kinds: Any, x: Array, count: int, key: jax.Array) -> dict[str, Float[Array, "count 256"]]:
@@ -147,7 +181,10 @@ def made(kinds: Any, x: Array, count: int, key: jax.Array) -> dict[str, Float[Ar
         return kinds[name](images, make_key).reshape(count, PIXELS)
 
     of = jax.jit(of, static_argnums=0)
-    return {name: of(name, key) for name, key in zip(kinds, jax.random.split(key, len(kinds)), strict=True)}
+    return {
+        name: of(name, key)
+        for name, key in zip(kinds, jax.random.split(key, len(kinds)), strict=True)
+    }
 
 
 def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -155,23 +192,44 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     epochs = 3 if fast else EPOCHS
     data = dp.data.digits(size=16, flatten=True)
     fit_key, train_key, test_key, new_key = jax.random.split(jax.random.key(seed), 4)
-    non_digits = made(SEEN, data.x_train, NON_DIGITS, train_key), made(SEEN, data.x_test, NON_DIGITS, test_key)
+    non_digits = (
+        made(SEEN, data.x_train, NON_DIGITS, train_key),
+        made(SEEN, data.x_test, NON_DIGITS, test_key),
+    )
     given = tasks(data, *(jnp.concatenate([*kinds.values()]) for kinds in non_digits))
     routes = {"by hand": True, "jax.grad": False}
-    fits = {name: {route: fitted(task, by_hand, epochs, fit_key) for route, by_hand in routes.items()} for name, task in given.items()}
+    fits = {
+        name: {route: fitted(task, by_hand, epochs, fit_key) for route, by_hand in routes.items()}
+        for name, task in given.items()
+    }
 
     shown = non_digits[1] | made(NEVER_SEEN, data.x_test, NON_DIGITS, new_key)
     answer = {name: _reader(task, fits[name]["by hand"]) for name, task in given.items()}
-    is_two, found_two = np.asarray(data.y_test) == 2, np.asarray(answer["2 or not 2"](data.x_test)[:, 0]) > 0.5
+    is_two, found_two = (
+        np.asarray(data.y_test) == 2,
+        np.asarray(answer["2 or not 2"](data.x_test)[:, 0]) > 0.5,
+    )
     numbers = {
         "tasks": {name: compared(of["by hand"], of["jax.grad"]) for name, of in fits.items()},
         "2s found": float(found_two[is_two].mean()),
         "others taken for a 2": float(found_two[~is_two].mean()),
-        "digits taken for none": float((answer["ten digits or none"](data.x_test).argmax(1) == NONE).mean()),
-        "taken for none": {kind: float((answer["ten digits or none"](x).argmax(1) == NONE).mean()) for kind, x in shown.items()},
-        "ten outputs are sure of": {kind: float((answer["ten digits"](x).max(1) >= SURE).mean()) for kind, x in shown.items()},
+        "digits taken for none": float(
+            (answer["ten digits or none"](data.x_test).argmax(1) == NONE).mean()
+        ),
+        "taken for none": {
+            kind: float((answer["ten digits or none"](x).argmax(1) == NONE).mean())
+            for kind, x in shown.items()
+        },
+        "ten outputs are sure of": {
+            kind: float((answer["ten digits"](x).max(1) >= SURE).mean())
+            for kind, x in shown.items()
+        },
     }
-    write(folder, numbers, {"curves": curves(fits), "none": none_of_the_above(shown, answer["ten digits or none"])})
+    write(
+        folder,
+        numbers,
+        {"curves": curves(fits), "none": none_of_the_above(shown, answer["ten digits or none"])},
+    )
     return numbers
 
 
@@ -192,7 +250,9 @@ def compared(by_hand: dp.training.Fit, automatic: dp.training.Fit) -> dict[str, 
         "right": float(by_hand.history["right"][-1]),
         "KL": float(by_hand.history["loss"][-1]),
         "steps": by_hand.steps,
-        "largest difference of a cost": float(np.abs(by_hand.history["cost"] - automatic.history["cost"]).max()),
+        "largest difference of a cost": float(
+            np.abs(by_hand.history["cost"] - automatic.history["cost"]).max()
+        ),
         "largest difference of a parameter": max(jax.tree.leaves(apart)),
     }
 
@@ -218,14 +278,17 @@ def curves(fits: dict[str, dict[str, dp.training.Fit]]) -> Any:
                 {f"{part}, jax.grad": curve for part, curve in automatic.items()},
             )
         )
-    return dp.plotting.draw_traces(panels, up="KL divergence", scales=("linear", "log"))
+    return dp.plotting.draw_traces(panels, ylabel="KL divergence", scales=("linear", "log"))
 
 
 def none_of_the_above(kinds: dict[str, Array], answer: Callable[[Array], Array]) -> Any:
     """Some of each kind, and what the network with eleven outputs says."""
     some = jnp.concatenate([x[:SHOWN] for x in kinds.values()])
     said = np.asarray(answer(some))
-    titles = [f"{'none' if k == NONE else k} {p[k]:.0%}" for p, k in zip(said, said.argmax(1), strict=True)]
+    titles = [
+        f"{'none' if k == NONE else k} {p[k]:.0%}"
+        for p, k in zip(said, said.argmax(1), strict=True)
+    ]
     return dp.plotting.draw_images(some.reshape(-1, 16, 16, 1), titles, columns=SHOWN)
 
 
@@ -237,7 +300,10 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
     rows = [[name, *found.values()] for name, found in numbers["tasks"].items()]
     columns = ["task", *next(iter(numbers["tasks"].values()))]
-    kinds = [[kind.replace("_", " "), share, numbers["ten outputs are sure of"][kind]] for kind, share in numbers["taken for none"].items()]
+    kinds = [
+        [kind.replace("_", " "), share, numbers["ten outputs are sure of"][kind]]
+        for kind, share in numbers["taken for none"].items()
+    ]
     sections = [
         Section(
             "The same curves",
@@ -257,23 +323,36 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
             f"made of held-out digits. Two digits laid over one another were never seen in training. "
             f"{numbers['digits taken for none']:.1%} of the digits are taken for none.",
             drawn["none"],
-            Table(["inputs that are no digits", "taken for none", f"read as a digit, p ≥ {SURE:g}, by the ten outputs"], kinds),
+            Table(
+                [
+                    "inputs that are no digits",
+                    "taken for none",
+                    f"read as a digit, p ≥ {SURE:g}, by the ten outputs",
+                ],
+                kinds,
+            ),
             caption=f"Rows: {', '.join(kind for kind, *_ in kinds)}. Above each what the network with eleven outputs says. Some cut-outs "
             "do look like a 1 or a 7.",
         ),
     ]
     summary = "2 or not 2, ten digits, and none of the above: by hand and by jax.grad."
-    page = dp.plotting.write_page(folder / "index.html", "Recognising digits", sections, summary=summary)
+    page = dp.plotting.write_page(
+        folder / "index.html", "Recognising digits", sections, summary=summary
+    )
     for name, found in numbers["tasks"].items():
         apart = f"by hand - jax.grad {found['largest difference of a cost']:.1e} at most in any of {found['steps']} costs"
         print(f"{name:20} {found['right']:.1%} right, KL {found['KL']:.4f}; {apart}")
     for kind, share, sure in kinds:
-        print(f"{kind:20} {share:.0%} taken for none; ten outputs are sure of a digit in {sure:.0%}")
+        print(
+            f"{kind:20} {share:.0%} taken for none; ten outputs are sure of a digit in {sure:.0%}"
+        )
     print(page)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fast", action="store_true", help="a few epochs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("results/digits"))

@@ -42,7 +42,9 @@ class Bug(NamedTuple):
 
 def backward_through(change: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Layer], Layer]:
     """Put the right (dparams, dx) through `change`."""
-    return lambda layer: layer._replace(backward=lambda params, kept, dy: change(*layer.backward(params, kept, dy)))
+    return lambda layer: layer._replace(
+        backward=lambda params, kept, dy: change(*layer.backward(params, kept, dy))
+    )
 
 
 def in_leaf(name: str, change: Callable[[Array], Array]) -> Callable[[Layer], Layer]:
@@ -81,18 +83,48 @@ def with_residual_detached(layer: Layer) -> Layer:
 
 
 BUGS = [
-    Bug("bias: mean over the examples for their sum", "affine2", in_leaf("bias", lambda d: d / BATCH)),
-    Bug("weight: transposed (it is square, so that every shape fits)", "affine2", in_leaf("weight", jnp.transpose)),
-    Bug("weight: one of 64 numbers too large by 0.1 %", "affine2", in_leaf("weight", lambda d: d.at[3, 5].multiply(1.001))),
-    Bug("dx = dz W^T for dz W", "affine2", with_rule(lambda p, x, dz: ({"weight": dz.T @ x, "bias": dz.sum(0)}, dz @ p["weight"].T))),
+    Bug(
+        "bias: mean over the examples for their sum",
+        "affine2",
+        in_leaf("bias", lambda d: d / BATCH),
+    ),
+    Bug(
+        "weight: transposed (it is square, so that every shape fits)",
+        "affine2",
+        in_leaf("weight", jnp.transpose),
+    ),
+    Bug(
+        "weight: one of 64 numbers too large by 0.1 %",
+        "affine2",
+        in_leaf("weight", lambda d: d.at[3, 5].multiply(1.001)),
+    ),
+    Bug(
+        "dx = dz W^T for dz W",
+        "affine2",
+        with_rule(lambda p, x, dz: ({"weight": dz.T @ x, "bias": dz.sum(0)}, dz @ p["weight"].T)),
+    ),
     Bug("convolution: kernel of dx not flipped", "convolution2", with_kernel_as_it_is),
-    Bug("relu: the mask is taken from dy, not from z", "relu1", with_rule(lambda p, z, dy: ((), dy * (dy > 0)))),
-    Bug("relu: a slope of 0.001 left of 0", "relu1", with_rule(lambda p, z, dy: ((), jnp.where(z > 0, dy, 1e-3 * dy)))),
+    Bug(
+        "relu: the mask is taken from dy, not from z",
+        "relu1",
+        with_rule(lambda p, z, dy: ((), dy * (dy > 0))),
+    ),
+    Bug(
+        "relu: a slope of 0.001 left of 0",
+        "relu1",
+        with_rule(lambda p, z, dy: ((), jnp.where(z > 0, dy, 1e-3 * dy))),
+    ),
     Bug("tanh: 1 - y for 1 - y^2", "tanh1", with_rule(lambda p, y, dy: ((), dy * (1 - y)))),
     Bug("tanh: detached (nothing flows back)", "tanh1", in_input(jnp.zeros_like)),
-    Bug("tanh: residual detached, seen only in a second derivative", "tanh1", with_residual_detached),
+    Bug(
+        "tanh: residual detached, seen only in a second derivative", "tanh1", with_residual_detached
+    ),
     Bug("softmax: its sum forgotten", "softmax1", with_rule(lambda p, y, dy: ((), dy * y))),
-    Bug("softmax: the diagonal of its Jacobian only", "softmax1", with_rule(lambda p, y, dy: ((), dy * y * (1 - y)))),
+    Bug(
+        "softmax: the diagonal of its Jacobian only",
+        "softmax1",
+        with_rule(lambda p, y, dy: ((), dy * y * (1 - y))),
+    ),
 ]
 
 
@@ -114,7 +146,12 @@ FAST = ("flatten1", "affine1", "tanh1", "affine2", "softmax1")
 
 def network(names: Iterable[str], bug: Bug | None = None) -> Layer:
     """The network of these layers, with a bug or without."""
-    return bp.chain([bug.plant(LAYERS[name]) if bug is not None and bug.part == name else LAYERS[name] for name in names])
+    return bp.chain(
+        [
+            bug.plant(LAYERS[name]) if bug is not None and bug.part == name else LAYERS[name]
+            for name in names
+        ]
+    )
 
 
 def cosine(right: Layer, wrong: Layer, params: Any, x: Array) -> float:
@@ -135,9 +172,19 @@ def check_bug(bug: Bug, names: Iterable[str], params: Any, x: Array, key: Array)
     wrong = [finding for finding in report.findings if not finding.ok]
     angle = cosine(network(names), net, params, x)
     print(f"\nplanted in {bug.part}: {bug.said}")
-    print(f"cosine to the right gradient {angle:.4f}; {len(report.findings) - len(wrong)} other gradients right")
+    print(
+        f"cosine to the right gradient {angle:.4f}; {len(report.findings) - len(wrong)} other gradients right"
+    )
     print("\n".join(str(checks.Report(tuple(wrong))).splitlines()[1:]) if wrong else "NOT CAUGHT")
-    found = [{"part": finding.layer, "leaf": finding.path, "verdict": finding.verdict, "hint": finding.hint} for finding in wrong]
+    found = [
+        {
+            "part": finding.layer,
+            "leaf": finding.path,
+            "verdict": finding.verdict,
+            "hint": finding.hint,
+        }
+        for finding in wrong
+    ]
     caught = {finding.layer for finding in wrong} == {bug.part}
     return {"bug": bug.said, "part": bug.part, "caught": caught, "cosine": angle, "found": found}
 
@@ -156,7 +203,12 @@ def taylor(names: list[str], params: Any, x: Array, key: Array) -> checks.SlopeR
         gradient = jax.grad(cost)(weights)
         return {**gradient, "1 % off": 1.01 * gradient["1 % off"]}
 
-    return checks.slope_test(cost, claimed, {"right": params[first]["weight"], "1 % off": params[second]["weight"]}, key=key)
+    return checks.slope_test(
+        cost,
+        claimed,
+        {"right": params[first]["weight"], "1 % off": params[second]["weight"]},
+        key=key,
+    )
 
 
 def main(fast: bool = False) -> list[dict[str, Any]]:
@@ -165,11 +217,15 @@ def main(fast: bool = False) -> list[dict[str, Any]]:
     bugs = [bug for bug in BUGS if bug.part in names][:: 3 if fast else 1]
     init_key, x_key, key = jax.random.split(jax.random.key(SEED), 3)
     params = network(names).init(init_key)
-    x = jax.random.normal(x_key, (BATCH, SIDE // 2, SIDE // 2, CHANNELS) if fast else (BATCH, SIDE, SIDE, 1))
+    x = jax.random.normal(
+        x_key, (BATCH, SIDE // 2, SIDE // 2, CHANNELS) if fast else (BATCH, SIDE, SIDE, 1)
+    )
     print("the right network, part by part\n")
     print(checks.check_net(network(names), params, x, key=key))
     found = [check_bug(bug, names, params, x, key) for bug in bugs]
-    print(f"\n{sum(bug['caught'] for bug in found)} of {len(found)} bugs caught, in the part they were planted in and no other")
+    print(
+        f"\n{sum(bug['caught'] for bug in found)} of {len(found)} bugs caught, in the part they were planted in and no other"
+    )
     slopes = taylor(names, params, x, key)
     print(f"\nTaylor's test\n{slopes}")
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -180,6 +236,12 @@ def main(fast: bool = False) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m experiments.gradient_check", description="Bugs planted and caught.")
-    parser.add_argument("--fast", action="store_true", help="a smaller network and fewer bugs: a check that everything runs")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.gradient_check", description="Bugs planted and caught."
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="a smaller network and fewer bugs: a check that everything runs",
+    )
     main(parser.parse_args().fast)

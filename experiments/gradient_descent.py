@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 import diffprog as dp
 from diffprog.plotting import Panel, Section, Table
-from experiments.recorder import recorded
+from experiments.trajectory_recorder import recorded
 
 STARTS = ((0.0, 0.0), (-0.5, 0.5), (-1.0, -4.5), (4.8, -4.0), (0.3, -1.2), (-4.5, 1.0))
 STARTS_RATE, SURFACE_STEPS = 0.008, 39
@@ -42,7 +42,9 @@ def surface(θ: Float[Array, "2"]) -> Float[Array, ""]:
     return (θ[0] ** 2 + θ[1] - 11) ** 2 + (θ[0] + θ[1] ** 2 - 7) ** 2
 
 
-def squares(θ: Float[Array, "2"], x: Float[Array, "batch"], y: Float[Array, "batch"]) -> Float[Array, "batch"]:
+def squares(
+    θ: Float[Array, "2"], x: Float[Array, "batch"], y: Float[Array, "batch"]
+) -> Float[Array, "batch"]:
     """L_i = 1/2 (θ₁ x_i + θ₂ - y_i)²: a line through points."""
     return 0.5 * (θ[0] * x + θ[1] - y) ** 2
 
@@ -55,7 +57,9 @@ def points(key: jax.Array) -> tuple[Array, Array]:
     return x, slope * x + offset + SCATTER * jax.random.normal(y_key, (POINTS,))
 
 
-def walked(start: tuple[float, float], rate: float, steps: int) -> tuple[np.ndarray, dp.descent.Result]:
+def walked(
+    start: tuple[float, float], rate: float, steps: int
+) -> tuple[np.ndarray, dp.descent.Result]:
     """The points of a descent on the surface: what the cost returns beside its value is kept for each step."""
     descent = dp.descent.descent(lambda θ, k: (surface(θ), θ), optax.sgd(rate))
     result = dp.descent.run(descent, jnp.array(start), steps)
@@ -86,16 +90,24 @@ class Noise(NamedTuple):
         return np.sqrt((self.examples - self.sizes) / (self.examples - 1))
 
 
-def noise(loss: Callable[..., Array], params: Any, data: tuple[Array, ...], draws: int, key: jax.Array) -> Noise:
+def noise(
+    loss: Callable[..., Array], params: Any, data: tuple[Array, ...], draws: int, key: jax.Array
+) -> Noise:
     """Measure it with many batches of each size B = 1, 2, 4, ... < N."""
-    each = dp.gradients.per_example(lambda params, *batch: loss(params, *batch).mean())(params, *data)
+    each = dp.gradients.per_example(lambda params, *batch: loss(params, *batch).mean())(
+        params, *data
+    )
     flat = jax.vmap(lambda gradient: ravel_pytree(gradient)[0])(each)
     apart, count = flat - flat.mean(0), len(flat)
     sizes = 2 ** np.arange(int(np.ceil(np.log2(count))))
     order = jax.random.uniform(key, (draws, count)).argsort(1)
     measured = np.array([float(_distance(apart, order, size)) for size in sizes])
-    found = Noise(count, float(jnp.sqrt((apart**2).sum(1).mean())), sizes.astype(float), measured, 0.0)
-    return found._replace(slope=float(np.polyfit(np.log(sizes), np.log(measured / found.correction), 1)[0]))
+    found = Noise(
+        count, float(jnp.sqrt((apart**2).sum(1).mean())), sizes.astype(float), measured, 0.0
+    )
+    return found._replace(
+        slope=float(np.polyfit(np.log(sizes), np.log(measured / found.correction), 1)[0])
+    )
 
 
 @jax.jit
@@ -108,7 +120,15 @@ def trained(data: tuple[Array, Array], batch_size: int, passes: int, key: jax.Ar
     """The parameters before each step of stochastic descent and after the last."""
     steps = passes * POINTS // batch_size
     optimizer = recorded(optax.sgd(RATE), steps)
-    fit = dp.training.fit(squares, jnp.array(START), data, optimizer=optimizer, batch_size=batch_size, epochs=passes, key=key)
+    fit = dp.training.fit(
+        squares,
+        jnp.array(START),
+        data,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        epochs=passes,
+        key=key,
+    )
     return np.append(np.asarray(fit.state.optimizer.seen), np.asarray(fit.params)[None], axis=0)
 
 
@@ -122,21 +142,32 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     paths = {size: trained(data, size, passes, order_key) for size in BATCHES}
 
     model, digits = dp.models.mlp((64, 10)), dp.data.digits(flatten=True)
-    loss = lambda params, x, y: dp.losses.softmax_cross_entropy(model.apply(params, x), y)  # noqa: E731
+    loss = lambda params, x, y: dp.losses.softmax_cross_entropy(model.apply(params, x), y)
     noises = {
         "a line, 2 parameters": noise(squares, jnp.array(START), data, draws, draw_key),
-        "digits, 650 parameters": noise(loss, model.init(model_key), (digits.x_train, digits.y_train), draws, draw_key),
+        "digits, 650 parameters": noise(
+            loss, model.init(model_key), (digits.x_train, digits.y_train), draws, draw_key
+        ),
     }
-    best = np.linalg.lstsq(np.stack([data[0], np.ones(POINTS)], 1), np.asarray(data[1]), rcond=None)[0]
+    best = np.linalg.lstsq(
+        np.stack([data[0], np.ones(POINTS)], 1), np.asarray(data[1]), rcond=None
+    )[0]
     excess = {size: costs_above(path, best, data) for size, path in paths.items()}
     numbers = {
         "surface": {
-            name: {"ending": result.ending, "cost": float(result.costs[np.isfinite(result.costs)][-1])}
+            name: {
+                "ending": result.ending,
+                "cost": float(result.costs[np.isfinite(result.costs)][-1]),
+            }
             for name, (_, result) in (starts | rates).items()
         },
-        "noise": {name: {"slope": found.slope, "one example": found.alone} for name, found in noises.items()},
+        "noise": {
+            name: {"slope": found.slope, "one example": found.alone}
+            for name, found in noises.items()
+        },
         "cost above the best": {
-            str(size): {"after one pass": float(j[POINTS // size]), "at the end": _late(j)} for size, j in excess.items()
+            str(size): {"after one pass": float(j[POINTS // size]), "at the end": _late(j)}
+            for size, j in excess.items()
         },
     }
     write(folder, numbers, figures(data, starts, rates, paths, noises, excess, draw_key))
@@ -154,7 +185,9 @@ def _late(costs: np.ndarray) -> float:
     return float(costs[-max(len(costs) // 10, 1) :].mean())
 
 
-def figures(data: Any, starts: Any, rates: Any, paths: Any, noises: Any, excess: Any, key: jax.Array) -> dict[str, Any]:
+def figures(
+    data: Any, starts: Any, rates: Any, paths: Any, noises: Any, excess: Any, key: jax.Array
+) -> dict[str, Any]:
     grid = np.linspace(-5.5, 5.5, 120)
     heights = np.asarray(jax.vmap(jax.vmap(surface))(jnp.stack(jnp.meshgrid(grid, grid), -1)))
     walks = {"from several starts": {name: path for name, (path, _) in starts.items()}}
@@ -163,10 +196,18 @@ def figures(data: Any, starts: Any, rates: Any, paths: Any, noises: Any, excess:
     x, y = np.linspace(-1.4, 2.6, 80), np.linspace(-1.4, 2.2, 80)
     cost = jax.vmap(jax.vmap(lambda θ: squares(θ, *data).mean()))(jnp.stack(jnp.meshgrid(x, y), -1))
     size_of = {size: f"batches of {size}" for size in BATCHES[:-1]}
-    beside = {size_of[size]: {f"all {POINTS}": paths[POINTS], f"B = {size}": paths[size][:PATH_STEPS]} for size in size_of}
-    beside = {title: {name: path[:PATH_STEPS] for name, path in named.items()} for title, named in beside.items()}
+    beside = {
+        size_of[size]: {f"all {POINTS}": paths[POINTS], f"B = {size}": paths[size][:PATH_STEPS]}
+        for size in size_of
+    }
+    beside = {
+        title: {name: path[:PATH_STEPS] for name, path in named.items()}
+        for title, named in beside.items()
+    }
 
-    gradients = np.asarray(dp.gradients.per_example(lambda θ, *one: squares(θ, *one).mean())(jnp.array(START), *data))
+    gradients = np.asarray(
+        dp.gradients.per_example(lambda θ, *one: squares(θ, *one).mean())(jnp.array(START), *data)
+    )
     shuffled = np.asarray(jax.random.permutation(key, gradients))
     clouds = {
         "one example": gradients,
@@ -177,15 +218,25 @@ def figures(data: Any, starts: Any, rates: Any, paths: Any, noises: Any, excess:
     measured = {name: (found.sizes, found.measured / found.alone) for name, found in noises.items()}
     sizes = np.geomspace(1, 1437, 2)
     predicted = {"1/√B": (sizes, sizes**-0.5)}
-    predicted |= {f"without replacement, N = {n.examples}": _corrected(n.examples) for n in noises.values()}
+    predicted |= {
+        f"without replacement, N = {n.examples}": _corrected(n.examples) for n in noises.values()
+    }
 
-    falling = {f"B = {size}": _averaged(np.arange(1, len(costs)) * size / POINTS, costs[1:]) for size, costs in excess.items()}
+    falling = {
+        f"B = {size}": _averaged(np.arange(1, len(costs)) * size / POINTS, costs[1:])
+        for size, costs in excess.items()
+    }
     return {
         "surface": dp.plotting.draw_paths(grid, grid, heights, walks),
-        "gradients": dp.plotting.draw_clouds(clouds, across="dJ/dθ₁", up="dJ/dθ₂"),
-        "noise": dp.plotting.draw_traces(Panel(measured, "batch size B", expected=predicted), up="distance to the gradient of all, in σ"),
-        "paths": dp.plotting.draw_paths(x, y, np.asarray(cost), beside, across="slope θ₁", up="offset θ₂"),
-        "passes": dp.plotting.draw_traces(Panel(falling, "passes over the data"), up="J - J*"),
+        "gradients": dp.plotting.draw_clouds(clouds, xlabel="dJ/dθ₁", ylabel="dJ/dθ₂"),
+        "noise": dp.plotting.draw_traces(
+            Panel(measured, "batch size B", expected=predicted),
+            ylabel="distance to the gradient of all, in σ",
+        ),
+        "paths": dp.plotting.draw_paths(
+            x, y, np.asarray(cost), beside, xlabel="slope θ₁", ylabel="offset θ₂"
+        ),
+        "passes": dp.plotting.draw_traces(Panel(falling, "passes over the data"), ylabel="J - J*"),
     }
 
 
@@ -207,8 +258,13 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
         figure.savefig(folder / f"{name}.png", dpi=150)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
     ended = {"steps": "took all its steps", "nonfinite": "diverged"}
-    descents = [[name, ended[found["ending"]], found["cost"]] for name, found in numbers["surface"].items()]
-    left = [[int(size), found["after one pass"], found["at the end"]] for size, found in numbers["cost above the best"].items()]
+    descents = [
+        [name, ended[found["ending"]], found["cost"]] for name, found in numbers["surface"].items()
+    ]
+    left = [
+        [int(size), found["after one pass"], found["at the end"]]
+        for size, found in numbers["cost above the best"].items()
+    ]
     slopes = [[name, found["slope"]] for name, found in numbers["noise"].items()]
     sections = [
         Section(
@@ -253,14 +309,21 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
             caption=f"J over all points above its least value, averaged over the steps between two points; η = {RATE:g} for all.",
         ),
     ]
-    page = dp.plotting.write_page(folder / "index.html", "Gradient descent", sections, summary="θ ← θ - η dJ/dθ, and what is in it.")
+    page = dp.plotting.write_page(
+        folder / "index.html",
+        "Gradient descent",
+        sections,
+        summary="θ ← θ - η dJ/dθ, and what is in it.",
+    )
     for name, slope in slopes:
         print(f"noise against batch size, {name}: slope {slope:.3f}")
     print(page)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fast", action="store_true", help="fewer passes and draws")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("results/gradient_descent"))

@@ -45,7 +45,9 @@ def bowl(curvatures: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("curvatures", "steps"))
 @functools.partial(jnp.vectorize, excluded=("curvatures", "steps"))
-def measured_rate(eta: Array, alpha: Array, *, curvatures: tuple[float, ...], steps: int) -> Float[Array, ""]:
+def measured_rate(
+    eta: Array, alpha: Array, *, curvatures: tuple[float, ...], steps: int
+) -> Float[Array, ""]:
     """The factor a step by which (θ, m) shrinks, over the later half of a run.
 
     A step on a quadratic is linear in (θ, m), so that its state may be brought back to length 1 before each: no run is too long for the
@@ -65,7 +67,9 @@ def measured_rate(eta: Array, alpha: Array, *, curvatures: tuple[float, ...], st
 def closed_form_rate(eta: Any, alpha: Any, curvatures: tuple[float, ...]) -> np.ndarray:
     """The largest |eigenvalue| of the 2 x 2 matrices of all directions."""
     step, alpha = np.multiply.outer(np.asarray(eta), curvatures), np.asarray(alpha)[..., None]
-    matrices = np.stack([np.stack([1 - step, -alpha + 0 * step], -1), np.stack([step, alpha + 0 * step], -1)], -2)
+    matrices = np.stack(
+        [np.stack([1 - step, -alpha + 0 * step], -1), np.stack([step, alpha + 0 * step], -1)], -2
+    )
     return np.abs(np.linalg.eigvals(matrices)).max((-2, -1))
 
 
@@ -87,22 +91,44 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     plane = np.meshgrid(eta, alpha)
     with jax.enable_x64(True):
         rates = {
-            name: (np.asarray(measured_rate(*plane, curvatures=λ, steps=steps)), closed_form_rate(*plane, λ))
+            name: (
+                np.asarray(measured_rate(*plane, curvatures=λ, steps=steps)),
+                closed_form_rate(*plane, λ),
+            )
             for name, λ in {"one curvature": ONE, "ravine": RAVINE}.items()
         }
-        edges = {name: stability(alpha, factor, steps) for name, factor in {"inside": 0.99, "outside": 1.01}.items()}
+        edges = {
+            name: stability(alpha, factor, steps)
+            for name, factor in {"inside": 0.99, "outside": 1.01}.items()
+        }
         below = np.asarray(measured_rate(-0.01 + 0 * alpha, alpha, curvatures=ONE, steps=steps))
-        paths = {f"α = {a:.3g}": descended((MILD, 1.0), PATH_RATE, a, PATH_STEPS)["path"] for a in PATH_ALPHAS}
-        runs = {ravine: descents((ravine, 1.0), PATH_STEPS if fast else LONG) for ravine in (MILD, STEEP)}
+        paths = {
+            f"α = {a:.3g}": descended((MILD, 1.0), PATH_RATE, a, PATH_STEPS)["path"]
+            for a in PATH_ALPHAS
+        }
+        runs = {
+            ravine: descents((ravine, 1.0), PATH_STEPS if fast else LONG)
+            for ravine in (MILD, STEEP)
+        }
     numbers = {
         "pairs": columns * rows,
-        "largest difference to the closed form": {name: float(np.abs(m - c).max()) for name, (m, c) in rates.items()},
-        "typical difference to the closed form": {name: float(np.median(np.abs(m - c))) for name, (m, c) in rates.items()},
+        "largest difference to the closed form": {
+            name: float(np.abs(m - c).max()) for name, (m, c) in rates.items()
+        },
+        "typical difference to the closed form": {
+            name: float(np.median(np.abs(m - c))) for name, (m, c) in rates.items()
+        },
         "largest rate at 0.99 of the border": float(edges["inside"].max()),
         "smallest rate at 1.01 of the border": float(edges["outside"].min()),
         "smallest rate with η below 0": float(below.min()),
-        "least rate on the ravine": {"on the plane": float(rates["ravine"][0].min()), "formula": float(np.sqrt(best(RAVINE)[1]))},
-        "ravines": {f"κ = {1 / ravine:,.0f}": {name: run["numbers"] for name, run in of.items()} for ravine, of in runs.items()},
+        "least rate on the ravine": {
+            "on the plane": float(rates["ravine"][0].min()),
+            "formula": float(np.sqrt(best(RAVINE)[1])),
+        },
+        "ravines": {
+            f"κ = {1 / ravine:,.0f}": {name: run["numbers"] for name, run in of.items()}
+            for ravine, of in runs.items()
+        },
     }
     write(folder, numbers, figures(eta, alpha, rates, runs, paths))
     return numbers
@@ -116,21 +142,34 @@ def stability(alpha: np.ndarray, factor: float, steps: int) -> np.ndarray:
 def descents(curvatures: tuple[float, ...], steps: int) -> dict[str, Any]:
     """Descent in a ravine with no momentum, with the best, and with what lecture 000 shows; each with the η that suits it."""
     eta, alpha = best(curvatures)
-    settings = {"no momentum": (best_without(curvatures), 0.0), "the best α": (eta, alpha), "α = 0.990": (eta, SHOWN_ALPHA)}
+    settings = {
+        "no momentum": (best_without(curvatures), 0.0),
+        "the best α": (eta, alpha),
+        "α = 0.990": (eta, SHOWN_ALPHA),
+    }
     return {name: descended(curvatures, *pair, steps) for name, pair in settings.items()}
 
 
-def descended(curvatures: tuple[float, ...], eta: float, alpha: float, steps: int) -> dict[str, Any]:
+def descended(
+    curvatures: tuple[float, ...], eta: float, alpha: float, steps: int
+) -> dict[str, Any]:
     """A plain run from (1, 1): where it goes, what it costs, and its rate."""
     cost = bowl(curvatures)
     descent = dp.descent.descent(lambda θ, k: (cost(θ, k), θ), optax.sgd(eta, momentum=alpha))
     result = dp.descent.run(descent, jnp.ones(len(curvatures)), steps)
     found = float(measured_rate(eta, alpha, curvatures=curvatures, steps=20 * steps))
-    numbers = {"η": eta, "α": alpha, "measured": found, "closed form": float(closed_form_rate(eta, alpha, curvatures))}
+    numbers = {
+        "η": eta,
+        "α": alpha,
+        "measured": found,
+        "closed form": float(closed_form_rate(eta, alpha, curvatures)),
+    }
     return {"path": result.aux, "costs": result.costs, "numbers": numbers}
 
 
-def figures(eta: np.ndarray, alpha: np.ndarray, rates: Any, runs: Any, paths: Any) -> dict[str, Any]:
+def figures(
+    eta: np.ndarray, alpha: np.ndarray, rates: Any, runs: Any, paths: Any
+) -> dict[str, Any]:
     border = (2 + 2 * alpha, alpha)
     marks = {"best": best(RAVINE), "best without momentum": (best_without(RAVINE), 0.0)}
     planes = {
@@ -138,8 +177,8 @@ def figures(eta: np.ndarray, alpha: np.ndarray, rates: Any, runs: Any, paths: An
             eta,
             alpha,
             {"measured": measured, "closed form": formula},
-            across="ηλ" if name == "one curvature" else "ηλ of the steepest direction",
-            up="momentum α",
+            xlabel="ηλ" if name == "one curvature" else "ηλ of the steepest direction",
+            ylabel="momentum α",
             border=border,
             marks=None if name == "one curvature" else marks,
         )
@@ -159,8 +198,10 @@ def figures(eta: np.ndarray, alpha: np.ndarray, rates: Any, runs: Any, paths: An
     return {
         "one_curvature": planes["one curvature"],
         "ravine": planes["ravine"],
-        "paths": dp.plotting.draw_paths(x, y, heights, {name: {name: path} for name, path in paths.items()}),
-        "costs": dp.plotting.draw_traces(panels, up="J", scales=("linear", "log")),
+        "paths": dp.plotting.draw_paths(
+            x, y, heights, {name: {name: path} for name, path in paths.items()}
+        ),
+        "costs": dp.plotting.draw_traces(panels, ylabel="J", scales=("linear", "log")),
     }
 
 
@@ -182,14 +223,21 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
-    apart, usual = numbers["largest difference to the closed form"], numbers["typical difference to the closed form"]
+    apart, usual = (
+        numbers["largest difference to the closed form"],
+        numbers["typical difference to the closed form"],
+    )
     agree = [[name, usual[name], apart[name]] for name in apart]
     edge = [
         ["largest rate at ηλ = 0.99 (2 + 2α)", numbers["largest rate at 0.99 of the border"]],
         ["smallest rate at ηλ = 1.01 (2 + 2α)", numbers["smallest rate at 1.01 of the border"]],
         ["smallest rate at ηλ = -0.01", numbers["smallest rate with η below 0"]],
     ]
-    rows = [[κ, name, *found.values()] for κ, of in numbers["ravines"].items() for name, found in of.items()]
+    rows = [
+        [κ, name, *found.values()]
+        for κ, of in numbers["ravines"].items()
+        for name, found in of.items()
+    ]
     sections = [
         Section(
             "One direction",
@@ -229,20 +277,30 @@ def write(folder: Path, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
             caption=f"The first {PATH_STEPS} steps from (1, 1) with η = {PATH_RATE:g}.",
         ),
     ]
-    summary = "θ ← θ - η dJ/dθ - α m on J = 1/2 Σ λ θ²: rate and stability, measured and in closed form."
-    page = dp.plotting.write_page(folder / "index.html", "Why momentum works", sections, summary=summary)
+    summary = (
+        "θ ← θ - η dJ/dθ - α m on J = 1/2 Σ λ θ²: rate and stability, measured and in closed form."
+    )
+    page = dp.plotting.write_page(
+        folder / "index.html", "Why momentum works", sections, summary=summary
+    )
     for name, median, largest in agree:
         print(f"{name:14} measured rate - closed form: median {median:.1e}, largest {largest:.1e}")
     for where, rate in edge:
         print(f"{where:40} {rate:.5f}")
     for ravine, name, eta, alpha, found, formula in rows:
-        print(f"{ravine:12} {name:12} η = {eta:<6.4g} α = {alpha:<6.4g} rate {found:.6f}, closed form {formula:.6f}")
+        print(
+            f"{ravine:12} {name:12} η = {eta:<6.4g} α = {alpha:<6.4g} rate {found:.6f}, closed form {formula:.6f}"
+        )
     print(page)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="fewer points of the plane, fewer steps")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="fewer points of the plane, fewer steps"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("results/momentum"))
     options = parser.parse_args()

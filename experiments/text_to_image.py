@@ -30,6 +30,7 @@ import numpy as np
 
 import diffprog as dp
 from diffprog.plotting import Section, Table
+from experiments import digit_captions
 
 con, vis = dp.contrastive, dp.visualization
 
@@ -49,7 +50,7 @@ UNSEEN_ORDERS = (
     "{name} {boldness} of a {slant} {size} picture",
 )
 SENTENCES = (
-    *(con.caption("a {name}", name) for name in con.NAMES),
+    *(digit_captions.caption("a {name}", name) for name in digit_captions.NAMES),
     "a bold zero",
     "a thin zero",
     "a seven leaning left",
@@ -70,9 +71,12 @@ class Half(NamedTuple):
     labels: np.ndarray
     looks: np.ndarray
 
-    def captions(self, orders: Sequence[str] = con.ORDERS) -> list[tuple[str, ...]]:
+    def captions(self, orders: Sequence[str] = digit_captions.ORDERS) -> list[tuple[str, ...]]:
         """All that is true of each image, in sentences of these orders."""
-        return [con.captions(int(digit), look, orders=orders) for digit, look in zip(self.labels, self.looks.tolist(), strict=True)]
+        return [
+            digit_captions.captions(int(digit), look, orders=orders)
+            for digit, look in zip(self.labels, self.looks.tolist(), strict=True)
+        ]
 
 
 def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -83,15 +87,25 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     began = time.perf_counter()
     towers = train(first, epochs, train_key)
     trained = time.perf_counter()
-    told = {"trained orders": told_apart(towers, second, con.ORDERS), "unseen orders": told_apart(towers, second, UNSEEN_ORDERS)}
-    found = {"a trained order": recalls(towers, second, con.ORDERS[:1]), "an unseen order": recalls(towers, second, UNSEEN_ORDERS[:1])}
+    told = {
+        "trained orders": told_apart(towers, second, digit_captions.ORDERS),
+        "unseen orders": told_apart(towers, second, UNSEEN_ORDERS),
+    }
+    found = {
+        "a trained order": recalls(towers, second, digit_captions.ORDERS[:1]),
+        "an unseen order": recalls(towers, second, UNSEEN_ORDERS[:1]),
+    }
     tested = time.perf_counter()
     sheet = make(towers, SENTENCES, vis.covariance(first.images), steps, sheet_key)
     made = time.perf_counter()
     judged, examples = judge(towers, first, second, steps, judge_key)
     flat = np.asarray(second.images).reshape(len(second.labels), -1)
     numbers = {
-        "seconds": {"training": trained - began, "zero-shot and retrieval": tested - trained, "sheet": made - tested},
+        "seconds": {
+            "training": trained - began,
+            "zero-shot and retrieval": tested - trained,
+            "sheet": made - tested,
+        },
         "zero-shot": named(towers, second) | told,
         "recall": found,
         "judges": judged,
@@ -105,9 +119,15 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
 def halves() -> tuple[Half, Half]:
     """Scikit-learn's digits in two halves that share no image."""
     digits = dp.data.digits()
-    images, labels = jnp.concatenate([digits.x_train, digits.x_test]), np.concatenate([digits.y_train, digits.y_test])
-    parts = [(images[some], labels[some]) for some in (slice(len(labels) // 2), slice(len(labels) // 2, None))]
-    first, second = (Half(x, y, con.looks(x, y)) for x, y in parts)
+    images, labels = (
+        jnp.concatenate([digits.x_train, digits.x_test]),
+        np.concatenate([digits.y_train, digits.y_test]),
+    )
+    parts = [
+        (images[some], labels[some])
+        for some in (slice(len(labels) // 2), slice(len(labels) // 2, None))
+    ]
+    first, second = (Half(x, y, digit_captions.looks(x, y)) for x, y in parts)
     return first, second
 
 
@@ -116,30 +136,54 @@ def train(half: Half, epochs: int, key: jax.Array) -> con.Towers:
     weights_key, pairs_key = jax.random.split(key)
     captions = half.captions()
     words = con.words([text for texts in captions for text in texts], length=LENGTH)
-    image, text = dp.models.cnn((8, 8, 1), classes=WIDTH), con.text_tower(words.count, LENGTH, outputs=WIDTH)
+    image, text = (
+        dp.models.cnn((8, 8, 1), classes=WIDTH),
+        con.text_tower(words.count, LENGTH, outputs=WIDTH),
+    )
     towers = con.towers(image, text, words, key=weights_key)
-    return con.pretrain(towers, half.images, captions, epochs=epochs, transforms=TRANSFORMS, key=pairs_key).params
+    return con.pretrain(
+        towers, half.images, captions, epochs=epochs, transforms=TRANSFORMS, key=pairs_key
+    ).params
 
 
 def named(towers: con.Towers, half: Half) -> dict[str, float]:
     """The share of digits told apart by one name each, and by all calculations that come to them."""
     names: dict[str, Any] = {
-        "a word": con.NAMES,
+        "a word": digit_captions.NAMES,
         "a numeral": NUMERALS,
-        "sums and products": {name: con.calculations(digit) for digit, name in enumerate(con.NAMES)},
+        "sums and products": {
+            name: digit_captions.calculations(digit)
+            for digit, name in enumerate(digit_captions.NAMES)
+        },
     }
-    return {kind: float((np.asarray(con.zero_shot(towers, half.images, of).labels) == half.labels).mean()) for kind, of in names.items()}
+    return {
+        kind: float(
+            (np.asarray(con.zero_shot(towers, half.images, of).labels) == half.labels).mean()
+        )
+        for kind, of in names.items()
+    }
 
 
 def told_apart(towers: con.Towers, half: Half, orders: Sequence[str]) -> dict[str, float]:
     """The share of digits told apart by ten captions that differ in the digit alone, for each order, look, and kind of name."""
-    ways = itertools.product(orders, every_look(), (con.NAMES, NUMERALS))
-    sets = {tuple(con.caption(order, name, look) for name in names) for order, look, names in ways}
-    trained = set() if orders == con.ORDERS else set(every_caption(con.ORDERS))
+    ways = itertools.product(orders, every_look(), (digit_captions.NAMES, NUMERALS))
+    sets = {
+        tuple(digit_captions.caption(order, name, look) for name in names)
+        for order, look, names in ways
+    }
+    trained = (
+        set() if orders == digit_captions.ORDERS else set(every_caption(digit_captions.ORDERS))
+    )
     asked = sorted(texts for texts in sets if not trained.intersection(texts))
-    cosines = con.similarity(towers, half.images, [text for texts in asked for text in texts]).reshape(len(half.images), -1, 10)
+    cosines = con.similarity(
+        towers, half.images, [text for texts in asked for text in texts]
+    ).reshape(len(half.images), -1, 10)
     shares = (np.asarray(cosines.argmax(-1)) == half.labels[:, None]).mean(0)
-    return {"captions for each digit": len(asked), "mean": float(shares.mean()), "worst": float(shares.min())}
+    return {
+        "captions for each digit": len(asked),
+        "mean": float(shares.mean()),
+        "worst": float(shares.min()),
+    }
 
 
 def every_look() -> list[tuple[int, ...]]:
@@ -147,7 +191,14 @@ def every_look() -> list[tuple[int, ...]]:
 
 
 def every_caption(orders: Sequence[str]) -> list[str]:
-    return sorted({text for digit in range(10) for look in every_look() for text in con.captions(digit, look, orders=orders)})
+    return sorted(
+        {
+            text
+            for digit in range(10)
+            for look in every_look()
+            for text in digit_captions.captions(digit, look, orders=orders)
+        }
+    )
 
 
 def recalls(towers: con.Towers, half: Half, orders: Sequence[str]) -> dict[str, Any]:
@@ -155,28 +206,44 @@ def recalls(towers: con.Towers, half: Half, orders: Sequence[str]) -> dict[str, 
     texts = every_caption(orders)
     true = np.array([np.isin(texts, own) for own in half.captions(orders)])
     found = con.retrieval(towers, half.images, texts, true)
-    best = {name: {str(k): share for k, share in shares.items()} for name, shares in found._asdict().items()}
+    best = {
+        name: {str(k): share for k, share in shares.items()}
+        for name, shares in found._asdict().items()
+    }
     return {"captions": len(texts), "image to text": best["texts"], "text to image": best["images"]}
 
 
 def make(
-    towers: con.Towers, sentences: Sequence[str], image: vis.Image, steps: int, key: jax.Array, *, penalties: Any = LIKELY
+    towers: con.Towers,
+    sentences: Sequence[str],
+    image: vis.Image,
+    steps: int,
+    key: jax.Array,
+    *,
+    penalties: Any = LIKELY,
 ) -> con.Generated:
     """Images of sentences."""
-    return con.generate(towers, sentences, image, key=key, steps=steps, transforms=SEEN_THROUGH, penalties=penalties)
+    return con.generate(
+        towers, sentences, image, key=key, steps=steps, transforms=SEEN_THROUGH, penalties=penalties
+    )
 
 
-def judge(towers: con.Towers, first: Half, second: Half, steps: int, key: jax.Array) -> tuple[dict[str, Any], jax.Array]:
+def judge(
+    towers: con.Towers, first: Half, second: Half, steps: int, key: jax.Array
+) -> tuple[dict[str, Any], jax.Array]:
     """How two readers that know the other half alone read an image of each digit in each look; and the plain ones of each kind."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.svm import SVC
 
-    flat = lambda images: np.asarray(images).reshape(len(images), -1)  # noqa: E731
+    flat = lambda images: np.asarray(images).reshape(len(images), -1)
     readers = {"k-NN": KNeighborsClassifier(5), "SVC": SVC()}
     for reader in readers.values():
         reader.fit(flat(second.images), second.labels)
     asked, looks = np.repeat(np.arange(10), len(every_look())), every_look() * 10
-    sentences = [con.caption(con.ORDERS[0], con.NAMES[digit], look) for digit, look in zip(asked, looks, strict=True)]
+    sentences = [
+        digit_captions.caption(digit_captions.ORDERS[0], digit_captions.NAMES[digit], look)
+        for digit, look in zip(asked, looks, strict=True)
+    ]
     ways = {
         "covariance": (vis.covariance(first.images), LIKELY),
         "Fourier": (vis.fourier((8, 8, 1)), SPARSE_AND_BLUNT),
@@ -186,8 +253,15 @@ def judge(towers: con.Towers, first: Half, second: Half, steps: int, key: jax.Ar
     judged, examples = {}, []
     for name, (image, penalties) in ways.items():
         made = make(towers, sentences, image, steps, key, penalties=penalties)
-        right = {reader: float((readers[reader].predict(flat(made.images)) == asked).mean()) for reader in readers}
-        judged[name] = {"similarity": float(made.seen.scores.mean())} | right | {"spread": spread(flat(made.images), asked)}
+        right = {
+            reader: float((readers[reader].predict(flat(made.images)) == asked).mean())
+            for reader in readers
+        }
+        judged[name] = (
+            {"similarity": float(made.seen.scores.mean())}
+            | right
+            | {"spread": spread(flat(made.images), asked)}
+        )
         examples.append(made.images[np.array([not any(look) for look in looks])])
     return judged, jnp.concatenate(examples)
 
@@ -201,10 +275,14 @@ def looked(towers: con.Towers, half: Half, steps: int, key: jax.Array) -> dict[s
     """For each word and its opposite, the share of digits of which the images differ, as measured, in the way that was asked for."""
     orders = ("a {boldness} {size} {name} {slant}",)
     shares = {}
-    for k, part in enumerate(con.Measures._fields):
-        sentences = [con.caption(*orders, name, np.eye(3, dtype=int)[k] * way) for way in (-1, 1) for name in con.NAMES]
+    for k, part in enumerate(digit_captions.Measures._fields):
+        sentences = [
+            digit_captions.caption(*orders, name, np.eye(3, dtype=int)[k] * way)
+            for way in (-1, 1)
+            for name in digit_captions.NAMES
+        ]
         images = make(towers, sentences, vis.covariance(half.images), steps, key).images
-        low, high = np.split(con.measures(images)[k], 2)
+        low, high = np.split(digit_captions.measures(images)[k], 2)
         shares[part] = float((low < high).mean())
     return shares
 
@@ -215,20 +293,37 @@ def write(folder: Path, numbers: dict[str, Any], sheet: con.Generated, examples:
     figures = {
         "sheet": dp.plotting.draw_images(sheet.images, sheet.names, columns=5),
         "judged": dp.plotting.draw_images(
-            examples, [f"{digit}, {name}" if digit == 0 else str(digit) for name in numbers["judges"] for digit in range(10)], 10
+            examples,
+            [
+                f"{digit}, {name}" if digit == 0 else str(digit)
+                for name in numbers["judges"]
+                for digit in range(10)
+            ],
+            10,
         ),
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
     judged = Table(
-        ["painted from", "similarity", "k-NN", "SVC", "spread"], [[name, *row.values()] for name, row in numbers["judges"].items()]
+        ["painted from", "similarity", "k-NN", "SVC", "spread"],
+        [[name, *row.values()] for name, row in numbers["judges"].items()],
     )
-    told = Table(["digits told apart by", "share"], [[name, share] for name, share in shares(numbers["zero-shot"])])
+    told = Table(
+        ["digits told apart by", "share"],
+        [[name, share] for name, share in shares(numbers["zero-shot"])],
+    )
     found = Table(["recall", "first", "first 5", "first 10"], list(recall_rows(numbers["recall"])))
-    looked = Table(["digits that differ as asked in", "share"], [[part, share] for part, share in numbers["looks"].items()])
+    looked = Table(
+        ["digits that differ as asked in", "share"],
+        [[part, share] for part, share in numbers["looks"].items()],
+    )
     sections = [
-        Section("Images of sentences", "Ascent on similarity; a weight below zero says what an image shall not be like.", figures["sheet"]),
+        Section(
+            "Images of sentences",
+            "Ascent on similarity; a weight below zero says what an image shall not be like.",
+            figures["sheet"],
+        ),
         Section(
             "What others read in them",
             f"{len(every_look())} images of each digit, one for each look that can be asked for, read by models of other kinds that know "
@@ -239,18 +334,34 @@ def write(folder: Path, numbers: dict[str, Any], sheet: con.Generated, examples:
             figures["judged"],
             judged,
         ),
-        Section("Are bold ones bold", "Each word and its opposite, ten digits each; held against moments of the ink.", table=looked),
+        Section(
+            "Are bold ones bold",
+            "Each word and its opposite, ten digits each; held against moments of the ink.",
+            table=looked,
+        ),
         Section(
             "Digits by their names",
             "The half on which the towers were not trained. How the worst caption does changes from seed to seed.",
             table=told,
         ),
-        Section("Images for sentences and sentences for images", "Of the same half, in an order of words.", table=found),
+        Section(
+            "Images for sentences and sentences for images",
+            "Of the same half, in an order of words.",
+            table=found,
+        ),
     ]
-    page = dp.plotting.write_page(folder / "index.html", "Text to image", sections, summary="The image is the free variable.")
+    page = dp.plotting.write_page(
+        folder / "index.html", "Text to image", sections, summary="The image is the free variable."
+    )
     print(sheet)
     for table in (told, found, judged, looked):
-        print(*("  ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) for row in table.rows), sep="\n")
+        print(
+            *(
+                "  ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
+                for row in table.rows
+            ),
+            sep="\n",
+        )
     print(page)
 
 
@@ -258,16 +369,28 @@ def shares(zero_shot: dict[str, Any]) -> list[tuple[str, float]]:
     """A row for each name, and two for each set of orders."""
     plain = [(name, share) for name, share in zero_shot.items() if not isinstance(share, dict)]
     sets = [(name, row) for name, row in zero_shot.items() if isinstance(row, dict)]
-    return plain + [(f"captions in {name}, {which}", row[which]) for name, row in sets for which in ("mean", "worst")]
+    return plain + [
+        (f"captions in {name}, {which}", row[which])
+        for name, row in sets
+        for which in ("mean", "worst")
+    ]
 
 
 def recall_rows(recall: dict[str, Any]) -> list[list[Any]]:
-    return [[f"{way}, {order}", *of[way].values()] for order, of in recall.items() for way in ("image to text", "text to image")]
+    return [
+        [f"{way}, {order}", *of[way].values()]
+        for order, of in recall.items()
+        for way in ("image to text", "text to image")
+    ]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="a few steps of everything, to see that it runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="a few steps of everything, to see that it runs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("results/text_to_image"))
     options = parser.parse_args()

@@ -20,7 +20,7 @@ import numpy as np
 
 import diffprog as dp
 from diffprog.plotting import Section, Table
-from experiments.recogniser import train
+from experiments.digit_classifier import train
 
 vis = dp.visualization
 
@@ -31,7 +31,9 @@ VISUALIZATION_STEPS, PLAINNESS = 200, 0.01
 EPSILONS, ATTACK_STEPS, SHOWN_EPSILON = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), 40, 0.2
 
 
-def visualize(program: dp.Program, objective: vis.Objective, images: jax.Array, steps: int, key: jax.Array) -> jax.Array:
+def visualize(
+    program: dp.Program, objective: vis.Objective, images: jax.Array, steps: int, key: jax.Array
+) -> jax.Array:
     """Descend on the input: an image for each unit, made of what varies between real images, and no stranger than it must be."""
     return vis.visualize(
         program,
@@ -47,12 +49,20 @@ def visualize(program: dp.Program, objective: vis.Objective, images: jax.Array, 
 def gradients_by_hand(digits: dp.data.Dataset, key: jax.Array) -> list[list[Any]]:
     """The MLP of lecture 000, x - linear - relu - linear - L2, on real digits: each gradient by hand against `jax.grad`, in float64."""
     bp = dp.backprop
-    net, loss = bp.chain([bp.affine(64, 32), bp.relu(), bp.affine(32, 10)]), bp.sum_over_examples(bp.half_squared_error())
+    net, loss = (
+        bp.chain([bp.affine(64, 32), bp.relu(), bp.affine(32, 10)]),
+        bp.sum_over_examples(bp.half_squared_error()),
+    )
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(float), net.init(key))
-        x, target = digits.x_train[:256].reshape(256, 64).astype(float), jax.nn.one_hot(digits.y_train[:256], 10, dtype=float)
+        x, target = (
+            digits.x_train[:256].reshape(256, 64).astype(float),
+            jax.nn.one_hot(digits.y_train[:256], 10, dtype=float),
+        )
         by_hand = bp.value_and_grads(net, loss, params, x, target)
-        automatic = jax.grad(lambda params, x: loss.forward((), (net.forward(params, x)[0], target))[0], (0, 1))(params, x)
+        automatic = jax.grad(
+            lambda params, x: loss.forward((), (net.forward(params, x)[0], target))[0], (0, 1)
+        )(params, x)
         pairs = {
             "dJ/dW₁": (by_hand.dparams[0]["weight"], automatic[0][0]["weight"]),
             "dJ/db₁": (by_hand.dparams[0]["bias"], automatic[0][0]["bias"]),
@@ -60,14 +70,26 @@ def gradients_by_hand(digits: dp.data.Dataset, key: jax.Array) -> list[list[Any]
             "dJ/db₂": (by_hand.dparams[2]["bias"], automatic[0][2]["bias"]),
             "dJ/dx": (by_hand.dx, automatic[1]),
         }
-        shape = lambda array: " x ".join(map(str, array.shape))  # noqa: E731
-        return [[name, shape(a), float(jnp.abs(b).max()), float(jnp.abs(a - b).max())] for name, (a, b) in pairs.items()]
+        shape = lambda array: " x ".join(map(str, array.shape))
+        return [
+            [name, shape(a), float(jnp.abs(b).max()), float(jnp.abs(a - b).max())]
+            for name, (a, b) in pairs.items()
+        ]
 
 
 def check(digits: dp.data.Dataset, key: jax.Array) -> dp.checks.Report:
     """Every layer of a small convolutional network by hand against `jax.grad` and against finite differences, each alone."""
     bp = dp.backprop
-    net = bp.chain([bp.convolution(1, 3), bp.tanh(), bp.average_pool(), bp.flatten(), bp.affine(48, 10), bp.softmax()])
+    net = bp.chain(
+        [
+            bp.convolution(1, 3),
+            bp.tanh(),
+            bp.average_pool(),
+            bp.flatten(),
+            bp.affine(48, 10),
+            bp.softmax(),
+        ]
+    )
     return dp.checks.check_net(net, net.init(key), digits.x_train[:4], key=key)
 
 
@@ -75,14 +97,25 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     """Run the tour, write its page and figures to `folder`, and return its numbers."""
     digits = dp.data.digits()
     names = [str(digit) for digit in range(10)]
-    epochs, steps, attack_steps = (2, 20, 5) if fast else (EPOCHS, VISUALIZATION_STEPS, ATTACK_STEPS)
+    epochs, steps, attack_steps = (
+        (2, 20, 5) if fast else (EPOCHS, VISUALIZATION_STEPS, ATTACK_STEPS)
+    )
     train_key, see_key, attack_key, hand_key = jax.random.split(jax.random.key(seed), 4)
 
     trained = train(MODEL, digits.x_train, digits.y_train, epochs, train_key)
     logits = visualize(trained.program, vis.logit(range(10)), digits.x_train, steps, see_key)
-    channels = visualize(trained.program, vis.channel(CHANNELS, range(SHOWN_CHANNELS)), digits.x_train, steps, see_key)
+    channels = visualize(
+        trained.program,
+        vis.channel(CHANNELS, range(SHOWN_CHANNELS)),
+        digits.x_train,
+        steps,
+        see_key,
+    )
     attacks = {eps: dp.adversarial.pgd(epsilon=eps, steps=attack_steps) for eps in EPSILONS}
-    found = {eps: attack(trained.program, digits.x_test, digits.y_test, key=attack_key) for eps, attack in attacks.items()}
+    found = {
+        eps: attack(trained.program, digits.x_test, digits.y_test, key=attack_key)
+        for eps, attack in attacks.items()
+    }
     robust = [float((~result.success).mean()) for result in found.values()]
     gradients, report = gradients_by_hand(digits, hand_key), check(digits, hand_key)
 
@@ -90,10 +123,16 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     shown, shown_attacked = digits.x_test[first], found[SHOWN_EPSILON].adversarial[first]
     before, after = (jax.nn.softmax(trained.program(images)) for images in (shown, shown_attacked))
     figures = {
-        "training": dp.plotting.draw_costs(trained.costs, scale="log", cost="cross-entropy of a batch"),
+        "training": dp.plotting.draw_costs(
+            trained.costs, scale="log", cost="cross-entropy of a batch"
+        ),
         "logits": dp.plotting.draw_images(logits, [f"“{name}”" for name in names], columns=10),
-        "channels": dp.plotting.draw_images(channels, [str(channel) for channel in range(SHOWN_CHANNELS)], columns=10),
-        "adversarial": dp.plotting.draw_adversarial(shown, shown_attacked, digits.y_test[first], before, after, names),
+        "channels": dp.plotting.draw_images(
+            channels, [str(channel) for channel in range(SHOWN_CHANNELS)], columns=10
+        ),
+        "adversarial": dp.plotting.draw_adversarial(
+            shown, shown_attacked, digits.y_test[first], before, after, names
+        ),
         "robustness": dp.plotting.draw_accuracy(np.array(EPSILONS), np.array(robust), norm="L∞"),
     }
     numbers = {
@@ -101,14 +140,23 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         "attack steps": attack_steps,
         "last cost": float(trained.costs[-1]),
         "robust accuracy": dict(zip(map(str, EPSILONS), robust, strict=True)),
-        "gradients found right": [sum(finding.verdict == "ok" for finding in report.findings), len(report.findings)],
+        "gradients found right": [
+            sum(finding.verdict == "ok" for finding in report.findings),
+            len(report.findings),
+        ],
         "largest difference to jax.grad": max(row[-1] for row in gradients),
     }
     write(folder, numbers, figures, gradients, report)
     return numbers
 
 
-def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradients: list[list[Any]], report: dp.checks.Report) -> None:
+def write(
+    folder: Path,
+    numbers: dict[str, Any],
+    figures: dict[str, Any],
+    gradients: list[list[Any]],
+    report: dp.checks.Report,
+) -> None:
     """The page, the figures as files, and the numbers as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
@@ -154,7 +202,9 @@ def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradie
             "The gradient, opened up",
             "The network of lecture 000, linear, relu, linear, squared error, in float64 on 256 digits: every gradient written by hand, "
             "layer by layer, against jax.grad.",
-            table=Table(["gradient", "shape", "largest entry", "largest difference to jax.grad"], gradients),
+            table=Table(
+                ["gradient", "shape", "largest entry", "largest difference to jax.grad"], gradients
+            ),
         ),
         Section(
             "Would it notice an error?",
@@ -162,26 +212,37 @@ def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any], gradie
             "against jax.grad and against finite differences. experiments/gradient_check.py plants errors and shows it finding them.",
             table=Table(
                 ["layer", "gradient by", "error / tolerance", "verdict"],
-                [[found.layer, found.path, found.error / found.tolerance, found.verdict] for found in report.findings],
+                [
+                    [found.layer, found.path, found.error / found.tolerance, found.verdict]
+                    for found in report.findings
+                ],
             ),
         ),
     ]
-    summary = (
-        "One engine, descent on a scalar cost, and four variables made free: parameters, inputs, perturbations, and the gradient itself."
+    summary = "One engine, descent on a scalar cost, and four variables made free: parameters, inputs, perturbations, and the gradient itself."
+    page = dp.plotting.write_page(
+        folder / "index.html", "A tour of diffprog", sections, summary=summary
     )
-    page = dp.plotting.write_page(folder / "index.html", "A tour of diffprog", sections, summary=summary)
 
     print(f"accuracy on held-out digits      {numbers['accuracy']:.2%}")
     for eps, share in robust:
         print(f"  under attack, epsilon {eps:<5g}    {share:.2%}")
     print(f"hand-written gradient - jax.grad {numbers['largest difference to jax.grad']:.1e}")
-    print("hand-written layers, checked      {} of {} gradients right".format(*numbers["gradients found right"]))
+    print(
+        "hand-written layers, checked      {} of {} gradients right".format(
+            *numbers["gradients found right"]
+        )
+    )
     print(f"page                             {page}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="a few steps of everything, to see that it runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="a few steps of everything, to see that it runs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("results/tour"))
     options = parser.parse_args()

@@ -21,10 +21,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.sources import EXAMPLES, Route, by_autodiff, by_differences, by_hand, golden, quantities
+from experiments.sources import (
+    EXAMPLES,
+    Route,
+    by_autodiff,
+    by_differences,
+    by_hand,
+    golden,
+    quantities,
+)
 
 RESULTS = Path("results/worked_examples")
-ROUTES: dict[str, Route] = {"by hand": by_hand, "jax.grad": by_autodiff, "differences": by_differences}
+ROUTES: dict[str, Route] = {
+    "by hand": by_hand,
+    "jax.grad": by_autodiff,
+    "differences": by_differences,
+}
 
 
 class Number(NamedTuple):
@@ -56,11 +68,20 @@ def verdict(printed: str, true: float) -> str:
 
 def worked(name: str, example: dict[str, Any], routes: dict[str, Route]) -> list[Number]:
     """Every number of one example by each of the routes."""
-    found = {route: quantities(name, example["inputs"], differentiate) for route, differentiate in routes.items()}
-    return [number for quantity, true in example["true"].items() for number in _numbers(quantity, true, example["printed"], found)]
+    found = {
+        route: quantities(name, example["inputs"], differentiate)
+        for route, differentiate in routes.items()
+    }
+    return [
+        number
+        for quantity, true in example["true"].items()
+        for number in _numbers(quantity, true, example["printed"], found)
+    ]
 
 
-def _numbers(quantity: str, true: Any, printed: dict[str, Any], found: dict[str, dict[str, np.ndarray]]) -> list[Number]:
+def _numbers(
+    quantity: str, true: Any, printed: dict[str, Any], found: dict[str, dict[str, np.ndarray]]
+) -> list[Number]:
     true = np.asarray(true, np.float64)
     texts = np.ravel(printed.get(quantity, "")).tolist() * (1 if quantity in printed else true.size)
     groups: dict[tuple[str, float], list[int]] = {}
@@ -71,7 +92,10 @@ def _numbers(quantity: str, true: Any, printed: dict[str, Any], found: dict[str,
             _label(quantity, places, true.shape),
             text,
             value,
-            {route: _worst(named[quantity].ravel()[places], value) for route, named in found.items()},
+            {
+                route: _worst(named[quantity].ravel()[places], value)
+                for route, named in found.items()
+            },
             verdict(text, value) if text else "",
         )
         for (text, value), places in groups.items()
@@ -95,15 +119,32 @@ def _label(quantity: str, places: list[int], shape: tuple[int, ...]) -> str:
 def table(numbers: list[Number]) -> str:
     """The numbers of one example in columns."""
     routes = list(numbers[0].found)
-    header = ["quantity", "printed", "true", "ours", *(f"off: {route}" for route in routes), "as printed"]
+    header = [
+        "quantity",
+        "printed",
+        "true",
+        "ours",
+        *(f"off: {route}" for route in routes),
+        "as printed",
+    ]
     rows = [
-        [n.label, n.printed, _digits(n.true), _digits(n.found["by hand"]), *(_power(n.found[r] - n.true) for r in routes), n.verdict]
+        [
+            n.label,
+            n.printed,
+            _digits(n.true),
+            _digits(n.found["by hand"]),
+            *(_power(n.found[r] - n.true) for r in routes),
+            n.verdict,
+        ]
         for n in numbers
     ]
     if not any(n.verdict for n in numbers):
         header, *rows = ([*row[:1], *row[2:-1], ""] for row in [header, *rows])
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]] for row in [header, *rows]]
+    lines = [
+        [row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]
+        for row in [header, *rows]
+    ]
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
@@ -124,16 +165,21 @@ def error_is_the_gradient(examples: dict[str, Any]) -> tuple[str, dict[str, floa
     example = examples["softmax_jacobian"]
     found = quantities("softmax_jacobian", example["inputs"], by_hand)
     error = found["y"].ravel() - example["inputs"]["onehot"]
-    return "softmax under cross-entropy has the gradient yhat - y; the long way, through the full Jacobian, comes to the same", {
-        "largest |dL/dz - (yhat - y)|": abs(found["dCE_dz"] - error).max(),
-        "largest |dL/dyhat J - (yhat - y)|": abs(found["dCE_via_J"] - error).max(),
-        "largest |sum of a row of J|": abs(found["rowsum"]).max(),
-    }
+    return (
+        "softmax under cross-entropy has the gradient yhat - y; the long way, through the full Jacobian, comes to the same",
+        {
+            "largest |dL/dz - (yhat - y)|": abs(found["dCE_dz"] - error).max(),
+            "largest |dL/dyhat J - (yhat - y)|": abs(found["dCE_via_J"] - error).max(),
+            "largest |sum of a row of J|": abs(found["rowsum"]).max(),
+        },
+    )
 
 
 def symmetry_kills_the_gradient(examples: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """Source 002, question 2, with all weights equal."""
-    found = quantities("exercise_4433_softmax_ce", examples["exercise_4433_softmax_ce"]["inputs"], by_hand)
+    found = quantities(
+        "exercise_4433_softmax_ce", examples["exercise_4433_softmax_ce"]["inputs"], by_hand
+    )
     below = ("dW1", "db1", "dW2", "db2", "dx")
     said = (
         "in the 4-4-3-3 softmax network with equal weights every gradient below the last layer is exactly 0 (yhat - y sums to 0, and equal "
@@ -148,27 +194,44 @@ def sum_and_mean_differ_by_n(examples: dict[str, Any]) -> tuple[str, dict[str, f
     inputs = examples["exercise_4433_two_examples"]["inputs"]
     both = quantities("exercise_4433_two_examples", inputs, by_hand)
     alone = [
-        quantities("exercise_4433_sq", examples["exercise_4433_sq"]["inputs"] | {"x": inputs[f"x{k}"], "y": inputs[f"y{k}"]}, by_hand)
+        quantities(
+            "exercise_4433_sq",
+            examples["exercise_4433_sq"]["inputs"] | {"x": inputs[f"x{k}"], "y": inputs[f"y{k}"]},
+            by_hand,
+        )
         for k in (1, 2)
     ]
-    return "the gradient of a sum over examples is the sum of their gradients; that of the mean is 1/N of it", {
-        "largest |dW1 of the sum - (dW1 of one + dW1 of the other)|": abs(both["dW1_sum"] - alone[0]["dW1"] - alone[1]["dW1"]).max(),
-        "dW3 of the sum over dW3 of the mean": float((both["dW3_sum"] / both["dW3_mean"]).mean()),
-    }
+    return (
+        "the gradient of a sum over examples is the sum of their gradients; that of the mean is 1/N of it",
+        {
+            "largest |dW1 of the sum - (dW1 of one + dW1 of the other)|": abs(
+                both["dW1_sum"] - alone[0]["dW1"] - alone[1]["dW1"]
+            ).max(),
+            "dW3 of the sum over dW3 of the mean": float(
+                (both["dW3_sum"] / both["dW3_mean"]).mean()
+            ),
+        },
+    )
 
 
 def the_loss_gives_the_digit_swap_away(examples: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """Source 002, question 1: z3 is printed as 0.16936."""
     y = np.array(examples["exercise_4433_sq"]["inputs"]["y"])
-    return "the loss 0.376 printed in source 002 follows from z3 = 0.16396 and not from the z3 printed beside it", {
-        f"loss of z3 = {z}": float(((np.full(3, z) - y) ** 2).sum() / 2) for z in (0.16396, 0.16936)
-    }
+    return (
+        "the loss 0.376 printed in source 002 follows from z3 = 0.16396 and not from the z3 printed beside it",
+        {
+            f"loss of z3 = {z}": float(((np.full(3, z) - y) ** 2).sum() / 2)
+            for z in (0.16396, 0.16936)
+        },
+    )
 
 
 def rounding_early_explains_lecture_001(examples: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """Lecture 001's example, each step from the numbers printed before it."""
     numbers = printed_chain()
-    deltas = {f"delta{k}[{i}]": value for k in (1, 2) for i, value in enumerate(numbers[f"delta{k}"])}
+    deltas = {
+        f"delta{k}[{i}]": value for k in (1, 2) for i, value in enumerate(numbers[f"delta{k}"])
+    }
     weights = {f"dW{k}[{i}]": value for k in (1, 2) for i, value in enumerate(numbers[f"dW{k}"])}
     said = "the gradients of lecture 001 are up to 1.7 % off since it goes on from rounded numbers; done so, they come out as printed"
     return said, deltas | weights
@@ -205,19 +268,30 @@ def main(names: list[str], fast: bool) -> None:
     everything = {name: worked(name, examples[name], routes) for name in names}
     for name, numbers in everything.items():
         sources = examples[name]["seed"].replace(",", " and ")
-        print(f"\n{name}: source {sources}, “{examples[name]['where']}” (rows {EXAMPLES[name][0]})\n{table(numbers)}")
+        print(
+            f"\n{name}: source {sources}, “{examples[name]['where']}” (rows {EXAMPLES[name][0]})\n{table(numbers)}"
+        )
         if examples[name]["note"]:
             print(f"note: {examples[name]['note']}")
     facts = [fact(examples) for fact in FACTS]
     for said, values in facts:
-        print(f"\n{said}:\n" + "\n".join(f"    {label}: {value:.6g}" for label, value in values.items()))
+        print(
+            f"\n{said}:\n"
+            + "\n".join(f"    {label}: {value:.6g}" for label, value in values.items())
+        )
     print(f"\n{_summary(everything)}\n\nwritten: {_write(everything, facts)}")
 
 
 def _summary(everything: dict[str, list[Number]]) -> str:
     numbers = [number for each in everything.values() for number in each]
-    worst = {route: max(abs(n.found[route] - n.true) / max(1, abs(n.true)) for n in numbers) for route in numbers[0].found}
-    counts = {name: sum(n.verdict == name for n in numbers) for name in ("rounded", "truncated", "MISPRINT")}
+    worst = {
+        route: max(abs(n.found[route] - n.true) / max(1, abs(n.true)) for n in numbers)
+        for route in numbers[0].found
+    }
+    counts = {
+        name: sum(n.verdict == name for n in numbers)
+        for name in ("rounded", "truncated", "MISPRINT")
+    }
     errors = ", ".join(f"{route} {error:.0e}" for route, error in worst.items())
     printed = ", ".join(f"{count} {name}" for name, count in counts.items())
     return f"{len(everything)} examples, {len(numbers)} numbers; largest error: {errors}; printed in the sources: {printed}"
@@ -227,18 +301,30 @@ def _write(everything: dict[str, list[Number]], facts: list[tuple[str, dict[str,
     path = RESULTS / "numbers.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     said = {
-        "examples": {name: [number._asdict() for number in numbers] for name, numbers in everything.items()},
-        "facts": [{"fact": fact, "numbers": {label: float(value) for label, value in values.items()}} for fact, values in facts],
+        "examples": {
+            name: [number._asdict() for number in numbers] for name, numbers in everything.items()
+        },
+        "facts": [
+            {"fact": fact, "numbers": {label: float(value) for label, value in values.items()}}
+            for fact, values in facts
+        ],
     }
     path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return path
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m experiments.worked_examples", description="The numbers of the lectures, worked again.")
-    parser.add_argument("names", nargs="*", metavar="name", help="of an example; all if none is named")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.worked_examples",
+        description="The numbers of the lectures, worked again.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help="of an example; all if none is named"
+    )
     parser.add_argument("--fast", action="store_true", help="without finite differences")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(EXAMPLES):
-        parser.error(f"no example is named {', '.join(sorted(unknown))}; there are {', '.join(EXAMPLES)}")
+        parser.error(
+            f"no example is named {', '.join(sorted(unknown))}; there are {', '.join(EXAMPLES)}"
+        )
     main(arguments.names or list(EXAMPLES), arguments.fast)

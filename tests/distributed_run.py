@@ -28,13 +28,28 @@ def main(out: str, devices: int) -> None:
     found = {name: attack(f, x, y, key=key, mesh=mesh) for name, attack in attacks.items()}
     found["universal"] = found["universal"].found
     kept = {
-        f"{name} {part}": np.asarray(getattr(each, part)) for name, each in found.items() for part in ("adversarial", "success", "loss")
+        f"{name} {part}": np.asarray(getattr(each, part))
+        for name, each in found.items()
+        for part in ("adversarial", "success", "loss")
     }
     report = adv.evaluate(f, x, y, [attacks["pgd"]], key=key, mesh=mesh, batch_size=16, flags=False)
     seen = vis.visualize(
-        f, vis.unit("conv1", [0, 1, 2, 3, 4]), vis.fourier((8, 8, 1)), steps=10, transforms=[vis.jitter(1)], key=key, mesh=mesh
+        f,
+        vis.unit("conv1", [0, 1, 2, 3, 4]),
+        vis.fourier((8, 8, 1)),
+        steps=10,
+        transforms=[vis.jitter(1)],
+        key=key,
+        mesh=mesh,
     )
-    np.savez(out, worst=report.worst.distance, images=seen.images, scores=seen.scores, history=seen.history, **kept)
+    np.savez(
+        out,
+        worst=report.worst.distance,
+        images=seen.images,
+        scores=seen.scores,
+        history=seen.history,
+        **kept,
+    )
 
 
 if __name__ == "__main__":

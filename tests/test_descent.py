@@ -12,7 +12,12 @@ import pytest
 from diffprog import losses
 from diffprog.descent import Descent, State, descent, run
 
-GOLDEN = {example["id"]: example for example in json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())["examples"]}
+GOLDEN = {
+    example["id"]: example
+    for example in json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())[
+        "examples"
+    ]
+}
 every_loop = pytest.mark.parametrize("loop", ["device", "host"])
 
 
@@ -25,7 +30,13 @@ def test_lecture_004_stops_after_69_steps(loop):
     example = GOLDEN["gd_convergence_rule"]
     with jax.enable_x64(True):
         given, true = example["inputs"], example["true"]
-        result = run(descent(bowl, optax.sgd(given["eta"])), given["theta0"], 1000, until=given["eps"], loop=loop)
+        result = run(
+            descent(bowl, optax.sgd(given["eta"])),
+            given["theta0"],
+            1000,
+            until=given["eps"],
+            loop=loop,
+        )
         np.testing.assert_allclose(float(result.variable), true["final_theta"], rtol=1e-12)
         np.testing.assert_allclose(result.costs[-1], true["final_loss"], rtol=1e-12)
     assert (result.steps, result.ending, len(result.costs)) == (true["iterations"], "until", 70)
@@ -36,7 +47,9 @@ def test_lecture_004_stops_after_69_steps(loop):
 def test_momentum_follows_the_lecture(loop):
     given, true = GOLDEN["momentum_quadratic"]["inputs"], GOLDEN["momentum_quadratic"]["true"]
     with jax.enable_x64(True):
-        engine = descent(lambda v, k: (bowl(v, k), v), optax.sgd(given["eta"], momentum=given["alpha"]))
+        engine = descent(
+            lambda v, k: (bowl(v, k), v), optax.sgd(given["eta"], momentum=given["alpha"])
+        )
         result = run(engine, given["theta0"], 11, loop=loop)
     np.testing.assert_allclose(result.aux, true["theta"], rtol=1e-12)
 
@@ -46,7 +59,9 @@ def test_ascent_on_the_input_follows_the_lecture(loop):
     example = GOLDEN["unit_visualisation_linear"]
     with jax.enable_x64(True):
         w, lam = jnp.array(example["inputs"]["w"]), example["inputs"]["lam"]
-        engine = descent(lambda x, k: (-(w @ x - lam * bowl(x, k)), x), optax.sgd(example["inputs"]["eta"]))
+        engine = descent(
+            lambda x, k: (-(w @ x - lam * bowl(x, k)), x), optax.sgd(example["inputs"]["eta"])
+        )
         result = run(engine, jnp.zeros(3), 500, loop=loop)
     np.testing.assert_allclose(result.aux[:4], example["true"]["iterates"], rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(result.variable, example["true"]["fixed_point"], rtol=1e-9)
@@ -55,7 +70,9 @@ def test_ascent_on_the_input_follows_the_lecture(loop):
 @pytest.mark.parametrize("steps", [1, 31, 32, 33, 300])
 def test_both_loops_take_the_same_steps(steps):
     batches = jax.random.normal(jax.random.key(0), (steps, 4, 3))
-    engine = descent(lambda v, x: (jnp.tanh(x @ v) ** 2).mean() + 0.1 * bowl(v, x), optax.adam(0.05))
+    engine = descent(
+        lambda v, x: (jnp.tanh(x @ v) ** 2).mean() + 0.1 * bowl(v, x), optax.adam(0.05)
+    )
     device, host = (run(engine, jnp.ones(3), batches, loop=loop) for loop in ("device", "host"))
     np.testing.assert_allclose(device.costs, host.costs, rtol=1e-5)
     np.testing.assert_allclose(device.variable, host.variable, rtol=1e-5)
@@ -65,7 +82,10 @@ def test_both_loops_take_the_same_steps(steps):
 def test_iterator_gives_what_arrays_give():
     batches = jax.random.normal(jax.random.key(0), (70, 4, 3))
     engine = descent(lambda v, x: jnp.mean((x @ v - 1) ** 2), optax.sgd(0.1))
-    arrays, iterator = run(engine, jnp.ones(3), batches, loop="host"), run(engine, jnp.ones(3), iter(batches))
+    arrays, iterator = (
+        run(engine, jnp.ones(3), batches, loop="host"),
+        run(engine, jnp.ones(3), iter(batches)),
+    )
     np.testing.assert_array_equal(arrays.costs, iterator.costs)
     assert iterator.steps == 70
 
@@ -82,7 +102,11 @@ def test_nonfinite_cost_ends_the_run_with_the_last_finite_variable(loop, bad):
     xs = jnp.arange(60.0)
     engine = descent(lambda v, x: jnp.where(x == bad, jnp.nan, bowl(v, x)), optax.sgd(0.1))
     result = run(engine, 1.0, xs, loop=loop)
-    assert (result.ending, len(result.costs) - 1, result.steps) == ("nonfinite", bad, max(bad - 1, 0))
+    assert (result.ending, len(result.costs) - 1, result.steps) == (
+        "nonfinite",
+        bad,
+        max(bad - 1, 0),
+    )
     assert np.isnan(result.costs[-1])
     assert np.isfinite(result.costs[:-1]).all()
     np.testing.assert_allclose(float(result.variable), 0.9**result.steps, rtol=1e-5)
@@ -106,7 +130,11 @@ def test_a_last_step_to_infinity_is_not_taken(steps, loop):
 
 
 def test_projection_holds_after_every_step():
-    engine = descent(lambda v, k: (jnp.sum((v - 2) ** 2), v), optax.sgd(0.3), project=lambda v: jnp.clip(v, -1, 1))
+    engine = descent(
+        lambda v, k: (jnp.sum((v - 2) ** 2), v),
+        optax.sgd(0.3),
+        project=lambda v: jnp.clip(v, -1, 1),
+    )
     result = run(engine, jnp.zeros(3), 10)
     assert result.aux.max() <= 1
     np.testing.assert_array_equal(result.variable, 1)
@@ -115,28 +143,42 @@ def test_projection_holds_after_every_step():
 @pytest.mark.slow
 @every_loop
 @pytest.mark.parametrize(
-    "optimizer", [optax.lbfgs(), optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(10))], ids=["lbfgs", "search"]
+    "optimizer",
+    [optax.lbfgs(), optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(10))],
+    ids=["lbfgs", "search"],
 )
 def test_line_searches_get_what_they_ask_for(optimizer, loop):
     matrix = jnp.diag(jnp.array([1.0, 10.0, 100.0]))
-    result = run(descent(lambda v, k: 0.5 * v @ matrix @ v - v.sum(), optimizer), jnp.ones(3), 100, until=0.0, loop=loop)
+    result = run(
+        descent(lambda v, k: 0.5 * v @ matrix @ v - v.sum(), optimizer),
+        jnp.ones(3),
+        100,
+        until=0.0,
+        loop=loop,
+    )
     np.testing.assert_allclose(result.costs[-1], -0.555, rtol=0.02)
 
 
-@pytest.mark.parametrize("optimizer", [optax.noisy_sgd(0.1, key=0), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01))], ids=["key", "sam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.noisy_sgd(0.1, key=0), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01))],
+    ids=["key", "sam"],
+)
 def test_optimizers_with_keys_or_fewer_arguments_run(optimizer):
     assert run(descent(bowl, optimizer), jnp.ones(3), 3).ending == "steps"
 
 
 def test_labels_out_of_range_inside_a_run_end_it():
-    cost = lambda w, y: losses.softmax_cross_entropy(jnp.ones((2, 3)) @ w, y).mean()  # noqa: E731
+    cost = lambda w, y: losses.softmax_cross_entropy(jnp.ones((2, 3)) @ w, y).mean()
     result = run(descent(cost, optax.sgd(0.1)), jnp.ones((3, 2)), jnp.array([[0, 1], [0, -1]]))
     assert (result.ending, len(result.costs)) == ("nonfinite", 2)
 
 
 def test_any_pytree_is_a_variable():
     result = run(
-        descent(lambda v, k: bowl(v["a"], k) + bowl(v["b"][0], k), optax.sgd(0.5)), {"a": 1.0, "b": [np.ones((2, 2), np.float32)]}, 2
+        descent(lambda v, k: bowl(v["a"], k) + bowl(v["b"][0], k), optax.sgd(0.5)),
+        {"a": 1.0, "b": [np.ones((2, 2), np.float32)]},
+        2,
     )
     assert jax.tree.map(jnp.shape, result.variable) == {"a": (), "b": [(2, 2)]}
     np.testing.assert_allclose(result.variable["b"][0], 0.25)
@@ -149,7 +191,12 @@ def test_count_gives_each_step_its_number():
 
 def test_zero_steps_return_the_start():
     result = run(descent(bowl, optax.sgd(0.1)), 3.0, 0)
-    assert (float(result.variable), result.steps, len(result.costs), result.ending) == (3, 0, 0, "steps")
+    assert (float(result.variable), result.steps, len(result.costs), result.ending) == (
+        3,
+        0,
+        0,
+        "steps",
+    )
 
 
 def fitted(weight, seen=None):
@@ -173,13 +220,17 @@ def test_runs_of_one_structure_trace_once(loop):
 
 
 def test_each_run_uses_its_own_arrays():
-    results = [run(fitted(jnp.full(2, weight)), jnp.zeros(2), 300).variable for weight in (1.0, 2.0)]
+    results = [
+        run(fitted(jnp.full(2, weight)), jnp.zeros(2), 300).variable for weight in (1.0, 2.0)
+    ]
     np.testing.assert_allclose(results, [[1, 1], [2, 2]], rtol=1e-3)
 
 
 def test_init_and_step_work_in_a_loop_of_ones_own():
     engine = descent(bowl, optax.sgd(0.1))
-    state, infos = jax.vmap(lambda v: jax.lax.scan(engine.step, engine.init(v), jnp.arange(5)))(jnp.array([1.0, 2.0]))
+    state, infos = jax.vmap(lambda v: jax.lax.scan(engine.step, engine.init(v), jnp.arange(5)))(
+        jnp.array([1.0, 2.0])
+    )
     np.testing.assert_allclose(state.variable, [0.9**5, 2 * 0.9**5], rtol=1e-6)
     assert infos.cost.shape == (2, 5)
 
@@ -196,7 +247,11 @@ def test_no_bar_unless_asked_for(capfd):
     [
         (("bowl", optax.sgd(0.1)), TypeError, "cost must be callable, got str"),
         ((bowl, 0.1), TypeError, "optimizer must be an optax optimizer, got float"),
-        ((bowl, optax.MultiSteps(optax.sgd(0.1), 2)), TypeError, r"got MultiSteps; pass its \.gradient_transformation"),
+        (
+            (bowl, optax.MultiSteps(optax.sgd(0.1), 2)),
+            TypeError,
+            r"got MultiSteps; pass its \.gradient_transformation",
+        ),
         ((bowl, optax.sgd(0.1), "box"), TypeError, "project must be callable, got str"),
     ],
 )
@@ -220,30 +275,84 @@ SGD = descent(bowl, optax.sgd(0.1))
         ),
         ((SGD, {"a": jnp.inf}, 3), {}, ValueError, r"start\['a'\] must be finite"),
         ((SGD, jnp.ones(2, int), 3), {}, TypeError, r"start must be a float array, got int32\[2\]"),
-        ((SGD, jnp.ones((0,)), 3), {}, ValueError, "start must hold numbers, got an array of size 0"),
-        ((SGD, State(jnp.ones(2), None), 3), {}, ValueError, "start must be a State of this descent"),
-        ((descent(bowl, optax.sgd(0.1), lambda v: [v]), jnp.ones(2), 3), {}, ValueError, "optimizer and project must keep the structure"),
-        ((descent(bowl, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()), 1.0, "abc"), {}, TypeError, "xs must be an array"),
+        (
+            (SGD, jnp.ones((0,)), 3),
+            {},
+            ValueError,
+            "start must hold numbers, got an array of size 0",
+        ),
+        (
+            (SGD, State(jnp.ones(2), None), 3),
+            {},
+            ValueError,
+            "start must be a State of this descent",
+        ),
+        (
+            (descent(bowl, optax.sgd(0.1), lambda v: [v]), jnp.ones(2), 3),
+            {},
+            ValueError,
+            "optimizer and project must keep the structure",
+        ),
+        (
+            (
+                descent(bowl, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()),
+                1.0,
+                "abc",
+            ),
+            {},
+            TypeError,
+            "xs must be an array",
+        ),
         ((SGD, {}, 3), {}, ValueError, "start must hold at least one array"),
         ((SGD, "start", 3), {}, TypeError, "start must be an array, got str"),
         ((SGD, 1.0, -1), {}, ValueError, "xs must be an integer >= 0, got -1"),
         ((SGD, 1.0, 2.5), {}, ValueError, "xs must have a leading axis"),
         ((SGD, 1.0, jnp.zeros((0, 3))), {}, ValueError, "xs must not be empty"),
-        ((SGD, 1.0, (jnp.zeros(2), jnp.zeros(3))), {}, ValueError, r"leading axes must agree, got xs\[0\]: 2, xs\[1\]: 3"),
+        (
+            (SGD, 1.0, (jnp.zeros(2), jnp.zeros(3))),
+            {},
+            ValueError,
+            r"leading axes must agree, got xs\[0\]: 2, xs\[1\]: 3",
+        ),
         ((SGD, 1.0, jnp.array([0, jnp.nan])), {}, ValueError, "xs must be finite"),
         ((SGD, 1.0, iter([])), {}, ValueError, "xs must hold at least one batch"),
-        ((SGD, 1.0, 3), {"until": -1.0}, ValueError, "until must be a finite number >= 0, got -1.0"),
+        (
+            (SGD, 1.0, 3),
+            {"until": -1.0},
+            ValueError,
+            "until must be a finite number >= 0, got -1.0",
+        ),
         ((SGD, 1.0, 3), {"until": float("nan")}, ValueError, "until must be a finite number"),
-        ((SGD, 1.0, 3), {"loop": "scan"}, ValueError, "loop must be one of 'auto', 'device', 'host', got 'scan'"),
-        ((SGD, 1.0, iter([1.0])), {"loop": "device"}, ValueError, "loop must be 'auto' or 'host' for an iterator"),
-        ((descent(lambda v, k: v, optax.sgd(0.1)), jnp.ones(2), 3), {}, ValueError, r"cost must return one float scalar, got float32\[2\]"),
+        (
+            (SGD, 1.0, 3),
+            {"loop": "scan"},
+            ValueError,
+            "loop must be one of 'auto', 'device', 'host', got 'scan'",
+        ),
+        (
+            (SGD, 1.0, iter([1.0])),
+            {"loop": "device"},
+            ValueError,
+            "loop must be 'auto' or 'host' for an iterator",
+        ),
+        (
+            (descent(lambda v, k: v, optax.sgd(0.1)), jnp.ones(2), 3),
+            {},
+            ValueError,
+            r"cost must return one float scalar, got float32\[2\]",
+        ),
         (
             (descent(lambda v, k: jnp.sum(v > 0), optax.sgd(0.1)), jnp.ones(2), 3),
             {},
             ValueError,
             r"cost must return one float scalar, got int32\[\]",
         ),
-        ((descent(bowl, optax.sgd(0.1), lambda v: v[:1]), jnp.ones(2), 3), {}, ValueError, "optimizer and project must keep the shapes"),
+        (
+            (descent(bowl, optax.sgd(0.1), lambda v: v[:1]), jnp.ones(2), 3),
+            {},
+            ValueError,
+            "optimizer and project must keep the shapes",
+        ),
         (
             (descent(bowl, optax.sgd(0.1), lambda v: v.astype(jnp.float16)), jnp.ones(2), 3),
             {},
@@ -258,7 +367,9 @@ def test_run_refuses(arguments, options, error, message):
 
 
 def test_run_refuses_to_be_traced():
-    with pytest.raises(TypeError, match=r"start must have values, got a traced array.*descent\.step"):
+    with pytest.raises(
+        TypeError, match=r"start must have values, got a traced array.*descent\.step"
+    ):
         jax.jit(lambda v: run(SGD, v, 3).variable)(1.0)
 
 

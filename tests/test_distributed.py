@@ -16,21 +16,29 @@ from diffprog import distributed
 def test_arrays_keep_their_numbers_wherever_they_lie():
     mesh = distributed.mesh({"batch": 1, "model": 1})
     tree = {"x": jnp.arange(6.0), "key": jax.random.split(jax.random.key(0), 2)}
-    for moved in (distributed.replicate(mesh, tree), distributed.split(mesh, tree), distributed.whole(distributed.split(mesh, tree))):
+    for moved in (
+        distributed.replicate(mesh, tree),
+        distributed.shard_batch(mesh, tree),
+        distributed.all_gather(distributed.shard_batch(mesh, tree)),
+    ):
         np.testing.assert_array_equal(distributed.fetch(moved["x"]), tree["x"])
-        np.testing.assert_array_equal(jax.random.key_data(moved["key"]), jax.random.key_data(tree["key"]))
+        np.testing.assert_array_equal(
+            jax.random.key_data(moved["key"]), jax.random.key_data(tree["key"])
+        )
 
 
 def test_the_axes_of_a_mesh_are_left_to_the_compiler():
     explicit = Mesh(np.array(jax.devices()[:1]), ("batch",), axis_types=(AxisType.Explicit,))
-    assert distributed.checked(explicit).axis_types == (AxisType.Auto,)
+    assert distributed.validate_mesh(explicit).axis_types == (AxisType.Auto,)
 
 
 def test_a_rule_is_asked_for_every_array():
     asked = {}
     mesh = distributed.mesh({"batch": 1})
-    rule = lambda path, leaf: asked.update({path: leaf.shape}) or PartitionSpec("batch")  # noqa: E731
-    shardings = distributed.partitioned(mesh, rule, {"affine1": {"weight": jnp.ones((2, 3)), "bias": jnp.ones(2)}})
+    rule = lambda path, leaf: asked.update({path: leaf.shape}) or PartitionSpec("batch")
+    shardings = distributed.partition_shardings(
+        mesh, rule, {"affine1": {"weight": jnp.ones((2, 3)), "bias": jnp.ones(2)}}
+    )
     assert asked == {"affine1/weight": (2, 3), "affine1/bias": (2,)}
     assert shardings["affine1"]["bias"].spec == PartitionSpec("batch")
 
@@ -42,9 +50,17 @@ def test_a_rule_is_asked_for_every_array():
         (lambda: distributed.mesh({}), ValueError, "axes"),
         (lambda: distributed.mesh({"batch": 0}), ValueError, "axes"),
         (lambda: distributed.initialize("localhost"), ValueError, "host:port"),
-        (lambda: distributed.initialize("localhost:1", 2, 2), ValueError, "process_id must be below num_processes, 2, got 2"),
+        (
+            lambda: distributed.initialize("localhost:1", 2, 2),
+            ValueError,
+            "process_id must be below num_processes, 2, got 2",
+        ),
         (lambda: distributed.initialize("localhost:1", 0, 0), ValueError, "num_processes"),
-        (lambda: distributed.initialize("localhost:1", 1, 0, heartbeat_timeout_seconds=0), ValueError, "heartbeat"),
+        (
+            lambda: distributed.initialize("localhost:1", 1, 0, heartbeat_timeout_seconds=0),
+            ValueError,
+            "heartbeat",
+        ),
     ],
 )
 def test_refuses(call, error, message):
@@ -56,7 +72,10 @@ def test_refuses(call, error, message):
 def test_attacks_and_images_of_eight_devices_are_those_of_one(tmp_path):
     one, eight = tmp_path / "one.npz", tmp_path / "eight.npz"
     for out, devices in ((one, 1), (eight, 8)):
-        subprocess.run([sys.executable, Path(__file__).with_name("distributed_run.py"), out, str(devices)], check=True)
+        subprocess.run(
+            [sys.executable, Path(__file__).with_name("distributed_run.py"), out, str(devices)],
+            check=True,
+        )
     expected, found = np.load(one), np.load(eight)
     assert set(found) == set(expected)
     for name in expected:

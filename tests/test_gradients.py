@@ -10,7 +10,12 @@ import pytest
 
 from diffprog import gradients, models, program, tap
 
-GOLDEN = {example["id"]: example for example in json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())["examples"]}
+GOLDEN = {
+    example["id"]: example
+    for example in json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())[
+        "examples"
+    ]
+}
 MODEL = models.mlp((3, 5, 2), activation="tanh")
 PARAMS = MODEL.init(jax.random.key(0))
 X, Y = jax.random.normal(jax.random.key(1), (4, 3)), jax.random.normal(jax.random.key(2), (4, 2))
@@ -21,7 +26,9 @@ def cost(params, x, y):
 
 
 def close(got, want, tolerance=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want
+    )
 
 
 def test_wrt_params_and_input_are_jax_grad():
@@ -30,14 +37,24 @@ def test_wrt_params_and_input_are_jax_grad():
 
 
 def test_numerical_agrees_with_the_gradient():
-    close(gradients.numerical(lambda params: cost(params, X, Y))(PARAMS), gradients.wrt_params(cost)(PARAMS, X, Y), 1e-4)
-    close(gradients.numerical(lambda x: cost(PARAMS, x, Y))(X), gradients.wrt_input(cost)(PARAMS, X, Y), 1e-4)
+    close(
+        gradients.numerical(lambda params: cost(params, X, Y))(PARAMS),
+        gradients.wrt_params(cost)(PARAMS, X, Y),
+        1e-4,
+    )
+    close(
+        gradients.numerical(lambda x: cost(PARAMS, x, Y))(X),
+        gradients.wrt_input(cost)(PARAMS, X, Y),
+        1e-4,
+    )
 
 
 def test_numerical_is_right_to_eight_digits_in_float64():
     with jax.enable_x64(True):
         x = jnp.array([1e-3, 1.0, 5.0])
-        np.testing.assert_allclose(gradients.numerical(lambda x: jnp.sin(x).sum())(x), jnp.cos(x), rtol=1e-8)
+        np.testing.assert_allclose(
+            gradients.numerical(lambda x: jnp.sin(x).sum())(x), jnp.cos(x), rtol=1e-8
+        )
 
 
 def test_wrt_nodes_are_the_adjoints():
@@ -49,12 +66,16 @@ def test_wrt_nodes_are_the_adjoints():
 
 
 def test_wrt_nodes_sums_over_paths():
-    adjoints = gradients.wrt_nodes(lambda x: (lambda h: h * h + 3 * h)(tap(x * 2, "h")))(jnp.float32(1))
+    adjoints = gradients.wrt_nodes(lambda x: (lambda h: h * h + 3 * h)(tap(x * 2, "h")))(
+        jnp.float32(1)
+    )
     np.testing.assert_allclose(adjoints["h"], 7)
 
 
 def test_wrt_nodes_of_every_tap_leaves_out_those_without_an_adjoint():
-    adjoints = gradients.wrt_nodes(lambda x: (tap(x, "h") * tap(jnp.argmax(x), "i")).sum())(jnp.array([1.0, 2.0]))
+    adjoints = gradients.wrt_nodes(lambda x: (tap(x, "h") * tap(jnp.argmax(x), "i")).sum())(
+        jnp.array([1.0, 2.0])
+    )
     close(adjoints, {"h": jnp.ones(2)})
 
 
@@ -72,9 +93,15 @@ def test_jacobian_has_the_numerator_layout_of_the_lecture():
     true = GOLDEN["numerator_layout_shapes"]["true"]
     u, x = jnp.ones(2), jnp.ones(4)
     assert list(gradients.jacobian(lambda u: u.sum())(u).shape) == true["dz_du_shape"]
-    assert list(gradients.jacobian(lambda x: jnp.stack([x.sum(), x.prod()]))(x).shape) == true["du_dx_shape"]
+    assert (
+        list(gradients.jacobian(lambda x: jnp.stack([x.sum(), x.prod()]))(x).shape)
+        == true["du_dx_shape"]
+    )
     assert list(gradients.jacobian(lambda x: x.sum())(x).shape) == true["dz_dx_shape"]
-    assert list(gradients.jacobian(lambda matrix: matrix.sum())(jnp.ones((3, 5))).shape) == true["dy_dX_shape_for_X_3_by_5"]
+    assert (
+        list(gradients.jacobian(lambda matrix: matrix.sum())(jnp.ones((3, 5))).shape)
+        == true["dy_dX_shape_for_X_3_by_5"]
+    )
 
 
 def test_jacobians_multiply_along_a_chain():
@@ -83,7 +110,11 @@ def test_jacobians_multiply_along_a_chain():
     x = jnp.ones(inner.shape[1])
     whole = gradients.jacobian(lambda x: outer @ (inner @ x))(x)
     close(whole, jnp.array(example["true"]["product"]))
-    close(whole, gradients.jacobian(lambda u: outer @ u)(inner @ x) @ gradients.jacobian(lambda x: inner @ x)(x))
+    close(
+        whole,
+        gradients.jacobian(lambda u: outer @ u)(inner @ x)
+        @ gradients.jacobian(lambda x: inner @ x)(x),
+    )
 
 
 def test_jacobian_of_scalar_by_matrix_is_transposed_and_of_matrix_by_scalar_is_not():
@@ -95,21 +126,34 @@ def test_jacobian_of_scalar_by_matrix_is_transposed_and_of_matrix_by_scalar_is_n
 def test_softmax_jacobian_of_lecture_004():
     example = GOLDEN["softmax_jacobian"]
     with jax.enable_x64(True):
-        close(gradients.jacobian(jax.nn.softmax)(jnp.array(example["inputs"]["z"])), jnp.array(example["true"]["J"]), 1e-12)
+        close(
+            gradients.jacobian(jax.nn.softmax)(jnp.array(example["inputs"]["z"])),
+            jnp.array(example["true"]["J"]),
+            1e-12,
+        )
 
 
 def test_hessian_and_its_product_agree():
-    f = lambda x: jnp.sin(x[0]) * x[1] ** 2 + jnp.exp(x @ x)  # noqa: E731
+    f = lambda x: jnp.sin(x[0]) * x[1] ** 2 + jnp.exp(x @ x)
     x, v = jnp.array([0.3, -0.2]), jnp.array([1.0, 2.0])
     close(gradients.hessian(f)(x), jax.hessian(f)(x))
     close(gradients.hvp(f)(x, v), jax.hessian(f)(x) @ v)
 
 
 def test_hvp_through_hand_written_layers_is_symmetric():
-    f = lambda params: cost(params, X, Y)  # noqa: E731
-    u, v = (jax.tree.map(lambda leaf, s=s: jnp.sin(s * jnp.arange(leaf.size).reshape(leaf.shape)), PARAMS) for s in (1.0, 2.0))
-    dot = lambda a, b: sum(jnp.vdot(*pair) for pair in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))  # noqa: E731
-    np.testing.assert_allclose(dot(u, gradients.hvp(f)(PARAMS, v)), dot(v, gradients.hvp(f)(PARAMS, u)), rtol=1e-4)
+    f = lambda params: cost(params, X, Y)
+    u, v = (
+        jax.tree.map(
+            lambda leaf, s=s: jnp.sin(s * jnp.arange(leaf.size).reshape(leaf.shape)), PARAMS
+        )
+        for s in (1.0, 2.0)
+    )
+    dot = lambda a, b: sum(
+        jnp.vdot(*pair) for pair in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    np.testing.assert_allclose(
+        dot(u, gradients.hvp(f)(PARAMS, v)), dot(v, gradients.hvp(f)(PARAMS, u)), rtol=1e-4
+    )
 
 
 def test_one_structure_traces_once():
@@ -138,11 +182,13 @@ def test_works_inside_jit_vmap_and_grad():
 
 def test_programs_are_functions_too():
     held = program(MODEL.apply, PARAMS)
-    close(gradients.numerical(lambda x: held(x).sum())(X), jax.grad(lambda x: held(x).sum())(X), 1e-4)
+    close(
+        gradients.numerical(lambda x: held(x).sum())(X), jax.grad(lambda x: held(x).sum())(X), 1e-4
+    )
 
 
 NAN = jnp.array([1.0, jnp.nan])
-SQUARE = lambda x: (x**2).sum()  # noqa: E731
+SQUARE = lambda x: (x**2).sum()
 
 
 @pytest.mark.parametrize(
@@ -151,34 +197,126 @@ SQUARE = lambda x: (x**2).sum()  # noqa: E731
         (lambda: gradients.wrt_params("cost"), TypeError, "cost must be callable, got str"),
         (lambda: gradients.wrt_input(None), TypeError, "cost must be callable"),
         (lambda: gradients.wrt_nodes(3), TypeError, "f must be callable"),
-        (lambda: gradients.wrt_params(SQUARE)(NAN), ValueError, "params must be finite, got 1 NaN or infinite of 2"),
-        (lambda: gradients.wrt_params(SQUARE)(jnp.ones(2, int)), TypeError, "params must be a float array, got int32"),
+        (
+            lambda: gradients.wrt_params(SQUARE)(NAN),
+            ValueError,
+            "params must be finite, got 1 NaN or infinite of 2",
+        ),
+        (
+            lambda: gradients.wrt_params(SQUARE)(jnp.ones(2, int)),
+            TypeError,
+            "params must be a float array, got int32",
+        ),
         (lambda: gradients.wrt_params(SQUARE)(), TypeError, "expected at least 1 arguments, got 0"),
-        (lambda: gradients.wrt_params(lambda x: x)(jnp.ones(2)), ValueError, r"cost must return one float scalar, got float32\[2\]"),
-        (lambda: gradients.wrt_input(SQUARE)(jnp.ones(2)), TypeError, "expected at least 2 arguments, got 1"),
-        (lambda: gradients.wrt_input(cost)(PARAMS, X.at[0, 0].set(jnp.nan), Y), ValueError, "x must be finite"),
-        (lambda: gradients.wrt_input(cost)(PARAMS, X[:0], Y[:0]), ValueError, "x must not be empty"),
-        (lambda: gradients.wrt_params(cost)(PARAMS, X, Y.at[0, 0].set(jnp.inf)), ValueError, "y must be finite"),
-        (lambda: gradients.wrt_nodes(cost, 3), TypeError, "names must be a sequence of strings, got 3"),
-        (lambda: gradients.per_example(cost)(PARAMS), TypeError, "expected at least 2 arguments, got 1"),
-        (lambda: gradients.jacobian(lambda x: x > 0)(jnp.ones(2)), TypeError, r"f\(x\) must be a float array, got bool\[2\]"),
-        (lambda: gradients.hvp(SQUARE)(jnp.ones(2), jnp.ones(2, jnp.float16)), TypeError, "x and v must share their dtypes"),
-        (lambda: gradients.wrt_nodes(cost, ["hidden9"])(PARAMS, X, Y), ValueError, "hidden9.*hidden1"),
-        (lambda: gradients.wrt_nodes(MODEL.apply)(PARAMS, X), ValueError, "f must return one float scalar"),
-        (lambda: gradients.wrt_nodes(cost)(PARAMS, X, jnp.full((4, 2), jnp.inf)), ValueError, r"args\[2\] must be finite"),
-        (lambda: gradients.per_example(cost)(PARAMS, X, Y[:2]), ValueError, "leading axes must agree, got xs: 4, ys: 2"),
-        (lambda: gradients.per_example(cost)(PARAMS, X[:0], Y[:0]), ValueError, "must not be empty"),
+        (
+            lambda: gradients.wrt_params(lambda x: x)(jnp.ones(2)),
+            ValueError,
+            r"cost must return one float scalar, got float32\[2\]",
+        ),
+        (
+            lambda: gradients.wrt_input(SQUARE)(jnp.ones(2)),
+            TypeError,
+            "expected at least 2 arguments, got 1",
+        ),
+        (
+            lambda: gradients.wrt_input(cost)(PARAMS, X.at[0, 0].set(jnp.nan), Y),
+            ValueError,
+            "x must be finite",
+        ),
+        (
+            lambda: gradients.wrt_input(cost)(PARAMS, X[:0], Y[:0]),
+            ValueError,
+            "x must not be empty",
+        ),
+        (
+            lambda: gradients.wrt_params(cost)(PARAMS, X, Y.at[0, 0].set(jnp.inf)),
+            ValueError,
+            "y must be finite",
+        ),
+        (
+            lambda: gradients.wrt_nodes(cost, 3),
+            TypeError,
+            "names must be a sequence of strings, got 3",
+        ),
+        (
+            lambda: gradients.per_example(cost)(PARAMS),
+            TypeError,
+            "expected at least 2 arguments, got 1",
+        ),
+        (
+            lambda: gradients.jacobian(lambda x: x > 0)(jnp.ones(2)),
+            TypeError,
+            r"f\(x\) must be a float array, got bool\[2\]",
+        ),
+        (
+            lambda: gradients.hvp(SQUARE)(jnp.ones(2), jnp.ones(2, jnp.float16)),
+            TypeError,
+            "x and v must share their dtypes",
+        ),
+        (
+            lambda: gradients.wrt_nodes(cost, ["hidden9"])(PARAMS, X, Y),
+            ValueError,
+            "hidden9.*hidden1",
+        ),
+        (
+            lambda: gradients.wrt_nodes(MODEL.apply)(PARAMS, X),
+            ValueError,
+            "f must return one float scalar",
+        ),
+        (
+            lambda: gradients.wrt_nodes(cost)(PARAMS, X, jnp.full((4, 2), jnp.inf)),
+            ValueError,
+            r"args\[2\] must be finite",
+        ),
+        (
+            lambda: gradients.per_example(cost)(PARAMS, X, Y[:2]),
+            ValueError,
+            "leading axes must agree, got xs: 4, ys: 2",
+        ),
+        (
+            lambda: gradients.per_example(cost)(PARAMS, X[:0], Y[:0]),
+            ValueError,
+            "must not be empty",
+        ),
         (lambda: gradients.jacobian(jnp.sin)(NAN), ValueError, "x must be finite"),
-        (lambda: gradients.jacobian(jnp.sin)(jnp.ones((2, 2))), ValueError, "got y of rank 2 by x of rank 2"),
-        (lambda: gradients.jacobian(jnp.sin)(jnp.ones((2, 2, 2))), ValueError, "x must have rank 0 or 1 or 2"),
+        (
+            lambda: gradients.jacobian(jnp.sin)(jnp.ones((2, 2))),
+            ValueError,
+            "got y of rank 2 by x of rank 2",
+        ),
+        (
+            lambda: gradients.jacobian(jnp.sin)(jnp.ones((2, 2, 2))),
+            ValueError,
+            "x must have rank 0 or 1 or 2",
+        ),
         (lambda: gradients.hessian(SQUARE)(jnp.ones((2, 2))), ValueError, "x must have rank 1"),
-        (lambda: gradients.hessian(jnp.sin)(jnp.ones(2)), ValueError, "f must return one float scalar"),
-        (lambda: gradients.hvp(SQUARE)(jnp.ones(2), jnp.ones(3)), ValueError, r"shapes must agree, got x: \[2\], v: \[3\]"),
-        (lambda: gradients.hvp(SQUARE)(jnp.ones(2), (jnp.ones(2),)), ValueError, "structures must agree"),
+        (
+            lambda: gradients.hessian(jnp.sin)(jnp.ones(2)),
+            ValueError,
+            "f must return one float scalar",
+        ),
+        (
+            lambda: gradients.hvp(SQUARE)(jnp.ones(2), jnp.ones(3)),
+            ValueError,
+            r"shapes must agree, got x: \[2\], v: \[3\]",
+        ),
+        (
+            lambda: gradients.hvp(SQUARE)(jnp.ones(2), (jnp.ones(2),)),
+            ValueError,
+            "structures must agree",
+        ),
         (lambda: gradients.hvp(SQUARE)(jnp.ones(2), NAN), ValueError, "v must be finite"),
         (lambda: gradients.numerical(SQUARE)(NAN), ValueError, "x must be finite"),
-        (lambda: gradients.numerical(SQUARE)(jnp.ones(2, int)), TypeError, "x must be a float array"),
-        (lambda: gradients.numerical(jnp.sin)(jnp.ones(2)), ValueError, "f must return one float scalar"),
+        (
+            lambda: gradients.numerical(SQUARE)(jnp.ones(2, int)),
+            TypeError,
+            "x must be a float array",
+        ),
+        (
+            lambda: gradients.numerical(jnp.sin)(jnp.ones(2)),
+            ValueError,
+            "f must return one float scalar",
+        ),
     ],
 )
 def test_refuses(call, error, message):

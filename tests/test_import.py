@@ -9,7 +9,9 @@ import pytest
 
 
 def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def cpu_seconds(code: str) -> float:
@@ -20,13 +22,27 @@ def cpu_seconds(code: str) -> float:
 
 
 def test_import_brings_no_optional_package():
-    loaded = json.loads(python("import json, sys, diffprog; print(json.dumps(sorted(sys.modules)))"))
+    loaded = json.loads(
+        python("import json, sys, diffprog; print(json.dumps(sorted(sys.modules)))")
+    )
     assert "jax" in loaded
-    assert {"matplotlib", "sklearn", "flax", "equinox", "jinja2", "PIL", "orbax", "safetensors", "tokenizers"}.isdisjoint(loaded)
+    assert {
+        "matplotlib",
+        "sklearn",
+        "flax",
+        "equinox",
+        "jinja2",
+        "PIL",
+        "orbax",
+        "safetensors",
+        "tokenizers",
+    }.isdisjoint(loaded)
 
 
 def test_plotting_leaves_the_global_state_of_matplotlib_alone():
-    loaded = json.loads(python("import json, sys, diffprog.plotting; print(json.dumps(sorted(sys.modules)))"))
+    loaded = json.loads(
+        python("import json, sys, diffprog.plotting; print(json.dumps(sorted(sys.modules)))")
+    )
     assert "matplotlib.figure" in loaded
     assert {"matplotlib.pyplot", "jinja2"}.isdisjoint(loaded)
 

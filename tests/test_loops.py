@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from diffprog import backprop, loops, models
+from diffprog import _loops, backprop, models
 from diffprog.descent import descent, run
 
 IMAGES = jnp.ones((2, 8, 8, 1))
@@ -13,12 +13,16 @@ KERNEL = jnp.ones((3, 3, 1, 2))
 
 
 def convolved(kernel, x):
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def grouped(kernel, x):
     twice, axes = jnp.concatenate([x, x], -1), ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(twice, kernel, (1, 1), "SAME", dimension_numbers=axes, feature_group_count=2)
+    return jax.lax.conv_general_dilated(
+        twice, kernel, (1, 1), "SAME", dimension_numbers=axes, feature_group_count=2
+    )
 
 
 def by_hand(kernel, x):
@@ -32,32 +36,49 @@ def gradient(f):
 
 def test_autodiff_of_a_convolution_is_slow_in_a_loop_and_the_hand_written_one_is_not():
     assert jax.default_backend() == "cpu"
-    assert loops.fast_on_device(jax.make_jaxpr(convolved)(KERNEL, IMAGES))
-    assert not loops.fast_on_device(gradient(convolved))
-    assert loops.fast_on_device(gradient(by_hand))
+    assert _loops.scan_is_fast(jax.make_jaxpr(convolved)(KERNEL, IMAGES))
+    assert not _loops.scan_is_fast(gradient(convolved))
+    assert _loops.scan_is_fast(gradient(by_hand))
 
 
-@pytest.mark.parametrize(("f", "form"), [(grouped, "on_host"), (convolved, "on_device"), (by_hand, "on_device")])
+@pytest.mark.parametrize(
+    ("f", "form"),
+    [(grouped, "python_loop"), (convolved, "compiled_loop"), (by_hand, "compiled_loop")],
+)
 def test_run_chooses_that_form(f, form, monkeypatch):
     used = []
-    for name in ("on_host", "on_device"):
+    for name in ("python_loop", "compiled_loop"):
         real = getattr(loops, name)
-        monkeypatch.setattr(loops, name, lambda *args, name=name, real=real, **options: used.append(name) or real(*args, **options))
+        monkeypatch.setattr(
+            loops,
+            name,
+            lambda *args, name=name, real=real, **options: (
+                used.append(name) or real(*args, **options)
+            ),
+        )
     run(descent(lambda kernel, k: (f(kernel, IMAGES) ** 2).mean(), optax.sgd(0.01)), KERNEL, 3)
     assert used == [form]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [models.mlp((64, 8, 10)), models.cnn(channels=(2, 3), hidden=(4,))])
+@pytest.mark.parametrize(
+    "model", [models.mlp((64, 8, 10)), models.cnn(channels=(2, 3), hidden=(4,))]
+)
 def test_our_models_train_on_the_device(model):
     params = model.init(jax.random.key(0))
     x = IMAGES if "conv1" in params else IMAGES.reshape(2, 64)
-    assert loops.fast_on_device(jax.make_jaxpr(jax.grad(lambda params: model.apply(params, x).sum()))(params))
+    assert _loops.scan_is_fast(
+        jax.make_jaxpr(jax.grad(lambda params: model.apply(params, x).sum()))(params)
+    )
 
 
 def test_a_source_hands_out_what_is_left():
-    assert loops.Source(10).take(8, 5)[1] == 2
-    assert loops.Source(jnp.zeros((10, 3))).take(8, 5)[1] == 2
-    source = loops.Source(iter(range(7)))
+    assert _loops.StepInputs(10).take(8, 5)[1] == 2
+    assert _loops.StepInputs(jnp.zeros((10, 3))).take(8, 5)[1] == 2
+    source = _loops.StepInputs(iter(range(7)))
     assert source.first() == 0
-    assert [source.take(0, 5), source.take(5, 5), source.take(7, 5)] == [([0, 1, 2, 3, 4], 5), ([5, 6], 2), ([], 0)]
+    assert [source.take(0, 5), source.take(5, 5), source.take(7, 5)] == [
+        ([0, 1, 2, 3, 4], 5),
+        ([5, 6], 2),
+        ([], 0),
+    ]

@@ -11,7 +11,10 @@ from scipy.special import rel_entr, softmax
 
 from diffprog import losses
 
-GOLDEN = {example["id"]: example for example in json.loads((Path(__file__).parent / "golden.json").read_text())["examples"]}
+GOLDEN = {
+    example["id"]: example
+    for example in json.loads((Path(__file__).parent / "golden.json").read_text())["examples"]
+}
 exactly = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -25,9 +28,13 @@ def value_and_gradients(loss, *args):
 
 def test_half_squared_error_of_the_worked_exercise():
     example = GOLDEN["exercise_4433_sq"]
-    value, gradient, _ = value_and_gradients(losses.half_squared_error, example["true"]["yhat"], example["inputs"]["y"])
+    value, gradient, _ = value_and_gradients(
+        losses.half_squared_error, example["true"]["yhat"], example["inputs"]["y"]
+    )
     np.testing.assert_allclose(value, example["true"]["loss"], **exactly)
-    np.testing.assert_allclose(gradient, np.subtract(example["true"]["yhat"], example["inputs"]["y"]), **exactly)
+    np.testing.assert_allclose(
+        gradient, np.subtract(example["true"]["yhat"], example["inputs"]["y"]), **exactly
+    )
 
 
 def test_the_softmax_gradient_of_the_worked_example():
@@ -35,7 +42,9 @@ def test_the_softmax_gradient_of_the_worked_example():
     with jax.enable_x64(True):
         logits = jnp.asarray(example["inputs"]["z"])[None]
         by_label = jax.grad(lambda z: losses.softmax_cross_entropy(z, jnp.array([2])).sum())(logits)
-    _, by_target, _ = value_and_gradients(losses.softmax_kl, example["inputs"]["z"], example["inputs"]["onehot"])
+    _, by_target, _ = value_and_gradients(
+        losses.softmax_kl, example["inputs"]["z"], example["inputs"]["onehot"]
+    )
     np.testing.assert_allclose(by_label[0], example["true"]["dCE_dz"], **exactly)
     np.testing.assert_allclose(by_target, example["true"]["dCE_dz"], **exactly)
 
@@ -52,7 +61,10 @@ def test_softmax_kl_of_the_digit(name):
 
 def test_sigmoid_kl_of_two_or_not_two():
     inputs, true = GOLDEN["two_or_not_two"]["inputs"], GOLDEN["two_or_not_two"]["true"]
-    for target, loss, gradient in ((1.0, true["KL"], true["dKL_dz"]), (0.0, true["KL_d0"], true["dKL_dz_d0"])):
+    for target, loss, gradient in (
+        (1.0, true["KL"], true["dKL_dz"]),
+        (0.0, true["KL_d0"], true["dKL_dz_d0"]),
+    ):
         value, by_logits, _ = value_and_gradients(losses.sigmoid_kl, inputs["z"], target)
         np.testing.assert_allclose(value, loss, **exactly)
         np.testing.assert_allclose(by_logits, gradient, **exactly)
@@ -79,14 +91,20 @@ def test_softmax_kl_is_zero_where_the_softmax_is_the_target():
 
 def test_softmax_kl_of_one_hot_targets_is_the_cross_entropy_of_labels():
     logits, labels = examples()[0], np.array([0, 1, 2, 3, 0, 1])
-    np.testing.assert_allclose(losses.softmax_kl(logits, np.eye(4)[labels]), losses.softmax_cross_entropy(logits, labels), atol=2e-6)
+    np.testing.assert_allclose(
+        losses.softmax_kl(logits, np.eye(4)[labels]),
+        losses.softmax_cross_entropy(logits, labels),
+        atol=2e-6,
+    )
 
 
 def test_sigmoid_kl_is_softmax_kl_of_two_classes():
     rng = np.random.default_rng(1)
     logits, target = 3 * rng.normal(size=6), np.array([0.0, 1.0, 0.5, 0.1, 0.999, 1e-6])
     with jax.enable_x64(True):
-        two_classes = losses.softmax_kl(np.stack([logits, 0 * logits], 1), np.stack([target, 1 - target], 1))
+        two_classes = losses.softmax_kl(
+            np.stack([logits, 0 * logits], 1), np.stack([target, 1 - target], 1)
+        )
         np.testing.assert_allclose(losses.sigmoid_kl(logits, target), two_classes, **exactly)
 
 
@@ -111,10 +129,16 @@ def test_large_logits_stay_finite():
 def test_half_squared_error_sums_over_every_axis_but_the_first():
     found = losses.half_squared_error(np.full((3, 2, 4), 3.0), np.ones((3, 2, 4)))
     np.testing.assert_allclose(found, np.full(3, 0.5 * 4 * 8))
-    np.testing.assert_allclose(losses.half_squared_error(np.array([3.0, 1.0]), np.array([1.0, 1.0])), [2, 0])
+    np.testing.assert_allclose(
+        losses.half_squared_error(np.array([3.0, 1.0]), np.array([1.0, 1.0])), [2, 0]
+    )
 
 
-ONE_HOT, LOGITS, LABELS = np.eye(3, dtype=np.float32)[:2], np.zeros((2, 3), np.float32), np.array([0, 2])
+ONE_HOT, LOGITS, LABELS = (
+    np.eye(3, dtype=np.float32)[:2],
+    np.zeros((2, 3), np.float32),
+    np.array([0, 2]),
+)
 BINARY = np.array([0.0, 1.0], np.float32)
 CALLS = {
     losses.half_squared_error: (LOGITS, ONE_HOT),
@@ -122,7 +146,9 @@ CALLS = {
     losses.softmax_kl: (LOGITS, ONE_HOT),
     losses.sigmoid_kl: (np.zeros(2, np.float32), BINARY),
 }
-every_loss = pytest.mark.parametrize(("loss", "args"), CALLS.items(), ids=lambda value: getattr(value, "__name__", ""))
+every_loss = pytest.mark.parametrize(
+    ("loss", "args"), CALLS.items(), ids=lambda value: getattr(value, "__name__", "")
+)
 
 
 @pytest.mark.slow
@@ -132,7 +158,9 @@ def test_every_loss_is_per_example_in_every_transformation(loss, args):
     assert expected.shape == (2,)
     assert expected.dtype == np.float32
     np.testing.assert_allclose(jax.jit(loss)(*args), expected, rtol=1e-6)
-    np.testing.assert_allclose(jax.vmap(lambda *row: loss(*(part[None] for part in row))[0])(*args), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.vmap(lambda *row: loss(*(part[None] for part in row))[0])(*args), expected, rtol=1e-6
+    )
 
 
 @every_loss
@@ -144,10 +172,16 @@ def test_arrays_that_do_not_fit_are_refused(loss, args, position):
 
     name = loss.__code__.co_varnames[position]
     refused("text", TypeError, f"{name} must be an array, got str")
-    refused(args[position][:1], ValueError, r"must agree, got .*: .*2.*1|must agree, got .*: .*1.*2")
+    refused(
+        args[position][:1], ValueError, r"must agree, got .*: .*2.*1|must agree, got .*: .*1.*2"
+    )
     refused(args[position] + 1j, TypeError, f"{name} must be")
     if name != "labels":
-        refused(np.ones_like(args[position], np.int32), TypeError, f"{name} must be a float array, got int32")
+        refused(
+            np.ones_like(args[position], np.int32),
+            TypeError,
+            f"{name} must be a float array, got int32",
+        )
         refused(np.full_like(args[position], np.nan), ValueError, f"{name} must be finite")
         refused(np.full_like(args[position], np.inf), ValueError, f"{name} must be finite")
 
@@ -182,7 +216,11 @@ def test_labels_given_as_one_hot_or_float_are_refused():
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [([0.5, 0.6, 0.0], "row 1 with sum 1.1"), ([0.0, 0.0, 0.0], "row 1 with sum 0"), ([1.5, -0.5, 0.0], "target must lie in 0")],
+    [
+        ([0.5, 0.6, 0.0], "row 1 with sum 1.1"),
+        ([0.0, 0.0, 0.0], "row 1 with sum 0"),
+        ([1.5, -0.5, 0.0], "target must lie in 0"),
+    ],
 )
 def test_targets_that_are_no_distributions_are_refused(row, message):
     with pytest.raises(ValueError, match=message):
@@ -192,7 +230,9 @@ def test_targets_that_are_no_distributions_are_refused(row, message):
 def test_targets_that_sum_to_one_within_rounding_are_taken():
     target = softmax(np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32), axis=1)
     assert np.isfinite(losses.softmax_kl(np.zeros((2, 1000), np.float32), target)).all()
-    assert np.isfinite(losses.softmax_kl(LOGITS, np.full((2, 3), np.float32(1 / 3)).astype(np.float64))).all()
+    assert np.isfinite(
+        losses.softmax_kl(LOGITS, np.full((2, 3), np.float32(1 / 3)).astype(np.float64))
+    ).all()
     assert np.isfinite(losses.softmax_kl(LOGITS, jnp.full((2, 3), 1 / 3, jnp.bfloat16))).all()
 
 

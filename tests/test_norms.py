@@ -30,7 +30,9 @@ def problem(seed, bounds=(0.0, 1.0), shape=(5, 2, 3), dtype=np.float32):
     """Images, some pixels of them on the border of the box, and perturbations of many sizes."""
     rng = np.random.default_rng(seed)
     low, high = (dtype(bound) for bound in bounds)
-    x = np.clip(rng.uniform(1.2 * low - 0.2 * high, 1.2 * high - 0.2 * low, shape).astype(dtype), low, high)
+    x = np.clip(
+        rng.uniform(1.2 * low - 0.2 * high, 1.2 * high - 0.2 * low, shape).astype(dtype), low, high
+    )
     r = rng.normal(size=shape) * 10.0 ** rng.uniform(-2, 2, (shape[0],) + (1,) * (len(shape) - 1))
     return np.where(rng.uniform(size=shape) < 0.1, 0, r).astype(dtype), x
 
@@ -45,7 +47,9 @@ def test_length_is_numpys(name):
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_length_and_ascent_hold_at_any_scale(name, scale):
     norm, unit = norms.named(name), np.array([[3, -4, 0.5]], np.float32)
-    np.testing.assert_allclose(norm.length(unit * np.float32(scale)), norm.length(unit) * scale, rtol=1e-6)
+    np.testing.assert_allclose(
+        norm.length(unit * np.float32(scale)), norm.length(unit) * scale, rtol=1e-6
+    )
     np.testing.assert_allclose(norm.ascent(unit * np.float32(scale)), norm.ascent(unit), rtol=1e-6)
 
 
@@ -53,7 +57,9 @@ def test_length_and_ascent_hold_at_any_scale(name, scale):
 def test_the_gradient_of_the_length_is_the_ascent_direction_of_the_dual_norm(name):
     norm, (r, _) = norms.named(name), problem(1)
     gradient = jax.grad(lambda r: norm.length(r).sum())(r)
-    np.testing.assert_allclose(np.where(r == 0, 0, gradient), norms.named(DUAL[name]).ascent(r), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        np.where(r == 0, 0, gradient), norms.named(DUAL[name]).ascent(r), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_gradient_of_the_l2_length_is_zero_at_zero():
@@ -64,7 +70,12 @@ def test_the_gradient_of_the_l2_length_is_zero_at_zero():
 @every_norm
 def test_gradients_are_finite_at_zero(name):
     norm, zero = norms.named(name), jnp.zeros((2, 3))
-    for f in (norm.length, norm.ascent, lambda r: norm.project(r, 0.0), lambda r: norm.project_in_box(r, zero, 0.5)):
+    for f in (
+        norm.length,
+        norm.ascent,
+        lambda r: norm.project(r, 0.0),
+        lambda r: norm.project_in_box(r, zero, 0.5),
+    ):
         assert np.isfinite(jax.grad(lambda r, f=f: f(r).sum())(zero)).all()
 
 
@@ -73,7 +84,9 @@ def test_ascent_is_of_length_one_and_attains_the_dual_norm(name):
     gradient, _ = problem(2)
     direction = norms.named(name).ascent(gradient)
     np.testing.assert_allclose(length(name, direction), 1, rtol=1e-6)
-    np.testing.assert_allclose((direction * gradient).sum((1, 2)), length(DUAL[name], gradient), rtol=1e-5)
+    np.testing.assert_allclose(
+        (direction * gradient).sum((1, 2)), length(DUAL[name], gradient), rtol=1e-5
+    )
 
 
 @every_norm
@@ -96,7 +109,9 @@ def test_projections_in_the_box_by_hand():
     # The second coordinate has only 0.2 of room; what it may not take, the first takes up to the length allowed.
     r, x = np.array([[3.0, 4.0]]), np.array([[0.0, 0.8]])
     np.testing.assert_allclose(norms.linf.project_in_box(r, x, 0.5), [[0.5, 0.2]], rtol=1e-6)
-    np.testing.assert_allclose(norms.l2.project_in_box(r, x, 0.5), [[np.sqrt(0.25 - 0.04), 0.2]], rtol=1e-6)
+    np.testing.assert_allclose(
+        norms.l2.project_in_box(r, x, 0.5), [[np.sqrt(0.25 - 0.04), 0.2]], rtol=1e-6
+    )
     np.testing.assert_allclose(norms.l1.project_in_box(r, x, 0.5), [[0.3, 0.2]], rtol=1e-6)
 
 
@@ -108,12 +123,17 @@ def test_a_large_entry_without_room_takes_no_digits_from_the_others():
 def sequential_quadratic_programming(name, r, x, epsilon):
     """The joint projection from scipy, in units of epsilon; for l1 in sizes p, q >= 0 with r = p - q, where its ball is smooth."""
     n, r, low, high = r.size, r / epsilon, -x / epsilon, (1 - x) / epsilon
-    start = np.clip(r / np.linalg.norm(r, ORDER[name]), low, high)  # not 0, where the l2 ball has no gradient
+    start = np.clip(
+        r / np.linalg.norm(r, ORDER[name]), low, high
+    )  # not 0, where the l2 ball has no gradient
     if name == "l2":
         to_r, box = np.eye(n), zip(low, high, strict=True)
         ball = {"fun": lambda z: 1 - z @ z, "jac": lambda z: -2 * z}
     else:
-        to_r, start = np.hstack([np.eye(n), -np.eye(n)]), np.concatenate([np.maximum(start, 0), np.maximum(-start, 0)])
+        to_r, start = (
+            np.hstack([np.eye(n), -np.eye(n)]),
+            np.concatenate([np.maximum(start, 0), np.maximum(-start, 0)]),
+        )
         box = [(0, size) for size in np.concatenate([high, -low])]
         ball = {"fun": lambda z: 1 - z.sum(), "jac": lambda z: -np.ones(2 * n)}
     result = minimize(
@@ -136,7 +156,9 @@ def test_projection_in_the_box_is_what_a_general_optimiser_finds(name, epsilon):
     r, x = rng.normal(size=(6, 5)), rng.uniform(size=(6, 5))
     with jax.enable_x64(True):
         found = norms.named(name).project_in_box(r, x, epsilon)
-    expected = [sequential_quadratic_programming(name, *row, epsilon) for row in zip(r, x, strict=True)]
+    expected = [
+        sequential_quadratic_programming(name, *row, epsilon) for row in zip(r, x, strict=True)
+    ]
     np.testing.assert_allclose(found, expected, atol=1e-6 * epsilon)
 
 
@@ -149,7 +171,11 @@ def sorted_breakpoints(name, size, room, epsilon):
         def sizes(s):
             return np.minimum(s * size, room)
 
-        knots = np.sort(np.concatenate([[0, 1], np.divide(room, size, out=np.ones_like(size), where=size > room)]))
+        knots = np.sort(
+            np.concatenate(
+                [[0, 1], np.divide(room, size, out=np.ones_like(size), where=size > room)]
+            )
+        )
     else:
 
         def sizes(t):
@@ -162,7 +188,11 @@ def sorted_breakpoints(name, size, room, epsilon):
     start = sizes(before)
     if name == "l1":
         return start + free * (epsilon - start.sum()) / free.sum()
-    return np.where(free, size * np.sqrt((epsilon**2 - np.sum(start[~free] ** 2)) / np.sum(size[free] ** 2)), start)
+    return np.where(
+        free,
+        size * np.sqrt((epsilon**2 - np.sum(start[~free] ** 2)) / np.sum(size[free] ** 2)),
+        start,
+    )
 
 
 @pytest.mark.parametrize("name", ["l2", "l1"])
@@ -176,7 +206,10 @@ def test_projection_in_the_box_is_exact_to_rounding(name, dtype, tolerance, boun
             found = np.asarray(norms.named(name).project_in_box(r, x, epsilon, bounds))
             r64, x64 = r.astype(np.float64), x.astype(np.float64)
             room = np.where(r64 < 0, x64 - low, high - x64)
-            expected = [sorted_breakpoints(name, *row, epsilon) for row in zip(np.abs(r64), room, strict=True)]
+            expected = [
+                sorted_breakpoints(name, *row, epsilon)
+                for row in zip(np.abs(r64), room, strict=True)
+            ]
             assert found.dtype == dtype
             np.testing.assert_allclose(found, np.sign(r) * expected, atol=tolerance)
 
@@ -188,7 +221,9 @@ def test_projection_in_the_box_is_exact_to_rounding(name, dtype, tolerance, boun
 def test_what_is_returned_lies_in_ball_and_box(name, bounds, seed, epsilon):
     r, x = problem(seed, bounds)
     projected = norms.named(name).project_in_box(r, x, epsilon, bounds)
-    assert ((x + projected >= np.float32(bounds[0])) & (x + projected <= np.float32(bounds[1]))).all()
+    assert (
+        (x + projected >= np.float32(bounds[0])) & (x + projected <= np.float32(bounds[1]))
+    ).all()
     assert (length(name, projected) <= epsilon * (1 + 1e-6)).all()
     assert (length(name, norms.named(name).project(r, epsilon)) <= epsilon * (1 + 1e-6)).all()
 
@@ -211,7 +246,10 @@ def test_no_allowed_point_is_nearer(name, seed, epsilon):
 @given(seed=seeds, epsilon=st.sampled_from(EPSILONS))
 def test_projecting_twice_is_projecting_once_and_never_spreads(name, seed, epsilon):
     (r, x), (s, _), norm = problem(seed), problem(seed + 1), norms.named(name)
-    for project in (lambda r: norm.project(r, epsilon), lambda r: norm.project_in_box(r, x, epsilon)):
+    for project in (
+        lambda r: norm.project(r, epsilon),
+        lambda r: norm.project_in_box(r, x, epsilon),
+    ):
         p, q = project(r), project(s)
         np.testing.assert_allclose(project(p), p, atol=1e-6 * max(epsilon, 1))
         assert (length("l2", p - q) <= length("l2", r - s) * (1 + 1e-5) + 1e-6).all()
@@ -227,7 +265,9 @@ def test_what_is_inside_stays_bit_for_bit(name):
 @every_norm
 def test_an_image_at_the_border_does_not_move_out(name):
     r = np.array([[1.0, 1.0, -1.0, -1.0]], np.float32)
-    np.testing.assert_array_equal(norms.named(name).project_in_box(r, np.array([[1, 1, 0, 0]], np.float32), 0.5), 0)
+    np.testing.assert_array_equal(
+        norms.named(name).project_in_box(r, np.array([[1, 1, 0, 0]], np.float32), 0.5), 0
+    )
 
 
 @pytest.mark.slow
@@ -236,13 +276,17 @@ def test_the_derivative_of_a_projection_is_that_of_its_closed_form(name):
     norm = norms.named(name)
     with jax.enable_x64(True):
         r, x = (jnp.asarray(array) for array in problem(5, shape=(4, 6), dtype=np.float64))
-        f = lambda r, epsilon: jnp.sum(jnp.sin(3 * norm.project_in_box(r, x, epsilon)))  # noqa: E731
+        f = lambda r, epsilon: jnp.sum(jnp.sin(3 * norm.project_in_box(r, x, epsilon)))
         towards, step = problem(6, shape=(4, 6), dtype=np.float64)[0], 1e-6
         by_r, by_epsilon = jax.grad(f, (0, 1))(r, jnp.asarray(0.6))
         np.testing.assert_allclose(
-            jnp.vdot(by_r, towards), (f(r + step * towards, 0.6) - f(r - step * towards, 0.6)) / (2 * step), rtol=1e-6
+            jnp.vdot(by_r, towards),
+            (f(r + step * towards, 0.6) - f(r - step * towards, 0.6)) / (2 * step),
+            rtol=1e-6,
         )
-        np.testing.assert_allclose(by_epsilon, (f(r, 0.6 + step) - f(r, 0.6 - step)) / (2 * step), rtol=1e-6)
+        np.testing.assert_allclose(
+            by_epsilon, (f(r, 0.6 + step) - f(r, 0.6 - step)) / (2 * step), rtol=1e-6
+        )
 
 
 @pytest.mark.slow
@@ -250,7 +294,9 @@ def test_the_derivative_of_a_projection_is_that_of_its_closed_form(name):
 def test_each_example_has_its_own_radius_also_traced_and_mapped(name):
     norm, (r, x) = norms.named(name), problem(7)
     epsilon = np.array([0.0, 1e-3, 0.3, 1.0, 100.0], np.float32)
-    one_by_one = np.concatenate([norm.project_in_box(r[i : i + 1], x[i : i + 1], float(epsilon[i])) for i in range(5)])
+    one_by_one = np.concatenate(
+        [norm.project_in_box(r[i : i + 1], x[i : i + 1], float(epsilon[i])) for i in range(5)]
+    )
     together = norm.project_in_box(r, x, epsilon)
     traced = jax.jit(norm.project_in_box)(r, x, epsilon)
     mapped = jax.vmap(lambda r, x, e: norm.project_in_box(r[None], x[None], e)[0])(r, x, epsilon)
@@ -283,7 +329,10 @@ def test_samples_follow_key_shape_radius_and_dtype(name):
     np.testing.assert_array_equal(r, sample(key, (3, 4), np.array([0.0, 1.0, 2.0])))
     np.testing.assert_array_equal(r[0], 0)
     assert not np.allclose(r[1], r[2] / 2)
-    assert jax.eval_shape(lambda key: sample(key, (2, 3), 0.5, jnp.bfloat16), key).dtype == jnp.bfloat16
+    assert (
+        jax.eval_shape(lambda key: sample(key, (2, 3), 0.5, jnp.bfloat16), key).dtype
+        == jnp.bfloat16
+    )
 
 
 @every_norm
@@ -291,7 +340,10 @@ def test_samples_follow_key_shape_radius_and_dtype(name):
 @pytest.mark.parametrize("scale", [1e-42, 1e-20, 1e3, 1e38])
 def test_extreme_radii_and_sizes_stay_finite_and_inside(name, epsilon, scale):
     norm, r = norms.named(name), np.array([[1, -0.5, 0.25, 0]], np.float32) * np.float32(scale)
-    for projected in (norm.project(r, epsilon), norm.project_in_box(r, np.full_like(r, 0.5), epsilon)):
+    for projected in (
+        norm.project(r, epsilon),
+        norm.project_in_box(r, np.full_like(r, 0.5), epsilon),
+    ):
         assert np.isfinite(projected).all()
         assert (length(name, projected) <= np.float32(epsilon) * (1 + 1e-6)).all()
 
@@ -377,7 +429,10 @@ def test_boxes_that_do_not_fit_are_refused(x, bounds, error, message):
         norms.l2.project_in_box(GOOD, x, 0.5, bounds)
 
 
-@pytest.mark.parametrize(("shape", "error"), [((), ValueError), ((0, 3), ValueError), ((2, -1), ValueError), ((2, 1.5), TypeError)])
+@pytest.mark.parametrize(
+    ("shape", "error"),
+    [((), ValueError), ((0, 3), ValueError), ((2, -1), ValueError), ((2, 1.5), TypeError)],
+)
 def test_shapes_that_do_not_fit_are_refused(shape, error):
     with pytest.raises(error, match="shape"):
         norms.l2.sample(jax.random.key(0), shape, 0.5)

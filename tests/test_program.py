@@ -87,8 +87,12 @@ MAKERS = {
     "Partial": lambda seed: program(jax.tree_util.Partial(affine, params(seed))),
     "functools.partial": lambda seed: program(functools.partial(affine, params(seed))),
     "closure": lambda seed: program(closure(seed)),
-    "closure of closure": lambda seed: (lambda inner: program(lambda x: jnp.tanh(inner(x))))(closure(seed)),
-    "program in closure": lambda seed: (lambda inner: program(lambda x: jnp.tanh(inner(x))))(program(affine, params(seed))),
+    "closure of closure": lambda seed: (lambda inner: program(lambda x: jnp.tanh(inner(x))))(
+        closure(seed)
+    ),
+    "program in closure": lambda seed: (lambda inner: program(lambda x: jnp.tanh(inner(x))))(
+        program(affine, params(seed))
+    ),
     "keyword default": lambda seed: program(keyword_default(seed)),
     "equinox": lambda seed: program(jax.vmap(equinox.nn.MLP(3, 2, 4, 1, key=jax.random.key(seed)))),
     "nnx": lambda seed: program(NnxNet(seed)),
@@ -119,13 +123,19 @@ def test_other_code_and_other_numbers_are_other_programs():
 
 def test_optimizers_made_twice_are_one_structure():
     updates = [program(optax.adam(rate).update) for rate in (0.1, 0.1, 0.2)]
-    assert jax.tree.structure(updates[0]) == jax.tree.structure(updates[1]) != jax.tree.structure(updates[2])
+    assert (
+        jax.tree.structure(updates[0])
+        == jax.tree.structure(updates[1])
+        != jax.tree.structure(updates[2])
+    )
 
 
 def test_gradients_reach_the_arrays_of_a_closure():
     gradient = jax.grad(lambda made: made(X).sum())(program(closure(1)))
     assert sorted(leaf.shape for leaf in jax.tree.leaves(gradient)) == [(2,), (3, 2)]
-    np.testing.assert_allclose(sorted(float(leaf.sum()) for leaf in jax.tree.leaves(gradient)), [8, 24])
+    np.testing.assert_allclose(
+        sorted(float(leaf.sum()) for leaf in jax.tree.leaves(gradient)), [8, 24]
+    )
 
 
 def test_state_of_the_owner_stays_with_its_owner():
@@ -174,12 +184,19 @@ def searches_windows_again(made):
 
 
 def test_fast_gradients_are_the_default_and_part_of_the_structure():
-    fast, plain = (program(pooled, jnp.float32(2), **how) for how in ({}, {"fast_gradients": False}))
+    fast, plain = (
+        program(pooled, jnp.float32(2), **how) for how in ({}, {"fast_gradients": False})
+    )
     assert [searches_windows_again(made) for made in (fast, plain)] == [False, True]
     assert jax.tree.structure(fast) != jax.tree.structure(plain)
     held = [program(lambda x, made=made: made(x), fast_gradients=False) for made in (fast, plain)]
     for made, holding in zip((fast, plain), held, strict=True):
-        kept = [jax.tree.map(lambda leaf: leaf, made), program(made), program(made, fast_gradients=True), holding]
+        kept = [
+            jax.tree.map(lambda leaf: leaf, made),
+            program(made),
+            program(made, fast_gradients=True),
+            holding,
+        ]
         assert {searches_windows_again(each) for each in kept} == {searches_windows_again(made)}
 
 
@@ -192,7 +209,9 @@ def test_fast_gradients_compile_once_for_other_weights_and_data():
         return jax.grad(lambda x: made(x).sum())(x)
 
     for scale in (1.0, 2.0, 3.0):
-        np.testing.assert_array_equal(slope(program(pooled, jnp.float32(scale)), scale * X)[:, 0], [scale, 0, scale, 0])
+        np.testing.assert_array_equal(
+            slope(program(pooled, jnp.float32(scale)), scale * X)[:, 0], [scale, 0, scale, 0]
+        )
     assert len(traces) == 1
 
 
@@ -204,11 +223,16 @@ def test_refuses_fast_gradients_that_are_neither_true_nor_false(wrong):
 
 def test_a_pooling_held_in_a_field_stays_one_that_jax_can_differentiate():
     pool = program(equinox.nn.MaxPool1d(2, 2), fast_gradients=False)
-    np.testing.assert_array_equal(jax.grad(lambda x: pool(x).sum())(jnp.array([[1.0, 3.0, 2.0, 0.0]])), [[0, 1, 1, 0]])
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: pool(x).sum())(jnp.array([[1.0, 3.0, 2.0, 0.0]])), [[0, 1, 1, 0]]
+    )
 
 
 def test_numpy_arrays_become_leaves_on_the_device():
-    assert all(isinstance(leaf, jax.Array) for leaf in program(affine, {"w": np.ones((3, 2)), "b": np.zeros(2)}).arrays)
+    assert all(
+        isinstance(leaf, jax.Array)
+        for leaf in program(affine, {"w": np.ones((3, 2)), "b": np.zeros(2)}).arrays
+    )
 
 
 @pytest.mark.parametrize("wrong", [3, None, "tanh", np.ones(3)])
@@ -225,7 +249,10 @@ def cell_of_a_notebook(source, **names):
 
 def test_globals_are_opened_like_a_closure():
     source = "def g(x):\n    return x @ weights\ndef f(x):\n    return scale * g(x)"
-    made = [program(cell_of_a_notebook(source, weights=jnp.full((3, 2), w), scale=s)) for w, s in ((1.0, 1), (2.0, 1), (1.0, 3))]
+    made = [
+        program(cell_of_a_notebook(source, weights=jnp.full((3, 2), w), scale=s))
+        for w, s in ((1.0, 1), (2.0, 1), (1.0, 3))
+    ]
     for f, total in zip(made, (24, 48, 72), strict=True):
         np.testing.assert_allclose(call(f, X).sum(), total)
     assert jax.tree.structure(made[0]) == jax.tree.structure(made[1]) != jax.tree.structure(made[2])
@@ -239,7 +266,7 @@ def test_a_global_number_set_again_is_another_program():
     global GLOBAL_TARGET
     results = []
     for GLOBAL_TARGET in (1.0, 5.0):
-        results.append(float(call(program(lambda x: x.sum() * GLOBAL_TARGET), X)))  # noqa: B023
+        results.append(float(call(program(lambda x: x.sum() * GLOBAL_TARGET), X)))
     assert results == [12, 60]
 
 
@@ -280,12 +307,15 @@ def test_a_closure_set_again_does_not_stand_for_its_twin():
 
 def test_a_changed_container_or_attribute_is_another_program():
     settings = {"scale": 1.0}
-    scaled = lambda x: settings["scale"] * x.sum()  # noqa: E731
+    scaled = lambda x: settings["scale"] * x.sum()
     owner = Callable(1)
     first = float(call(program(scaled), X)), float(call(program(owner), X).sum())
     settings["scale"] = 4.0
     owner.weights = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
-    assert (float(call(program(scaled), X)), float(call(program(owner), X).sum())) == (4 * first[0], 0)
+    assert (float(call(program(scaled), X)), float(call(program(owner), X).sum())) == (
+        4 * first[0],
+        0,
+    )
 
 
 def test_layers_in_a_list_of_a_closure_are_opened():
@@ -314,6 +344,9 @@ def test_optimizers_and_schedules_made_again_are_one_structure(make):
 
 
 def test_many_functions_that_call_each_other_open_in_no_time():
-    layers = ["def f0(x):\n    return x"] + [f"def f{k}(x):\n    return f{k - 1}(f{k - 1}(x)) + f{max(k - 2, 0)}(x)" for k in range(1, 60)]
+    layers = ["def f0(x):\n    return x"] + [
+        f"def f{k}(x):\n    return f{k - 1}(f{k - 1}(x)) + f{max(k - 2, 0)}(x)"
+        for k in range(1, 60)
+    ]
     f = cell_of_a_notebook("\n".join(layers) + "\nf = f59")
     assert jax.tree.structure(program(f)) == jax.tree.structure(program(f))

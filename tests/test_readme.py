@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from tests.contrastive import folders
+from tests.pretrained import folders
 
 README = Path(__file__).parent.parent / "README.md"
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -51,7 +51,9 @@ def test_the_readme_has_python_blocks():
 
 
 def test_blocks_are_found_with_their_lines():
-    assert blocks("text\n```python\na = 1\n```\n```bash\nls\n```\n\n```python\nb = 2\n\nc = 3\n```\n") == [
+    assert blocks(
+        "text\n```python\na = 1\n```\n```bash\nls\n```\n\n```python\nb = 2\n\nc = 3\n```\n"
+    ) == [
         (3, "a = 1\n"),
         (10, "b = 2\n\nc = 3\n"),
     ]

@@ -42,7 +42,9 @@ def test_verdict_on_every_printed_number(name):
 
 def test_softmax_exercise_has_exact_zeros_below_the_last_layer():
     """Row 2.5: symmetric weights pass on the sum of yhat - y, which is 0."""
-    found = quantities("exercise_4433_softmax_ce", GOLDEN["exercise_4433_softmax_ce"]["inputs"], by_hand)
+    found = quantities(
+        "exercise_4433_softmax_ce", GOLDEN["exercise_4433_softmax_ce"]["inputs"], by_hand
+    )
     for name in ("dW1", "db1", "dW2", "db2", "dh2", "dx"):
         assert abs(found[name]).max() < 1e-15
     np.testing.assert_allclose(found["dz3"].ravel(), [1 / 3, -2 / 3, 1 / 3], rtol=1e-12)
@@ -51,7 +53,9 @@ def test_softmax_exercise_has_exact_zeros_below_the_last_layer():
 def test_lecture_001_follows_from_the_numbers_it_printed_before():
     """Row 1b: "rounding chained"."""
     for quantity, values in GOLDEN["sigmoid_221"]["printed_chain"].items():
-        np.testing.assert_allclose(worked_examples.printed_chain()[quantity], np.ravel(values), rtol=1e-12)
+        np.testing.assert_allclose(
+            worked_examples.printed_chain()[quantity], np.ravel(values), rtol=1e-12
+        )
 
 
 def test_lecture_001_is_at_most_1_7_percent_off():

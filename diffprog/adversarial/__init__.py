@@ -1,28 +1,42 @@
-"""Adversarial perturbations: r with f(x + r) wrong and ||r|| <= ε, or the smallest such r; and a report of what stands against them."""
+"""Adversarial perturbations: attacks under a norm constraint, and evaluation of robust accuracy."""
 
-from diffprog.adversarial._apgd import apgd
-from diffprog.adversarial._attack import Attack, Found
-from diffprog.adversarial._auto import Cascaded, auto_attack, cascade
-from diffprog.adversarial._decision import hop_skip_jump
-from diffprog.adversarial._deep_fool import deep_fool
-from diffprog.adversarial._evaluate import evaluate
-from diffprog.adversarial._fab import fab
-from diffprog.adversarial._gradient import fgsm, momentum, pgd
-from diffprog.adversarial._minimum import ddn, fmn
-from diffprog.adversarial._over import Universal, expectation, straight_through, transfer, universal
-from diffprog.adversarial._report import Curve, Flag, Outcome, Report, Share, Worst
-from diffprog.adversarial._square import square
-from diffprog.adversarial._tradeoff import box_lbfgs, carlini_wagner, elastic_net
-from diffprog.adversarial._training import adversarial_training
+from diffprog.adversarial._adversarial_training import adversarial_training
+from diffprog.adversarial._base import Attack, AttackResult, Problem, Search, make_attack
+from diffprog.adversarial.black_box import hop_skip_jump, square
+from diffprog.adversarial.evaluation import (
+    Cascaded,
+    Curve,
+    Flag,
+    Outcome,
+    Report,
+    Share,
+    Worst,
+    auto_attack,
+    cascade,
+    evaluate,
+)
+from diffprog.adversarial.gradient import apgd, fgsm, mi_fgsm, pgd
+from diffprog.adversarial.minimum_norm import (
+    box_lbfgs,
+    carlini_wagner,
+    ddn,
+    deep_fool,
+    elastic_net,
+    fab,
+    fmn,
+)
+from diffprog.adversarial.wrappers import Universal, bpda, expectation, transfer, universal
 
 __all__ = [
     "Attack",
+    "AttackResult",
     "Cascaded",
     "Curve",
     "Flag",
-    "Found",
     "Outcome",
+    "Problem",
     "Report",
+    "Search",
     "Share",
     "Universal",
     "Worst",
@@ -30,6 +44,7 @@ __all__ = [
     "apgd",
     "auto_attack",
     "box_lbfgs",
+    "bpda",
     "carlini_wagner",
     "cascade",
     "ddn",
@@ -41,10 +56,10 @@ __all__ = [
     "fgsm",
     "fmn",
     "hop_skip_jump",
-    "momentum",
+    "make_attack",
+    "mi_fgsm",
     "pgd",
     "square",
-    "straight_through",
     "transfer",
     "universal",
 ]

@@ -14,10 +14,10 @@ from diffprog.backprop._activations import (
 )
 from diffprog.backprop._affine import affine, extended_affine
 from diffprog.backprop._attention import attention, embedding, residual
-from diffprog.backprop._compose import chain, dag
+from diffprog.backprop._convolution import average_pool, convolution, flatten, max_pool
 from diffprog.backprop._gates import add, copy, max_over, multiply, pairwise_product, power_product
-from diffprog.backprop._gradients import Gradients, value_and_grads
 from diffprog.backprop._layer import Layer, Part, differentiable
+from diffprog.backprop._lecture_notation import deltas, numerator_layout, overdots
 from diffprog.backprop._losses import (
     half_squared_error,
     mean_over_examples,
@@ -26,9 +26,9 @@ from diffprog.backprop._losses import (
     softmax_kl,
     sum_over_examples,
 )
+from diffprog.backprop._network import chain, dag
 from diffprog.backprop._normalization import batch_norm, dropout, layer_norm
-from diffprog.backprop._spatial import average_pool, convolution, flatten, max_pool
-from diffprog.backprop._views import deltas, numerator_layout, overdots
+from diffprog.backprop._value_and_grads import Gradients, value_and_grads
 
 __all__ = [
     "Gradients",

@@ -14,19 +14,28 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
-from diffprog import require
+from diffprog import _validation
 from diffprog.backprop._affine import affine
 from diffprog.backprop._layer import Layer
 
 Values = Float[Array, "batch ..."]
 
 
-def _without_params(name: str, forward: Callable[[Values], tuple[Values, Any]], backward: Callable[[Any, Values], Values]) -> Layer:
+def _without_params(
+    name: str,
+    forward: Callable[[Values], tuple[Values, Any]],
+    backward: Callable[[Any, Values], Values],
+) -> Layer:
     def checked_forward(params: tuple[()], z: Values) -> tuple[Values, Any]:
-        require.floating("z", z)
+        _validation.floating("z", z)
         return forward(z)
 
-    return Layer(lambda key: (), checked_forward, lambda params, residuals, dy: ((), backward(residuals, dy)), name)
+    return Layer(
+        lambda key: (),
+        checked_forward,
+        lambda params, residuals, dy: ((), backward(residuals, dy)),
+        name,
+    )
 
 
 def sigmoid() -> Layer:
@@ -66,7 +75,7 @@ def relu(*, at_zero: float = 0.0) -> Layer:
     >>> relu().forward((), jnp.array([[-1.0, 2.0]]))[0]
     Array([[0., 2.]], dtype=float32)
     """
-    at_zero = require.number("at_zero", at_zero, low=0, high=1)
+    at_zero = _validation.number("at_zero", at_zero, low=0, high=1)
 
     def slope(z: Values) -> Values:
         positive = (z > 0).astype(z.dtype)
@@ -85,12 +94,14 @@ def leaky_relu(slope: float = 0.1) -> Layer:
     >>> leaky_relu().forward((), jnp.array([[-1.0, 2.0]]))[0]
     Array([[-0.1,  2. ]], dtype=float32)
     """
-    slope = require.number("slope", slope, low=0, high=1)
+    slope = _validation.number("slope", slope, low=0, high=1)
 
     def forward(z: Values) -> tuple[Values, Values]:
         return jnp.where(z >= 0, z, slope * z), z
 
-    return _without_params(f"leaky_relu({slope:g})", forward, lambda z, dy: jnp.where(z >= 0, dy, slope * dy))
+    return _without_params(
+        f"leaky_relu({slope:g})", forward, lambda z, dy: jnp.where(z >= 0, dy, slope * dy)
+    )
 
 
 def elu(alpha: float = 1.0) -> Layer:
@@ -102,12 +113,16 @@ def elu(alpha: float = 1.0) -> Layer:
     >>> elu().forward((), jnp.array([[0.0, 2.0]]))[0]
     Array([[0., 2.]], dtype=float32)
     """
-    alpha = require.number("alpha", alpha, low=0)
+    alpha = _validation.number("alpha", alpha, low=0)
 
     def forward(z: Values) -> tuple[Values, Values]:
         return jnp.where(z >= 0, z, alpha * jnp.expm1(jnp.minimum(z, 0))), z
 
-    return _without_params(f"elu({alpha:g})", forward, lambda z, dy: dy * jnp.where(z >= 0, 1, alpha * jnp.exp(jnp.minimum(z, 0))))
+    return _without_params(
+        f"elu({alpha:g})",
+        forward,
+        lambda z, dy: dy * jnp.where(z >= 0, 1, alpha * jnp.exp(jnp.minimum(z, 0))),
+    )
 
 
 def softmax() -> Layer:
@@ -123,7 +138,9 @@ def softmax() -> Layer:
         y = jax.nn.softmax(z)
         return y, y
 
-    return _without_params("softmax", forward, lambda y, dy: y * (dy - (dy * y).sum(-1, keepdims=True)))
+    return _without_params(
+        "softmax", forward, lambda y, dy: y * (dy - (dy * y).sum(-1, keepdims=True))
+    )
 
 
 def log_softmax() -> Layer:
@@ -139,7 +156,9 @@ def log_softmax() -> Layer:
         y = jax.nn.log_softmax(z)
         return y, y
 
-    return _without_params("log_softmax", forward, lambda y, dy: dy - jnp.exp(y) * dy.sum(-1, keepdims=True))
+    return _without_params(
+        "log_softmax", forward, lambda y, dy: dy - jnp.exp(y) * dy.sum(-1, keepdims=True)
+    )
 
 
 def softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
@@ -167,11 +186,13 @@ def log_softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n 
     Array([[ 0.5, -0.5],
            [-0.5,  0.5]], dtype=float32)
     """
-    require.floating("y", y)
+    _validation.floating("y", y)
     return jnp.eye(y.shape[-1], dtype=y.dtype) - y[..., None, :]
 
 
-def maxout(inputs: int, outputs: int, *, pieces: int = 2, initializer: Initializer | None = None) -> Layer:
+def maxout(
+    inputs: int, outputs: int, *, pieces: int = 2, initializer: Initializer | None = None
+) -> Layer:
     """y_i = max_p (w_pi x + b_pi), lecture 001's max(w1 x + b1, w2 x + b2); the gradient goes to the piece that won, shared on a tie.
 
     Params: those of `affine(inputs, outputs * pieces)`, unit by unit: row i * pieces + p is piece p of unit i.
@@ -185,7 +206,7 @@ def maxout(inputs: int, outputs: int, *, pieces: int = 2, initializer: Initializ
     >>> maxout(3, 2).init(jax.random.key(0))["weight"].shape
     (4, 3)
     """
-    require.integer("pieces", pieces, low=2)
+    _validation.integer("pieces", pieces, low=2)
     linear = affine(inputs, outputs * pieces, initializer=initializer)
 
     def forward(params: Any, x: Values) -> tuple[Values, Any]:
@@ -197,6 +218,8 @@ def maxout(inputs: int, outputs: int, *, pieces: int = 2, initializer: Initializ
     def backward(params: Any, residuals: Any, dy: Values) -> tuple[Any, Values]:
         kept, won = residuals
         share = dy / won.sum(-1)
-        return linear.backward(params, kept, (won * share[..., None]).reshape(len(dy), -1).astype(dy.dtype))
+        return linear.backward(
+            params, kept, (won * share[..., None]).reshape(len(dy), -1).astype(dy.dtype)
+        )
 
     return Layer(linear.init, forward, backward, name=f"maxout({inputs}, {outputs})")

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float
 
-from diffprog import require
+from diffprog import _validation
 from diffprog.backprop._layer import Layer
 
 
-def affine(inputs: int, outputs: int, *, bias: bool = True, initializer: Initializer | None = None) -> Layer:
+def affine(
+    inputs: int, outputs: int, *, bias: bool = True, initializer: Initializer | None = None
+) -> Layer:
     """z_i = sum_j W_ij x_j + b_i, with dx = dz W, dW = dz^T x, db = sum of dz over the batch.
 
     Params: `{"weight": (outputs, inputs), "bias": (outputs,)}`, W as the lectures write it. Their numerator layout has the
@@ -30,21 +32,35 @@ def affine(inputs: int, outputs: int, *, bias: bool = True, initializer: Initial
     >>> layer.forward({"weight": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(1)}, jnp.array([[3.0, 2.0]]))[0]
     Array([[1.]], dtype=float32)
     """
-    require.integer("inputs", inputs, low=1)
-    require.integer("outputs", outputs, low=1)
-    draw = lecun_normal() if initializer is None else require.function("initializer", initializer)
+    _validation.integer("inputs", inputs, low=1)
+    _validation.integer("outputs", outputs, low=1)
+    draw = (
+        lecun_normal() if initializer is None else _validation.function("initializer", initializer)
+    )
 
     def init(key: jax.Array) -> dict[str, Array]:
         weight = draw(key, (inputs, outputs)).T
-        return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)} if bias else {"weight": weight}
+        return (
+            {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
+            if bias
+            else {"weight": weight}
+        )
 
-    def forward(params: dict[str, Array], x: Float[Array, "batch inputs"]) -> tuple[Float[Array, "batch outputs"], Any]:
+    def forward(
+        params: dict[str, Array], x: Float[Array, "batch inputs"]
+    ) -> tuple[Float[Array, "batch outputs"], Any]:
         _check(x, inputs)
-        require.entries("params", params, {"weight": (outputs, inputs), **({"bias": (outputs,)} if bias else {})})
+        _validation.entries(
+            "params",
+            params,
+            {"weight": (outputs, inputs), **({"bias": (outputs,)} if bias else {})},
+        )
         z = x @ params["weight"].T
         return (z + params["bias"] if bias else z), x
 
-    def backward(params: dict[str, Array], x: Any, dz: Float[Array, "batch outputs"]) -> tuple[dict[str, Array], Any]:
+    def backward(
+        params: dict[str, Array], x: Any, dz: Float[Array, "batch outputs"]
+    ) -> tuple[dict[str, Array], Any]:
         dparams = {"weight": dz.T @ x}
         if bias:
             dparams["bias"] = dz.sum(0)
@@ -78,19 +94,25 @@ def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | Non
         drawn = plain.init(key)
         return {"weight": jnp.concatenate([drawn["bias"][:, None], drawn["weight"]], 1)}
 
-    def forward(params: dict[str, Array], x: Float[Array, "batch inputs"]) -> tuple[Float[Array, "batch outputs"], Any]:
+    def forward(
+        params: dict[str, Array], x: Float[Array, "batch inputs"]
+    ) -> tuple[Float[Array, "batch outputs"], Any]:
         _check(x, inputs)
-        require.entries("params", params, {"weight": (outputs, inputs + 1)})
+        _validation.entries("params", params, {"weight": (outputs, inputs + 1)})
         y = jnp.concatenate([jnp.ones_like(x[:, :1]), x], 1)
         return y @ params["weight"].T, y
 
-    def backward(params: dict[str, Array], y: Any, dz: Float[Array, "batch outputs"]) -> tuple[dict[str, Array], Any]:
+    def backward(
+        params: dict[str, Array], y: Any, dz: Float[Array, "batch outputs"]
+    ) -> tuple[dict[str, Array], Any]:
         return {"weight": dz.T @ y}, dz @ params["weight"][:, 1:]
 
     return Layer(init, forward, backward, name=f"extended_affine({inputs}, {outputs})")
 
 
 def _check(x: Any, inputs: int) -> None:
-    require.floating("x", x, rank=2)
+    _validation.floating("x", x, rank=2)
     if x.shape[1] != inputs:
-        raise ValueError(f"x must have shape (batch, {inputs}) for this affine layer, got {list(x.shape)}")
+        raise ValueError(
+            f"x must have shape (batch, {inputs}) for this affine layer, got {list(x.shape)}"
+        )

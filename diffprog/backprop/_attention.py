@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, lecun_normal, normal
 from jaxtyping import Array, Float, Integer
 
-from diffprog import require
+from diffprog import _validation
 from diffprog.backprop._activations import softmax
 from diffprog.backprop._layer import Layer, require_layer
 
@@ -42,25 +42,34 @@ def embedding(count: int, width: int, *, initializer: Initializer | None = None)
            [2., 2.],
            [0., 0.]], dtype=float32)
     """
-    require.integer("count", count, low=1)
-    require.integer("width", width, low=1)
-    draw = normal(1.0) if initializer is None else require.function("initializer", initializer)
+    _validation.integer("count", count, low=1)
+    _validation.integer("width", width, low=1)
+    draw = normal(1.0) if initializer is None else _validation.function("initializer", initializer)
 
-    def forward(params: dict[str, Array], ids: Integer[Array, "batch ..."]) -> tuple[Float[Array, "batch ... width"], Any]:
+    def forward(
+        params: dict[str, Array], ids: Integer[Array, "batch ..."]
+    ) -> tuple[Float[Array, "batch ... width"], Any]:
         _check_ids(ids, count)
         return params["weight"][ids], ids
 
-    def backward(params: dict[str, Array], ids: Any, dy: Float[Array, "batch ... width"]) -> tuple[dict[str, Array], None]:
+    def backward(
+        params: dict[str, Array], ids: Any, dy: Float[Array, "batch ... width"]
+    ) -> tuple[dict[str, Array], None]:
         return {"weight": jnp.zeros_like(params["weight"]).at[ids].add(dy)}, None
 
-    return Layer(lambda key: {"weight": draw(key, (count, width))}, forward, backward, f"embedding({count}, {width})")
+    return Layer(
+        lambda key: {"weight": draw(key, (count, width))},
+        forward,
+        backward,
+        f"embedding({count}, {width})",
+    )
 
 
 def _check_ids(ids: Any, count: int) -> None:
-    given = require.array("ids", ids)
+    given = _validation.array("ids", ids)
     if not jnp.issubdtype(given.dtype, jnp.integer):
         raise TypeError(f"ids must be integers, got {given.dtype}{list(given.shape)}")
-    require.within("ids", ids, 0, count - 1)
+    _validation.within("ids", ids, 0, count - 1)
 
 
 def attention(width: int, *, causal: bool = False, initializer: Initializer | None = None) -> Layer:
@@ -82,12 +91,17 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((2, 3, 4)))[0].shape
     (2, 3, 4)
     """
-    require.integer("width", width, low=1)
-    draw = lecun_normal() if initializer is None else require.function("initializer", initializer)
+    _validation.integer("width", width, low=1)
+    draw = (
+        lecun_normal() if initializer is None else _validation.function("initializer", initializer)
+    )
     scale, gate = 1 / math.sqrt(width), softmax()
 
     def init(key: jax.Array) -> dict[str, Array]:
-        return {name: draw(each, (width, width)).T for name, each in zip(_MATRICES, jax.random.split(key, 4), strict=True)}
+        return {
+            name: draw(each, (width, width)).T
+            for name, each in zip(_MATRICES, jax.random.split(key, 4), strict=True)
+        }
 
     def forward(params: dict[str, Array], x: Sequences) -> tuple[Sequences, Any]:
         _check_sequences(x, width)
@@ -99,17 +113,23 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
         h = a @ v
         return h @ params["output"].T, (x, q, k, v, a, h)
 
-    def backward(params: dict[str, Array], residuals: Any, dy: Sequences) -> tuple[dict[str, Array], Sequences]:
+    def backward(
+        params: dict[str, Array], residuals: Any, dy: Sequences
+    ) -> tuple[dict[str, Array], Sequences]:
         x, q, k, v, a, h = residuals
         dh = dy @ params["output"]
         da, dv = dh @ v.mT, a.mT @ dh
         # Where the mask is, a = 0, and the gradient of softmax is 0 by itself.
         _, dscores = gate.backward((), a, da)
         dq, dk = scale * dscores @ k, scale * dscores.mT @ q
-        dparams = {name: _outer(d, x) for name, d in zip(_MATRICES, (dq, dk, dv), strict=False)} | {"output": _outer(dy, h)}
+        dparams = {name: _outer(d, x) for name, d in zip(_MATRICES, (dq, dk, dv), strict=False)} | {
+            "output": _outer(dy, h)
+        }
         return dparams, dq @ params["query"] + dk @ params["key"] + dv @ params["value"]
 
-    return Layer(init, forward, backward, f"attention({width}, causal)" if causal else f"attention({width})")
+    return Layer(
+        init, forward, backward, f"attention({width}, causal)" if causal else f"attention({width})"
+    )
 
 
 _MATRICES = ("query", "key", "value", "output")
@@ -121,9 +141,11 @@ def _outer(dz: Sequences, x: Sequences) -> Float[Array, "outputs inputs"]:
 
 
 def _check_sequences(x: Any, width: int) -> None:
-    require.floating("x", x, rank=3)
+    _validation.floating("x", x, rank=3)
     if x.shape[2] != width or x.shape[1] == 0:
-        raise ValueError(f"x must have shape (batch, length, {width}) with a length of at least 1, got {list(x.shape)}")
+        raise ValueError(
+            f"x must have shape (batch, length, {width}) with a length of at least 1, got {list(x.shape)}"
+        )
 
 
 def residual(layer: Layer) -> Layer:
@@ -143,10 +165,12 @@ def residual(layer: Layer) -> Layer:
 
     def forward(params: Any, x: Float[Array, "batch ..."]) -> tuple[Float[Array, "batch ..."], Any]:
         y, kept = layer.forward(params, x)
-        require.same_shape(**{"x": x, f"{layer.name} of x": y})
+        _validation.same_shape(**{"x": x, f"{layer.name} of x": y})
         return x + y, kept
 
-    def backward(params: Any, kept: Any, dy: Float[Array, "batch ..."]) -> tuple[Any, Float[Array, "batch ..."]]:
+    def backward(
+        params: Any, kept: Any, dy: Float[Array, "batch ..."]
+    ) -> tuple[Any, Float[Array, "batch ..."]]:
         dparams, dx = layer.backward(params, kept, dy)
         return dparams, dy + dx
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float
 
-from diffprog import require
+from diffprog import _validation
 from diffprog.backprop._layer import Layer
 
 Values = Float[Array, "batch ..."]
@@ -36,7 +36,9 @@ def add() -> Layer:
         _check(x)
         return functools.reduce(operator.add, x), (None,) * len(x)
 
-    return Layer(lambda key: (), forward, lambda params, inputs, dy: ((), (dy,) * len(inputs)), "add")
+    return Layer(
+        lambda key: (), forward, lambda params, inputs, dy: ((), (dy,) * len(inputs)), "add"
+    )
 
 
 def multiply() -> Layer:
@@ -51,7 +53,9 @@ def multiply() -> Layer:
         return functools.reduce(operator.mul, x), x
 
     def backward(params: tuple[()], x: Any, dy: Values) -> tuple[tuple[()], tuple[Values, ...]]:
-        return (), tuple(functools.reduce(operator.mul, (*x[:i], *x[i + 1 :]), dy) for i in range(len(x)))
+        return (), tuple(
+            functools.reduce(operator.mul, (*x[:i], *x[i + 1 :]), dy) for i in range(len(x))
+        )
 
     return Layer(lambda key: (), forward, backward, "multiply")
 
@@ -65,13 +69,18 @@ def copy(count: int) -> Layer:
     >>> copy(2).backward((), (), (jnp.array([1.0]), jnp.array([2.0])))[1]
     Array([3.], dtype=float32)
     """
-    require.integer("count", count, low=1)
+    _validation.integer("count", count, low=1)
 
     def forward(params: tuple[()], x: Values) -> tuple[tuple[Values, ...], Any]:
-        require.floating("x", x)
+        _validation.floating("x", x)
         return (x,) * count, ()
 
-    return Layer(lambda key: (), forward, lambda params, kept, dy: ((), functools.reduce(operator.add, dy)), f"copy({count})")
+    return Layer(
+        lambda key: (),
+        forward,
+        lambda params, kept, dy: ((), functools.reduce(operator.add, dy)),
+        f"copy({count})",
+    )
 
 
 def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
@@ -94,10 +103,14 @@ def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
     def members(z: Values) -> np.ndarray:
         return np.stack([np.isin(np.arange(z.shape[1]), subset) for subset in chosen])
 
-    def forward(params: tuple[()], z: Float[Array, "batch n"]) -> tuple[Float[Array, "batch subsets"], Any]:
-        require.floating("z", z, rank=2)
+    def forward(
+        params: tuple[()], z: Float[Array, "batch n"]
+    ) -> tuple[Float[Array, "batch subsets"], Any]:
+        _validation.floating("z", z, rank=2)
         if z.shape[1] < least:
-            raise ValueError(f"z must have shape (batch, {least}) or longer for these subsets, got {list(z.shape)}")
+            raise ValueError(
+                f"z must have shape (batch, {least}) or longer for these subsets, got {list(z.shape)}"
+            )
         y = jnp.where(members(z), z[:, None, :], -jnp.inf).max(-1)
         return y, (z, y)
 
@@ -115,8 +128,13 @@ def _checked_subsets(subsets: Any) -> list[list[int]]:
         raise ValueError(f"subsets must be a sequence of at least one subset, got {subsets!r}")
     for j, subset in enumerate(subsets):
         if not isinstance(subset, Sequence) or not subset or len(set(subset)) < len(subset):
-            raise ValueError(f"subsets[{j}] must be at least one position, none twice, got {subset!r}")
-    return [[require.integer(f"subsets[{j}]", position, low=0) for position in subset] for j, subset in enumerate(subsets)]
+            raise ValueError(
+                f"subsets[{j}] must be at least one position, none twice, got {subset!r}"
+            )
+    return [
+        [_validation.integer(f"subsets[{j}]", position, low=0) for position in subset]
+        for j, subset in enumerate(subsets)
+    ]
 
 
 def pairwise_product() -> Layer:
@@ -126,13 +144,19 @@ def pairwise_product() -> Layer:
     Array([[-6.,  2.]], dtype=float32)
     """
 
-    def forward(params: tuple[()], z: Float[Array, "batch 2n"]) -> tuple[Float[Array, "batch n"], Any]:
-        require.floating("z", z, rank=2)
+    def forward(
+        params: tuple[()], z: Float[Array, "batch 2n"]
+    ) -> tuple[Float[Array, "batch n"], Any]:
+        _validation.floating("z", z, rank=2)
         if z.shape[1] % 2:
-            raise ValueError(f"z must have shape (batch, 2 n) to be multiplied in pairs, got {list(z.shape)}")
+            raise ValueError(
+                f"z must have shape (batch, 2 n) to be multiplied in pairs, got {list(z.shape)}"
+            )
         return z[:, ::2] * z[:, 1::2], z
 
-    def backward(params: tuple[()], z: Any, dy: Float[Array, "batch n"]) -> tuple[tuple[()], Float[Array, "batch 2n"]]:
+    def backward(
+        params: tuple[()], z: Any, dy: Float[Array, "batch n"]
+    ) -> tuple[tuple[()], Float[Array, "batch 2n"]]:
         return (), jnp.stack([dy * z[:, 1::2], dy * z[:, ::2]], -1).reshape(z.shape)
 
     return Layer(lambda key: (), forward, backward, "pairwise_product")
@@ -162,15 +186,21 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
     >>> power_product(2, 1).forward({"alpha": jnp.array([[2.0], [-1.0]])}, jnp.array([[3.0, 2.0]]))[0]
     Array([[4.5]], dtype=float32)
     """
-    require.integer("inputs", inputs, low=1)
-    require.integer("outputs", outputs, low=1)
-    draw = lecun_normal() if initializer is None else require.function("initializer", initializer)
+    _validation.integer("inputs", inputs, low=1)
+    _validation.integer("outputs", outputs, low=1)
+    draw = (
+        lecun_normal() if initializer is None else _validation.function("initializer", initializer)
+    )
 
-    def forward(params: dict[str, Array], z: Float[Array, "batch inputs"]) -> tuple[Float[Array, "batch outputs"], Any]:
+    def forward(
+        params: dict[str, Array], z: Float[Array, "batch inputs"]
+    ) -> tuple[Float[Array, "batch outputs"], Any]:
         _check_powers(z, params["alpha"], inputs)
         return (z[:, :, None] ** params["alpha"]).prod(1), z
 
-    def backward(params: dict[str, Array], z: Any, dy: Float[Array, "batch outputs"]) -> tuple[dict[str, Array], Any]:
+    def backward(
+        params: dict[str, Array], z: Any, dy: Float[Array, "batch outputs"]
+    ) -> tuple[dict[str, Array], Any]:
         alpha, base = params["alpha"], z[:, :, None]
         powers = base**alpha
         slope = alpha * base ** jnp.where((base == 0) & (alpha == 0), 1, alpha - 1)
@@ -178,10 +208,17 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
         logarithm = jnp.log(jnp.where(z > 0, z, 1))
         return {"alpha": logarithm.T @ (dy * powers.prod(1))}, dz
 
-    return Layer(lambda key: {"alpha": draw(key, (inputs, outputs))}, forward, backward, f"power_product({inputs}, {outputs})")
+    return Layer(
+        lambda key: {"alpha": draw(key, (inputs, outputs))},
+        forward,
+        backward,
+        f"power_product({inputs}, {outputs})",
+    )
 
 
-def _product_of_others(factors: Float[Array, "batch inputs outputs"]) -> Float[Array, "batch inputs outputs"]:
+def _product_of_others(
+    factors: Float[Array, "batch inputs outputs"],
+) -> Float[Array, "batch inputs outputs"]:
     """For each factor the product of all others along axis 1: of those before it times those after it, so that zeros do no harm."""
     one = jnp.ones_like(factors[:, :1])
     before = jnp.cumprod(jnp.concatenate([one, factors[:, :-1]], 1), 1)
@@ -190,21 +227,27 @@ def _product_of_others(factors: Float[Array, "batch inputs outputs"]) -> Float[A
 
 
 def _check_powers(z: Any, alpha: Any, inputs: int) -> None:
-    require.floating("z", z, rank=2)
+    _validation.floating("z", z, rank=2)
     if z.shape[1] != inputs:
-        raise ValueError(f"z must have shape (batch, {inputs}) for this power_product layer, got {list(z.shape)}")
-    base, power = require.values(z), require.values(alpha)
+        raise ValueError(
+            f"z must have shape (batch, {inputs}) for this power_product layer, got {list(z.shape)}"
+        )
+    base, power = _validation.values(z), _validation.values(alpha)
     if base is None or power is None:
         return
-    unreal = ((base[:, :, None] < 0) & (power != np.round(power))) | ((base[:, :, None] == 0) & (power < 0))
+    unreal = ((base[:, :, None] < 0) & (power != np.round(power))) | (
+        (base[:, :, None] == 0) & (power < 0)
+    )
     if unreal.any():
         n, j, i = np.argwhere(unreal)[0]
-        raise ValueError(f"z ** alpha must be a finite real number, got z[{n}, {j}] = {base[n, j]} to the power {power[j, i]}")
+        raise ValueError(
+            f"z ** alpha must be a finite real number, got z[{n}, {j}] = {base[n, j]} to the power {power[j, i]}"
+        )
 
 
 def _check(x: Any) -> None:
     if not isinstance(x, tuple) or not x:
         raise TypeError(f"x must be a tuple of arrays, got {type(x).__name__}")
     for i, each in enumerate(x):
-        require.floating(f"x[{i}]", each)
-    require.same_shape(**{f"x[{i}]": each for i, each in enumerate(x)})
+        _validation.floating(f"x[{i}]", each)
+    _validation.same_shape(**{f"x[{i}]": each for i, each in enumerate(x)})

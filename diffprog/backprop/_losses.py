@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from diffprog import losses, require
+from diffprog import _validation, losses
 from diffprog.backprop._layer import Layer, require_layer
 
 PerExample = Float[Array, " batch"]
@@ -32,7 +32,9 @@ def half_squared_error() -> Layer:
         prediction, target = _pair(x)
         return losses.half_squared_error(prediction, target), prediction - target
 
-    def backward(params: tuple[()], error: Any, dloss: PerExample) -> tuple[tuple[()], tuple[Array, Array]]:
+    def backward(
+        params: tuple[()], error: Any, dloss: PerExample
+    ) -> tuple[tuple[()], tuple[Array, Array]]:
         gradient = _each(dloss, error) * error
         return (), (gradient, -gradient)
 
@@ -46,11 +48,15 @@ def softmax_cross_entropy() -> Layer:
     Array([0.], dtype=float32)
     """
 
-    def forward(params: tuple[()], x: tuple[Array, Integer[Array, " batch"]]) -> tuple[PerExample, Any]:
+    def forward(
+        params: tuple[()], x: tuple[Array, Integer[Array, " batch"]]
+    ) -> tuple[PerExample, Any]:
         logits, labels = _pair(x)
         return losses.softmax_cross_entropy(logits, labels), (jax.nn.softmax(logits), labels)
 
-    def backward(params: tuple[()], residuals: Any, dloss: PerExample) -> tuple[tuple[()], tuple[Array, None]]:
+    def backward(
+        params: tuple[()], residuals: Any, dloss: PerExample
+    ) -> tuple[tuple[()], tuple[Array, None]]:
         y, labels = residuals
         return (), (_each(dloss, y) * (y - jax.nn.one_hot(labels, y.shape[1], dtype=y.dtype)), None)
 
@@ -75,7 +81,10 @@ def softmax_kl() -> Layer:
     def backward(params: tuple[()], residuals: Any, dloss: PerExample) -> tuple[tuple[()], Pair]:
         log_y, target = residuals
         dloss, whole = _each(dloss, log_y), target.sum(1, keepdims=True)
-        return (), (dloss * (jnp.exp(log_y) * whole - target), dloss * (_entropy_slope(target) - log_y))
+        return (), (
+            dloss * (jnp.exp(log_y) * whole - target),
+            dloss * (_entropy_slope(target) - log_y),
+        )
 
     return Layer(lambda key: (), forward, backward, "softmax_kl")
 
@@ -93,7 +102,9 @@ def sigmoid_kl() -> Layer:
         logits, target = _pair(x)
         return losses.sigmoid_kl(logits, target), (logits, target)
 
-    def backward(params: tuple[()], residuals: Any, dloss: PerExample) -> tuple[tuple[()], tuple[PerExample, PerExample]]:
+    def backward(
+        params: tuple[()], residuals: Any, dloss: PerExample
+    ) -> tuple[tuple[()], tuple[PerExample, PerExample]]:
         logits, target = residuals
         dtarget = _entropy_slope(target) - _entropy_slope(1 - target) - logits
         return (), (dloss * (jax.nn.sigmoid(logits) - target), dloss * dtarget)
@@ -125,12 +136,14 @@ def mean_over_examples(loss: Layer) -> Layer:
     return _over_examples("mean", loss, jnp.mean, lambda examples: examples)
 
 
-def _over_examples(name: str, loss: Layer, reduce: Callable[[Array], Array], divisor: Callable[[int], int]) -> Layer:
+def _over_examples(
+    name: str, loss: Layer, reduce: Callable[[Array], Array], divisor: Callable[[int], int]
+) -> Layer:
     require_layer("loss", loss)
 
     def forward(params: Any, x: Any) -> tuple[Float[Array, ""], Any]:
         each, kept = loss.forward(params, x)
-        require.floating(f"the output of {loss.name}", each, rank=1)
+        _validation.floating(f"the output of {loss.name}", each, rank=1)
         return reduce(each), (kept, jnp.zeros_like(each))
 
     def backward(params: Any, residuals: Any, dloss: Float[Array, ""]) -> tuple[Any, Any]:

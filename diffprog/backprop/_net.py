@@ -17,7 +17,9 @@ from diffprog.backprop._layer import Layer, Params, Part
 Named = dict[str, Any]
 
 
-def net_of(init: Callable[[jax.Array], Params], name: str, parts: tuple[Part, ...], inputs: tuple[str, ...]) -> Layer:
+def net_of(
+    init: Callable[[jax.Array], Params], name: str, parts: tuple[Part, ...], inputs: tuple[str, ...]
+) -> Layer:
     """The layer that runs `parts`, of which the last is the output."""
 
     def forward(params: Params, x: Any) -> tuple[Any, Named]:
@@ -38,21 +40,32 @@ def run_forward(net: Layer, params: Named, x: Any) -> tuple[Named, Named]:
     for part in net.parts:
         try:
             with jax.named_scope(part.name):
-                values[part.name], residuals[part.name] = part.layer.forward(params[part.name], gathered(values, part.sources))
+                values[part.name], residuals[part.name] = part.layer.forward(
+                    params[part.name], gathered(values, part.sources)
+                )
         except (TypeError, ValueError) as error:
-            raise (TypeError if isinstance(error, TypeError) else ValueError)(_misfit(net, part, values, error)) from error
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(
+                _misfit(net, part, values, error)
+            ) from error
     return values, residuals
 
 
 def run_backward(net: Layer, params: Named, residuals: Named, dy: Any) -> tuple[Named, Named]:
     """The gradient of every part's params, and the adjoint of every input and part."""
-    dparams, adjoints = {}, dict.fromkeys((*net.inputs, *(part.name for part in net.parts))) | {net.parts[-1].name: dy}
+    dparams, adjoints = (
+        {},
+        dict.fromkeys((*net.inputs, *(part.name for part in net.parts))) | {net.parts[-1].name: dy},
+    )
     for part in reversed(net.parts):
         if adjoints[part.name] is None:
             dparams[part.name] = jax.tree.map(jnp.zeros_like, params[part.name])
             continue
-        dparams[part.name], dx = part.layer.backward(params[part.name], residuals[part.name], adjoints[part.name])
-        for source, adjoint in zip(part.sources, dx if len(part.sources) > 1 else (dx,), strict=True):
+        dparams[part.name], dx = part.layer.backward(
+            params[part.name], residuals[part.name], adjoints[part.name]
+        )
+        for source, adjoint in zip(
+            part.sources, dx if len(part.sources) > 1 else (dx,), strict=True
+        ):
             adjoints[source] = _sum(adjoints[source], adjoint)
     return dparams, adjoints
 
@@ -69,7 +82,9 @@ def _inputs(net: Layer, x: Any) -> Named:
         return {net.inputs[0]: x}
     if not isinstance(x, tuple) or len(x) != len(net.inputs):
         came = f"{len(x)} entries" if isinstance(x, tuple) else type(x).__name__
-        raise ValueError(f"x must be a tuple of {len(net.inputs)} entries, {', '.join(net.inputs)}, got {came}")
+        raise ValueError(
+            f"x must be a tuple of {len(net.inputs)} entries, {', '.join(net.inputs)}, got {came}"
+        )
     return dict(zip(net.inputs, x, strict=True))
 
 
@@ -85,8 +100,14 @@ def by_name(net: Layer, params: Any) -> Named:
         return dict(params)
     if isinstance(params, Sequence) and len(params) == len(names):
         return dict(zip(names, params, strict=True))
-    came = f"one with {len(params)} entries" if isinstance(params, Mapping | Sequence) else type(params).__name__
-    raise ValueError(f"params must be what {net.name}.init gives, with entries for {', '.join(names)}, got {came}")
+    came = (
+        f"one with {len(params)} entries"
+        if isinstance(params, Mapping | Sequence)
+        else type(params).__name__
+    )
+    raise ValueError(
+        f"params must be what {net.name}.init gives, with entries for {', '.join(names)}, got {came}"
+    )
 
 
 def like(params: Any, named: Named, parts: tuple[Part, ...]) -> Any:
@@ -96,9 +117,15 @@ def like(params: Any, named: Named, parts: tuple[Part, ...]) -> Any:
 
 def _misfit(net: Layer, part: Part, values: Named, error: Exception) -> str:
     layers = {other.name: f" ({other.layer.name})" for other in net.parts}
-    read = [f"{source!r}{layers.get(source, '')} = {_shapes(values[source])}" for source in part.sources]
-    return f"{part.name!r} ({part.layer.name}) does not fit what it reads, {', '.join(read)}: {error}"
+    read = [
+        f"{source!r}{layers.get(source, '')} = {_shapes(values[source])}" for source in part.sources
+    ]
+    return (
+        f"{part.name!r} ({part.layer.name}) does not fit what it reads, {', '.join(read)}: {error}"
+    )
 
 
 def _shapes(value: Any) -> str:
-    return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in map(jnp.asarray, jax.tree.leaves(value)))
+    return ", ".join(
+        f"{leaf.dtype}{list(leaf.shape)}" for leaf in map(jnp.asarray, jax.tree.leaves(value))
+    )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffprog import require
+from diffprog import _validation
 from diffprog.backprop._layer import Layer
 
 Values = Float[Array, "batch *axes features"]
@@ -58,27 +58,31 @@ def batch_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
 
 def _all_but_the_last(x: Values) -> tuple[int, ...]:
     if x.size < 2 * x.shape[-1]:
-        raise ValueError(f"x must have at least two values of each feature for statistics of the batch, got {list(x.shape)}")
+        raise ValueError(
+            f"x must have at least two values of each feature for statistics of the batch, got {list(x.shape)}"
+        )
     return tuple(range(x.ndim - 1))
 
 
 def _norm(name: str, features: int, epsilon: float, axes_of: Any) -> Layer:
-    require.integer("features", features, low=1)
-    epsilon = require.number("epsilon", epsilon, above=0)
+    _validation.integer("features", features, low=1)
+    epsilon = _validation.number("epsilon", epsilon, above=0)
 
     def init(key: jax.Array) -> dict[str, Array]:
         return {"scale": jnp.ones(features), "shift": jnp.zeros(features)}
 
     def forward(params: dict[str, Array], x: Values) -> tuple[Values, Any]:
         _check(name, x, features)
-        require.entries("params", params, {"scale": (features,), "shift": (features,)})
+        _validation.entries("params", params, {"scale": (features,), "shift": (features,)})
         axes = axes_of(x)
         centred = x - x.mean(axes, keepdims=True)
         inverse = 1 / jnp.sqrt((centred**2).mean(axes, keepdims=True) + epsilon)
         h = centred * inverse
         return params["scale"] * h + params["shift"], (h, inverse)
 
-    def backward(params: dict[str, Array], residuals: Any, dy: Values) -> tuple[dict[str, Array], Values]:
+    def backward(
+        params: dict[str, Array], residuals: Any, dy: Values
+    ) -> tuple[dict[str, Array], Values]:
         h, inverse = residuals
         axes, examples = axes_of(h), tuple(range(h.ndim - 1))
         dh = dy * params["scale"]
@@ -89,9 +93,11 @@ def _norm(name: str, features: int, epsilon: float, axes_of: Any) -> Layer:
 
 
 def _check(name: str, x: Any, features: int) -> None:
-    require.floating("x", x)
+    _validation.floating("x", x)
     if x.ndim < 2 or x.shape[-1] != features:
-        raise ValueError(f"x must have shape (batch, ..., {features}) for this {name} layer, got {list(x.shape)}")
+        raise ValueError(
+            f"x must have shape (batch, ..., {features}) for this {name} layer, got {list(x.shape)}"
+        )
 
 
 def dropout(rate: float) -> Layer:
@@ -105,7 +111,7 @@ def dropout(rate: float) -> Layer:
     >>> sorted(set(dropout(0.5).forward((), (jnp.ones((1, 99)), jax.random.key(0)))[0][0].tolist()))
     [0.0, 2.0]
     """
-    rate = require.number("rate", rate, low=0, high=1)
+    rate = _validation.number("rate", rate, low=0, high=1)
     if rate == 1:
         raise ValueError("rate must be below 1: at 1 nothing is kept")
 
@@ -114,14 +120,21 @@ def dropout(rate: float) -> Layer:
         mask = jax.random.bernoulli(key, 1 - rate, values.shape).astype(values.dtype) / (1 - rate)
         return values * mask, mask
 
-    return Layer(lambda key: (), forward, lambda params, mask, dy: ((), (dy * mask, None)), f"dropout({rate:g})")
+    return Layer(
+        lambda key: (),
+        forward,
+        lambda params, mask, dy: ((), (dy * mask, None)),
+        f"dropout({rate:g})",
+    )
 
 
 def _values_and_key(x: Any) -> tuple[Array, jax.Array]:
     if not isinstance(x, tuple) or len(x) != 2:
         raise TypeError(f"x must be a tuple (values, key), got {type(x).__name__}")
-    require.floating("values", x[0])
-    key = require.array("key", x[1])
+    _validation.floating("values", x[0])
+    key = _validation.array("key", x[1])
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"key must be a random key, as jax.random.key makes them, got {key.dtype}{list(key.shape)}")
+        raise TypeError(
+            f"key must be a random key, as jax.random.key makes them, got {key.dtype}{list(key.shape)}"
+        )
     return x

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffprog.checks._claim import Claim, Variables, compiled
-from diffprog.interpreter import JaxprEqn, evaluate, interpret, sites
+from diffprog._jaxpr import JaxprEqn, evaluate_equation, find_equations, interpret
+from diffprog.checks._gradient_function import Claim, Variables, compiled
 from diffprog.program import Program
 
 _STEP = 2.0**-22
@@ -49,7 +49,9 @@ class Choice(NamedTuple):
 
 def kinks_along(claim: Claim, variables: Variables, direction: Variables) -> list[Kink]:
     """The kinks within a small step of `variables` in the way of a direction, nearest first."""
-    here, after, before = (choices(claim, _moved(variables, direction, step)) for step in (0.0, _STEP, -_STEP))
+    here, after, before = (
+        choices(claim, _moved(variables, direction, step)) for step in (0.0, _STEP, -_STEP)
+    )
     found = []
     for name, at in here.items():
         changed = np.asarray(after[name].state) != np.asarray(before[name].state)
@@ -59,12 +61,17 @@ def kinks_along(claim: Claim, variables: Variables, direction: Variables) -> lis
 
 def choices(claim: Claim, variables: Variables) -> dict[str, Choice]:
     """Every choice that the function makes, by operation and number."""
-    return {name: Choice(*map(np.asarray, choice)) for name, choice in _traced_choices(claim.value, variables, claim.fixed).items()}
+    return {
+        name: Choice(*map(np.asarray, choice))
+        for name, choice in _traced_choices(claim.value, variables, claim.fixed).items()
+    }
 
 
 def first_changed(before: dict[str, Choice], after: dict[str, Choice]) -> Kink | None:
     """A choice that was made in another way the second time."""
-    changed = ((name, at, np.argwhere(at.state != after[name].state)) for name, at in before.items())
+    changed = (
+        (name, at, np.argwhere(at.state != after[name].state)) for name, at in before.items()
+    )
     return next((_kink(name, at, where[0]) for name, at, where in changed if len(where)), None)
 
 
@@ -72,7 +79,11 @@ def nearest_kink(claim: Claim, variables: Variables) -> Kink | None:
     """The choice with the least margin of all."""
     found = {name: at for name, at in choices(claim, variables).items() if at.margin.size}
     nearest = [
-        _kink(name, at, np.unravel_index(int(np.argmin(np.nan_to_num(at.margin, nan=np.inf))), at.margin.shape))
+        _kink(
+            name,
+            at,
+            np.unravel_index(int(np.argmin(np.nan_to_num(at.margin, nan=np.inf))), at.margin.shape),
+        )
         for name, at in found.items()
     ]
     return min(nearest, key=lambda kink: kink.margin, default=None)
@@ -88,21 +99,33 @@ def _moved(variables: Variables, direction: Variables, step: float) -> Variables
 
 
 @compiled
-def _traced_choices(value: Program, variables: Variables, fixed: dict[str, Any]) -> dict[str, Choice]:
+def _traced_choices(
+    value: Program, variables: Variables, fixed: dict[str, Any]
+) -> dict[str, Choice]:
     program = jax.make_jaxpr(value)(variables, fixed)
-    found = [site for site in sites(program, _chooses) if site.closed_by is None]
-    actions = {site.path: functools.partial(_look, _CHOOSING[site.equation.primitive.name]) for site in found}
+    found = [site for site in find_equations(program, _chooses) if site.opaque_primitive is None]
+    actions = {
+        site.path: functools.partial(_look, _CHOOSING[site.equation.primitive.name])
+        for site in found
+    }
     _, side = interpret(program, actions, jax.tree.leaves((variables, fixed)))
-    return {f"{site.equation.primitive.name}#{number}": side[site.path] for number, site in enumerate(found)}
+    return {
+        f"{site.equation.primitive.name}#{number}": side[site.path]
+        for number, site in enumerate(found)
+    }
 
 
 def _chooses(equation: JaxprEqn) -> bool:
     dtypes = [getattr(variable.aval, "dtype", None) for variable in equation.invars]
-    return equation.primitive.name in _CHOOSING and any(dtype is not None and jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+    return equation.primitive.name in _CHOOSING and any(
+        dtype is not None and jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes
+    )
 
 
-def _look(choice: Callable[..., Choice], equation: JaxprEqn, inputs: list[Any], given: None) -> tuple[Sequence[Any], Choice]:
-    return evaluate(equation, inputs), choice(equation, *inputs)
+def _look(
+    choice: Callable[..., Choice], equation: JaxprEqn, inputs: list[Any], given: None
+) -> tuple[Sequence[Any], Choice]:
+    return evaluate_equation(equation, inputs), choice(equation, *inputs)
 
 
 def _difference(equation: JaxprEqn, a: Array, b: Array) -> Choice:
@@ -114,12 +137,14 @@ def _signed(equation: JaxprEqn, a: Array, *others: Any) -> Choice:
 
 
 def _clamped(equation: JaxprEqn, low: Array, x: Array, high: Array) -> Choice:
-    return Choice(jnp.minimum(jnp.abs(x - low), jnp.abs(x - high)), jnp.sign(x - low) + jnp.sign(x - high))
+    return Choice(
+        jnp.minimum(jnp.abs(x - low), jnp.abs(x - high)), jnp.sign(x - low) + jnp.sign(x - high)
+    )
 
 
 def _jumping(equation: JaxprEqn, a: Array) -> Choice:
     shifted = a - 0.5 if equation.primitive.name == "round" else a
-    return Choice(jnp.abs(shifted - jnp.round(shifted)), evaluate(equation, [a])[0])
+    return Choice(jnp.abs(shifted - jnp.round(shifted)), evaluate_equation(equation, [a])[0])
 
 
 def _extreme(equation: JaxprEqn, a: Array) -> Choice:

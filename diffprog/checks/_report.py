@@ -18,9 +18,20 @@ The first five leave a report `ok`.
 import math
 from typing import NamedTuple
 
-from diffprog.checks._rounding import Precision
+from diffprog.checks._rounding_error import Precision
 
-VERDICTS = ("ok", "kink", "degenerate", "unused", "autodiff-wrong", "precision", "nondeterministic", "nonfinite", "invalid-kink", "wrong")
+VERDICTS = (
+    "ok",
+    "kink",
+    "degenerate",
+    "unused",
+    "autodiff-wrong",
+    "precision",
+    "nondeterministic",
+    "nonfinite",
+    "invalid-kink",
+    "wrong",
+)
 _FINE = VERDICTS[:5]
 _COLUMNS = ("layer", "leaf", "worst index", "got", "want", "error/tolerance", "verdict", "hint")
 
@@ -91,7 +102,11 @@ class Report(NamedTuple):
         right = sum(finding.ok for finding in self.findings)
         header = f"{right} of {len(self.findings)} gradients right"
         table = _table(_COLUMNS, [_row(finding) for finding in self.findings])
-        hessian = [f"the Hessian is asymmetric by {self.asymmetry:.1e} of its terms"] if self.asymmetry else []
+        hessian = (
+            [f"the Hessian is asymmetric by {self.asymmetry:.1e} of its terms"]
+            if self.asymmetry
+            else []
+        )
         return "\n".join([header, *table, *_accuracies(self.precision), *hessian, *self.notes])
 
 
@@ -101,10 +116,23 @@ def worst(findings: list[Finding]) -> Finding:
 
 
 def _row(finding: Finding) -> tuple[str, ...]:
-    leaf = finding.path + (", 2nd order" if finding.order == 2 else "") + (" (generic point)" if finding.point == "generic" else "")
+    leaf = (
+        finding.path
+        + (", 2nd order" if finding.order == 2 else "")
+        + (" (generic point)" if finding.point == "generic" else "")
+    )
     ratio = _ratio(finding.error, finding.tolerance)
     index = str(finding.index) if len(finding.index) != 1 else f"({finding.index[0]})"
-    return finding.layer, leaf, index, _number(finding.got), _number(finding.want), f"{ratio:.2g}", finding.verdict, finding.hint
+    return (
+        finding.layer,
+        leaf,
+        index,
+        _number(finding.got),
+        _number(finding.want),
+        f"{ratio:.2g}",
+        finding.verdict,
+        finding.hint,
+    )
 
 
 def _number(number: float) -> str:
@@ -122,7 +150,9 @@ def _accuracies(precision: tuple[Precision, ...]) -> list[str]:
         of_dtype = [found for found in precision if found.dtype == dtype]
         least = max(of_dtype, key=lambda found: _ratio(found.error, found.bound))
         said = f"{_ratio(least.error, least.bound):.2f} of what rounding explains at most, in {least.path}"
-        lines.append(f"{dtype}: {said}" + ("" if least.error <= least.bound else "  <- too inexact"))
+        lines.append(
+            f"{dtype}: {said}" + ("" if least.error <= least.bound else "  <- too inexact")
+        )
     return lines
 
 
@@ -131,4 +161,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     kept = [k for k in range(len(header)) if any(row[k] for row in rows)]
     lines = [[row[k] for k in kept] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffprog import backprop, models, require
-from diffprog.contrastive._byte_pairs import BytePairs, byte_pairs
-from diffprog.contrastive._checkpoint import Stored, config_of, dtype_of, folder_of, read
-from diffprog.contrastive._pretrained import on_pixels, pixels_of
-from diffprog.contrastive._stored import (
+from diffprog import _validation, backprop, models
+from diffprog.contrastive._bpe import BytePairs, byte_pairs
+from diffprog.contrastive._dual_encoder import Towers
+from diffprog.nodes import tap
+from diffprog.pretrained._preprocessing import on_pixels, pixels_of
+from diffprog.pretrained._safetensors import Stored, config_of, dtype_of, folder_of, read
+from diffprog.pretrained._weight_names import (
     Blocks,
     Patches,
     blocks_of,
@@ -30,8 +32,6 @@ from diffprog.contrastive._stored import (
     stored_norm,
     stored_patches,
 )
-from diffprog.contrastive._towers import Towers
-from diffprog.nodes import tap
 from diffprog.program import program
 
 _COMMON = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -93,8 +93,15 @@ def load_clip(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Towe
     config = config_of(place, "clip")
     vision, text = _part(place, config, "vision", _VISION), _part(place, config, "text", _TEXT)
     width = size_of(place, {"projection_dim": 512} | config, "projection_dim")
-    patches, seen, read_text = patches_of(place, vision), blocks_of(place, vision), blocks_of(place, text)
-    positions, count = size_of(place, text, "max_position_embeddings", least=2), size_of(place, text, "vocab_size")
+    patches, seen, read_text = (
+        patches_of(place, vision),
+        blocks_of(place, vision),
+        blocks_of(place, text),
+    )
+    positions, count = (
+        size_of(place, text, "max_position_embeddings", least=2),
+        size_of(place, text, "vocab_size"),
+    )
     pixels, tokenizer = pixels_of(place, patches.channels), byte_pairs(place, length=positions)
     _check_tokenizer(place, tokenizer, count, text["eos_token_id"])
     layout = {
@@ -103,18 +110,26 @@ def load_clip(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Towe
         "log_scale": Stored("logit_scale", (), least=np.float32),
     }
     params = read(place, layout, dtype, unused=("embeddings.position_ids",))
-    of_images = models.vit(patches.shape, patch=patches.patch, outputs=width, norm_first=True, **seen._asdict()).apply
+    of_images = models.vit(
+        patches.shape, patch=patches.patch, outputs=width, norm_first=True, **seen._asdict()
+    ).apply
     of_ids = _text_tower(read_text, positions, count, width, text["eos_token_id"])
     image = on_pixels(of_images, params["image"], pixels, patches.shape, dtype)
-    return Towers(image, program(of_ids, params["text"]), tokenizer, jnp.asarray(params["log_scale"]), None)
+    return Towers(
+        image, program(of_ids, params["text"]), tokenizer, jnp.asarray(params["log_scale"]), None
+    )
 
 
-def _part(folder: Path, config: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
+def _part(
+    folder: Path, config: Mapping[str, Any], name: str, defaults: dict[str, Any]
+) -> dict[str, Any]:
     """The config of a tower; old files have it twice, and then the second holds."""
     stated = {key: config.get(key) for key in (f"{name}_config", f"{name}_config_dict")}
     for key, part in stated.items():
         if part is not None and not isinstance(part, dict):
-            raise ValueError(f"{folder / 'config.json'}: expected {key} to be an object, found {type(part).__name__}")
+            raise ValueError(
+                f"{folder / 'config.json'}: expected {key} to be an object, found {type(part).__name__}"
+            )
     first, second = (part or {} for part in stated.values())
     return defaults | first | second
 
@@ -151,7 +166,9 @@ def _text_layout(blocks: Blocks, positions: int, count: int, outputs: int) -> di
     }
 
 
-def _text_tower(blocks: Blocks, positions: int, count: int, outputs: int, end: Any) -> Callable[[Any, Any], Array]:
+def _text_tower(
+    blocks: Blocks, positions: int, count: int, outputs: int, end: Any
+) -> Callable[[Any, Any], Array]:
     width, stream = blocks.width, models.transformer(**blocks._asdict(), causal=True).apply
     layers = {
         "embedding": backprop.embedding(count, width),
@@ -159,7 +176,9 @@ def _text_tower(blocks: Blocks, positions: int, count: int, outputs: int, end: A
         "features": backprop.affine(width, outputs),
     }
 
-    def apply(params: dict[str, Any], ids: Int[Array, "batch length"]) -> Float[Array, "batch outputs"]:
+    def apply(
+        params: dict[str, Any], ids: Int[Array, "batch length"]
+    ) -> Float[Array, "batch outputs"]:
         _check(ids, positions, count)
 
         def run(name: str, x: Array) -> Array:
@@ -178,9 +197,13 @@ def _end_of(ids: Int[Array, "batch length"], end: int) -> Int[Array, "batch"]:
 
 
 def _check(ids: Any, positions: int, count: int) -> None:
-    given = require.array("ids", ids)
+    given = _validation.array("ids", ids)
     if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers (batch, length), got {given.dtype}{list(given.shape)}")
+        raise TypeError(
+            f"ids must be integers (batch, length), got {given.dtype}{list(given.shape)}"
+        )
     if given.ndim != 2 or not 0 < given.shape[1] <= positions:
-        raise ValueError(f"ids must have shape (batch, length) with a length of 1 to {positions}, got {list(given.shape)}")
-    require.within("ids", given, 0, count - 1)
+        raise ValueError(
+            f"ids must have shape (batch, length) with a length of 1 to {positions}, got {list(given.shape)}"
+        )
+    _validation.within("ids", given, 0, count - 1)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.contrastive._tokens import Tokenizer
+from diffprog.contrastive._tokenizers import Tokenizer
 from diffprog.program import Program
 
 
@@ -25,9 +25,13 @@ def require_reads(name: str, tower: Program, tokenizer: Tokenizer) -> None:
 def require_reads_row(name: str, tower: Program, largest: int, length: int) -> None:
     """A tower of texts that takes rows of so many ids up to the largest."""
     leaves, structure = jax.tree.flatten(tower)
-    refused = _refusal(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), largest, length)
+    refused = _refusal(
+        structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), largest, length
+    )
     if refused is not None:
-        raise ValueError(f"{name} must read rows of {length} ids up to {largest}, as the tokenizer makes them: {refused}")
+        raise ValueError(
+            f"{name} must read rows of {length} ids up to {largest}, as the tokenizer makes them: {refused}"
+        )
 
 
 @functools.lru_cache(maxsize=64)

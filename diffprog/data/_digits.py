@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog import require
+from diffprog import _validation
 from diffprog.data._dataset import Dataset
 
 
@@ -25,20 +25,35 @@ def digits(size: int = 8, flatten: bool = False) -> Dataset:
     >>> digits().x_train.shape, digits(size=16, flatten=True).x_test.shape
     ((1437, 8, 8, 1), (360, 256))
     """
-    require.choice("size", require.integer("size", size, low=1), (8, 16))
+    _validation.choice("size", _validation.integer("size", size, low=1), (8, 16))
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise ImportError("digits needs scikit-learn: pip install 'diffprog[experiments]'") from error
+        raise ImportError(
+            "digits needs scikit-learn: pip install 'diffprog[experiments]'"
+        ) from error
     scans = load_digits()
     x = _resized(scans.images.astype(np.float32)[..., None] / 16, size)
-    parts = train_test_split(x.reshape(len(x), -1) if flatten else x, scans.target, test_size=0.2, stratify=scans.target, random_state=0)
+    parts = train_test_split(
+        x.reshape(len(x), -1) if flatten else x,
+        scans.target,
+        test_size=0.2,
+        stratify=scans.target,
+        random_state=0,
+    )
     x_train, x_test, y_train, y_test = parts
-    return Dataset(jnp.asarray(x_train), jnp.asarray(y_train, jnp.int32), jnp.asarray(x_test), jnp.asarray(y_test, jnp.int32))
+    return Dataset(
+        jnp.asarray(x_train),
+        jnp.asarray(y_train, jnp.int32),
+        jnp.asarray(x_test),
+        jnp.asarray(y_test, jnp.int32),
+    )
 
 
 def _resized(x: np.ndarray, size: int) -> np.ndarray:
     if x.shape[1] == size:
         return x
-    return np.clip(jax.image.resize(x, (len(x), size, size, 1), "cubic"), 0, 1)  # a cubic overshoots at edges
+    return np.clip(
+        jax.image.resize(x, (len(x), size, size, 1), "cubic"), 0, 1
+    )  # a cubic overshoots at edges

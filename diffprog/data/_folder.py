@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffprog import require
+from diffprog import _validation
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -52,7 +52,9 @@ def image_folder(folder: str | os.PathLike[str], size: tuple[int, int] | None = 
     place, shape = Path(folder), _checked_size(size)
     if not place.is_dir():
         raise FileNotFoundError(f"folder must be an existing folder, got {place}")
-    names = sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(
+        entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not names:
         raise ValueError(f"{place}: expected one folder for each class, found none")
     files = [_pictures(place / name) for name in names]
@@ -66,13 +68,21 @@ def _checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
         return None
     if not isinstance(size, tuple | list) or len(size) != 2:
         raise TypeError(f"size must be a pair (height, width), got {size!r}")
-    return require.integer("size[0]", size[0], low=1), require.integer("size[1]", size[1], low=1)
+    return _validation.integer("size[0]", size[0], low=1), _validation.integer(
+        "size[1]", size[1], low=1
+    )
 
 
 def _pictures(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and not file.name.startswith("."))
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+    )
     if not files:
-        raise ValueError(f"{folder}: expected at least one file *{', *'.join(_SUFFIXES)}, found none")
+        raise ValueError(
+            f"{folder}: expected at least one file *{', *'.join(_SUFFIXES)}, found none"
+        )
     return files
 
 
@@ -81,7 +91,9 @@ def _stacked(files: list[Path], size: tuple[int, int] | None) -> np.ndarray:
     for file in files:
         picture = _read(file) if size is None else _resized(_read(file), size)
         if pictures and picture.shape[2] != pictures[0].shape[2]:
-            raise ValueError(f"{file}: expected {pictures[0].shape[2]} channels as in {files[0]}, found {picture.shape[2]}")
+            raise ValueError(
+                f"{file}: expected {pictures[0].shape[2]} channels as in {files[0]}, found {picture.shape[2]}"
+            )
         if pictures and picture.shape != pictures[0].shape:
             raise ValueError(
                 f"{file}: expected the size {pictures[0].shape[:2]} of {files[0]}, found {picture.shape[:2]}; size=(height, width) resizes"
@@ -91,12 +103,16 @@ def _stacked(files: list[Path], size: tuple[int, int] | None) -> np.ndarray:
 
 
 def _read(file: Path) -> np.ndarray:
-    from matplotlib.image import imread  # here, so that importing diffprog does not import matplotlib
+    from matplotlib.image import (
+        imread,  # here, so that importing diffprog does not import matplotlib
+    )
 
     try:
         picture = imread(file)
     except Exception as error:  # decoders raise whatever the damage leads them to
-        raise ValueError(f"{file}: expected a picture, found a file that cannot be read as one: {error}") from error
+        raise ValueError(
+            f"{file}: expected a picture, found a file that cannot be read as one: {error}"
+        ) from error
     floats = picture.astype(np.float32) / (255 if picture.dtype == np.uint8 else 1)
     return floats[..., None] if floats.ndim == 2 else floats[..., :3]
 
@@ -104,4 +120,6 @@ def _read(file: Path) -> np.ndarray:
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if picture.shape[:2] == size:
         return picture
-    return np.clip(jax.image.resize(picture, (*size, picture.shape[2]), "linear", antialias=True), 0, 1)
+    return np.clip(
+        jax.image.resize(picture, (*size, picture.shape[2]), "linear", antialias=True), 0, 1
+    )

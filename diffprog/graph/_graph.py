@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffprog.graph._parts import Array, Edge, Node, Summary
+from diffprog.graph._types import Array, Edge, Node, Summary
 
 _MOST_PATHS = 10_000
 
@@ -128,7 +128,9 @@ class Graph:
         start, end = self[a], self[self.output if b is None else b]
         for node in (start, end):
             if node.adjoint is None:
-                raise ValueError(f"a and b must be nodes with derivatives, got {node.name!r} of {node.value.dtype}")
+                raise ValueError(
+                    f"a and b must be nodes with derivatives, got {node.name!r} of {node.value.dtype}"
+                )
         count = self._count_paths(start.name, end.name)
         if count[start.name] > _MOST_PATHS:
             raise ValueError(
@@ -136,9 +138,14 @@ class Graph:
             )
         if end.value.size > 1 and end.value.size * start.value.size > 2**20:
             shape = [*end.value.shape, *start.value.shape]
-            raise ValueError(f"b must be a scalar, or the derivative small: d {end.name!r} / d {start.name!r} has the shape {shape}")
+            raise ValueError(
+                f"b must be a scalar, or the derivative small: d {end.name!r} / d {start.name!r} has the shape {shape}"
+            )
         one = np.eye(end.value.size, dtype=end.value.dtype).reshape(end.value.shape * 2)
-        return [_multiplied(edges, one, start, end) for edges in self._walks(start.name, end.name, count)]
+        return [
+            _multiplied(edges, one, start, end)
+            for edges in self._walks(start.name, end.name, count)
+        ]
 
     def gates(self) -> list[Gate]:
         """The operations that lecture 003 calls gates: sums distribute the adjoint, maxima route it, products switch it.
@@ -147,18 +154,25 @@ class Graph:
         >>> [(gate.kind, gate.flows) for gate in trace(lambda x, y: x * y, 3.0, -4.0).gates()]
         [('switcher', (array(-4., dtype=float32), array(3., dtype=float32)))]
         """
-        gates = [(node, self.in_edges(node.name)) for node in self.nodes if node.op in _GATES and node.adjoint is not None]
-        return [self._gate(node, [edge for edge in edges if edge.local is not None]) for node, edges in gates]
+        gates = [
+            (node, self.in_edges(node.name))
+            for node in self.nodes
+            if node.op in _GATES and node.adjoint is not None
+        ]
+        return [
+            self._gate(node, [edge for edge in edges if edge.local is not None])
+            for node, edges in gates
+        ]
 
     def to_dot(self) -> str:
         """The graph in Graphviz' language; the same graph gives the same bytes."""
-        from diffprog.graph._export import to_dot
+        from diffprog.graph._dot import to_dot
 
         return to_dot(self)
 
     def to_html(self) -> str:
         """A page that needs nothing else: click a node to see its value, adjoint and incoming derivatives; drag to pan, scroll to zoom."""
-        from diffprog.graph._export import to_html
+        from diffprog.graph._dot import to_html
 
         return to_html(self)
 
@@ -180,7 +194,11 @@ class Graph:
         count = dict.fromkeys(self._by_name, 0) | {b: 1}
         for node in reversed(self.nodes):
             if node.name != b:
-                count[node.name] = sum(count[edge.target] for edge in self._out.get(node.name, ()) if edge.local is not None)
+                count[node.name] = sum(
+                    count[edge.target]
+                    for edge in self._out.get(node.name, ())
+                    if edge.local is not None
+                )
         return count
 
     def _walks(self, a: str, b: str, count: dict[str, int]) -> Iterator[tuple[Edge, ...]]:
@@ -190,7 +208,11 @@ class Graph:
             if name == b:
                 yield edges
                 continue
-            onward = [edge for edge in self._out.get(name, ()) if edge.local is not None and count[edge.target]]
+            onward = [
+                edge
+                for edge in self._out.get(name, ())
+                if edge.local is not None and count[edge.target]
+            ]
             ways += [(edge.target, (*edges, edge)) for edge in reversed(onward)]
 
 

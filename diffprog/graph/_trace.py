@@ -8,19 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog import require
-from diffprog.graph._derivatives import Derivative, derivatives, differentiable
+from diffprog import _validation
+from diffprog.graph._check_overlay import marked
+from diffprog.graph._flatten import Operation, Tape, Wire
+from diffprog.graph._flatten import unroll as unrolled
 from diffprog.graph._graph import Graph
-from diffprog.graph._parts import Edge, Node
-from diffprog.graph._program import constant_names, named_leaves, traced
-from diffprog.graph._suspects import marked
-from diffprog.graph._unroll import Operation, Tape, Wire
-from diffprog.graph._unroll import unroll as unrolled
+from diffprog.graph._inputs import constant_names, named_leaves, traced
+from diffprog.graph._reverse_pass import Derivative, derivatives, differentiable
+from diffprog.graph._types import Edge, Node
 
 _NAMES = {"dot_general": "matmul", "conv_general_dilated": "conv", "logistic": "sigmoid"}
 
 
-def trace(f: Callable[..., Any], *args: Any, expand: str | Iterable[str] = (), unroll: int = 32, against: Any = None) -> Graph:
+def trace(
+    f: Callable[..., Any],
+    *args: Any,
+    expand: str | Iterable[str] = (),
+    unroll: int = 32,
+    against: Any = None,
+) -> Graph:
     """The graph of J = f(*args): every operation with its value, its adjoint dJ/dvalue and the local derivatives of its operands.
 
     f is run once, operation by operation, on the values given: `jit` and remat are inlined, the branch of a `cond` that is taken is the one
@@ -52,8 +58,8 @@ def trace(f: Callable[..., Any], *args: Any, expand: str | Iterable[str] = (), u
     >>> [(node.name, node.value.item(), node.adjoint.item()) for node in graph.nodes]
     [('x', -2.0, -4.0), ('y', 5.0, -4.0), ('z', -4.0, 3.0), ('add', 3.0, -4.0), ('mul', -12.0, 1.0)]
     """
-    require.function("f", f)
-    require.integer("unroll", unroll, low=0)
+    _validation.function("f", f)
+    _validation.integer("unroll", unroll, low=0)
     opened = _opened(expand)
     named = named_leaves(f, args)
     program = traced(f, args)
@@ -69,7 +75,13 @@ def trace(f: Callable[..., Any], *args: Any, expand: str | Iterable[str] = (), u
 
 
 def _opened(expand: Any) -> frozenset[str]:
-    names = [expand] if isinstance(expand, str) else list(expand) if isinstance(expand, Iterable) else [expand]
+    names = (
+        [expand]
+        if isinstance(expand, str)
+        else list(expand)
+        if isinstance(expand, Iterable)
+        else [expand]
+    )
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"expand must be the name of a box or several names, got {expand!r}")
     return frozenset(names)
@@ -77,7 +89,9 @@ def _opened(expand: Any) -> frozenset[str]:
 
 def _require_met(opened: frozenset[str], boxes: set[str]) -> None:
     for name in sorted(opened - boxes):
-        raise ValueError(f"expand must name boxes of f, got {name!r}; there are {', '.join(map(repr, sorted(boxes))) or 'none'}")
+        raise ValueError(
+            f"expand must name boxes of f, got {name!r}; there are {', '.join(map(repr, sorted(boxes))) or 'none'}"
+        )
 
 
 def _places(wires: list[Wire], names: Iterable[str]) -> dict[Any, str]:
@@ -88,17 +102,37 @@ def _graph(tape: Tape, constants: int, names: dict[int, str], output: Any) -> Gr
     """Nodes and edges of what leads to the output, and of all arguments. The first places are the constants."""
     operations, live = _leading_to(output, tape.operations)
     adjoints, found = derivatives(operations, tape.values, output)
-    made = {place: operation for operation in operations for place in operation.outputs if place in live}
+    made = {
+        place: operation for operation in operations for place in operation.outputs if place in live
+    }
     leaves = [place for place in names if place >= constants or place in live]
     # A number that depends on no argument, and arrays inside the programs that f calls.
     leaves += sorted(live - made.keys() - set(leaves))
     called = _called(leaves, made, tape, constants, names)
-    nodes = [_leaf(called[place], place in names and place >= constants, tape.values[place], adjoints.get(place)) for place in leaves]
+    nodes = [
+        _leaf(
+            called[place],
+            place in names and place >= constants,
+            tape.values[place],
+            adjoints.get(place),
+        )
+        for place in leaves
+    ]
     nodes += [
-        _made(called[place], operation, tape.values[place], adjoints.get(place), tape.taps.get(place, ("",))[0])
+        _made(
+            called[place],
+            operation,
+            tape.values[place],
+            adjoints.get(place),
+            tape.taps.get(place, ("",))[0],
+        )
         for place, operation in made.items()
     ]
-    edges = [edge for operation, of_it in zip(operations, found, strict=True) for edge in _edges(operation, of_it, called)]
+    edges = [
+        edge
+        for operation, of_it in zip(operations, found, strict=True)
+        for edge in _edges(operation, of_it, called)
+    ]
     return Graph(tuple(nodes), tuple(edges), called[output])
 
 
@@ -112,7 +146,9 @@ def _leading_to(output: int, operations: list[Operation]) -> tuple[list[Operatio
     return kept[::-1], live
 
 
-def _called(leaves: list[int], made: dict[int, Operation], tape: Tape, constants: int, names: dict[int, str]) -> dict[int, str]:
+def _called(
+    leaves: list[int], made: dict[int, Operation], tape: Tape, constants: int, names: dict[int, str]
+) -> dict[int, str]:
     """The name of each node. An argument keeps its path, a tap its name or, used several times, "h#0" as `diffprog.nodes` has it; what
     else would share a name gets a number, "mul:0"."""
     fixed = {place: names[place] for place in leaves if place in names and place >= constants}
@@ -121,7 +157,11 @@ def _called(leaves: list[int], made: dict[int, Operation], tape: Tape, constants
         name, count = tape.taps[place]
         fixed[place] = name if tape.tapped[name] == 1 and name not in taken else f"{name}#{count}"
     others = {place: names.get(place, "constant") for place in leaves if place not in fixed}
-    others |= {place: _NAMES.get(operation.op, operation.op) for place, operation in made.items() if place not in fixed}
+    others |= {
+        place: _NAMES.get(operation.op, operation.op)
+        for place, operation in made.items()
+        if place not in fixed
+    }
     return fixed | _numbered(others, set(fixed.values()))
 
 
@@ -141,7 +181,16 @@ def _leaf(name: str, argument: bool, value: Any, adjoint: Any) -> Node:
 
 
 def _made(name: str, operation: Operation, value: Any, adjoint: Any, tap: str) -> Node:
-    return Node(name, operation.op, _array(value), _adjoint(value, adjoint), operation.label, operation.scope, tap, operation.kind)
+    return Node(
+        name,
+        operation.op,
+        _array(value),
+        _adjoint(value, adjoint),
+        operation.label,
+        operation.scope,
+        tap,
+        operation.kind,
+    )
 
 
 def _adjoint(value: Any, adjoint: Any) -> Any:
@@ -159,12 +208,16 @@ def _edges(operation: Operation, found: list[Derivative], called: dict[int, str]
                 yield _edge(called[source], called[place], slot, operation, known.get((slot, k)))
 
 
-def _edge(source: str, target: str, slot: int, operation: Operation, found: Derivative | None) -> Edge:
+def _edge(
+    source: str, target: str, slot: int, operation: Operation, found: Derivative | None
+) -> Edge:
     if found is None:
         return Edge(source, target, slot, None)
     value = operation.inputs[slot]
     flow = np.zeros(value.shape, value.dtype) if found.flow is None else _array(found.flow)
-    return Edge(source, target, slot, found.local, flow, found.pull, operation.op == "stop_gradient")
+    return Edge(
+        source, target, slot, found.local, flow, found.pull, operation.op == "stop_gradient"
+    )
 
 
 def _array(value: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jax.nn.initializers import Initializer
 
-from diffprog import backprop, require
+from diffprog import _validation, backprop
 from diffprog.backprop import Layer
 from diffprog.models._model import Model, Stage, activation_layer, sequential
 
@@ -44,24 +44,38 @@ def cnn(
     >>> sorted(model.init(jax.random.key(0)))
     ['conv1', 'logits']
     """
-    height, width, depth = require.integers("shape", shape, least=3, most=3)
-    channels, hidden = require.integers("channels", channels, least=1), require.integers("hidden", hidden)
-    require.choice("pool", pool, ("max", "average"))
+    height, width, depth = _validation.integers("shape", shape, least=3, most=3)
+    channels, hidden = (
+        _validation.integers("channels", channels, least=1),
+        _validation.integers("hidden", hidden),
+    )
+    _validation.choice("pool", pool, ("max", "average"))
     if min(height, width) < 2 ** len(channels):
-        raise ValueError(f"shape must have sides of at least {2 ** len(channels)} for {len(channels)} poolings, got {shape}")
+        raise ValueError(
+            f"shape must have sides of at least {2 ** len(channels)} for {len(channels)} poolings, got {shape}"
+        )
     if activation == "maxout":
-        raise ValueError("activation must keep the number of channels, got 'maxout'; use models.mlp for maxout units")
+        raise ValueError(
+            "activation must keep the number of channels, got 'maxout'; use models.mlp for maxout units"
+        )
     act = activation_layer(activation)
     pooling = backprop.max_pool() if pool == "max" else backprop.average_pool()
 
     stages: list[Stage] = []
     for k, (inputs, outputs) in enumerate(zip((depth, *channels), channels, strict=False), 1):
-        stages += [(f"conv{k}", backprop.convolution(inputs, outputs, window, initializer=initializer))]
+        stages += [
+            (f"conv{k}", backprop.convolution(inputs, outputs, window, initializer=initializer))
+        ]
         stages += [(f"hidden{k}", act), (f"pool{k}", pooling)]
     flat = (height // 2 ** len(channels)) * (width // 2 ** len(channels)) * channels[-1]
     stages += [("flat", backprop.flatten())]
-    for k, (inputs, outputs) in enumerate(zip((flat, *hidden), hidden, strict=False), len(channels) + 1):
-        stages += [(f"affine{k}", backprop.affine(inputs, outputs, initializer=initializer)), (f"hidden{k}", act)]
-    last, classes = (hidden[-1] if hidden else flat), require.integer("classes", classes, low=1)
+    for k, (inputs, outputs) in enumerate(
+        zip((flat, *hidden), hidden, strict=False), len(channels) + 1
+    ):
+        stages += [
+            (f"affine{k}", backprop.affine(inputs, outputs, initializer=initializer)),
+            (f"hidden{k}", act),
+        ]
+    last, classes = (hidden[-1] if hidden else flat), _validation.integer("classes", classes, low=1)
     stages += [("logits", backprop.affine(last, classes, initializer=initializer))]
     return sequential(stages, shape=(height, width, depth))

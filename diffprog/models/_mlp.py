@@ -5,12 +5,17 @@ from collections.abc import Sequence
 
 from jax.nn.initializers import Initializer
 
-from diffprog import backprop, require
+from diffprog import _validation, backprop
 from diffprog.backprop import Layer
 from diffprog.models._model import Model, Stage, activation_layer, sequential
 
 
-def mlp(sizes: Sequence[int], *, activation: str | Layer = "tanh", initializer: Initializer | None = None) -> Model:
+def mlp(
+    sizes: Sequence[int],
+    *,
+    activation: str | Layer = "tanh",
+    initializer: Initializer | None = None,
+) -> Model:
     """Affine layers with an activation between them (lectures 000, 001 and 004).
 
     Nodes, for k = 1, 2, ...: "affine<k>", the pre-activation z_k; "hidden<k>", s(z_k); the last affine is "logits". With maxout, layer k is
@@ -29,16 +34,22 @@ def mlp(sizes: Sequence[int], *, activation: str | Layer = "tanh", initializer: 
     >>> model.apply(model.init(jax.random.key(0)), jax.numpy.zeros((3, 64))).shape
     (3, 10)
     """
-    sizes = require.integers("sizes", sizes, least=2)
+    sizes = _validation.integers("sizes", sizes, least=2)
     hidden = list(itertools.pairwise(sizes[:-1]))
     if activation == "maxout":
-        stages = [(f"hidden{k}", backprop.maxout(i, o, initializer=initializer)) for k, (i, o) in enumerate(hidden, 1)]
+        stages = [
+            (f"hidden{k}", backprop.maxout(i, o, initializer=initializer))
+            for k, (i, o) in enumerate(hidden, 1)
+        ]
     else:
         layer = activation_layer(activation)
         stages = [
             stage
             for k, (i, o) in enumerate(hidden, 1)
-            for stage in ((f"affine{k}", backprop.affine(i, o, initializer=initializer)), (f"hidden{k}", layer))
+            for stage in (
+                (f"affine{k}", backprop.affine(i, o, initializer=initializer)),
+                (f"hidden{k}", layer),
+            )
         ]
     logits: Stage = ("logits", backprop.affine(sizes[-2], sizes[-1], initializer=initializer))
     return sequential([*stages, logits], shape=sizes[:1])

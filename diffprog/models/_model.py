@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from diffprog import backprop, require
+from diffprog import _validation, backprop
 from diffprog.backprop import Layer
 from diffprog.nodes import tap
 
@@ -45,12 +45,23 @@ def sequential(stages: Sequence[Stage], shape: Sequence[int | None]) -> Model:
     _check(names, layers)
 
     def init(key: jax.Array) -> dict[str, Any]:
-        drawn = {name: layer.init(key) for name, layer, key in zip(names, layers, jax.random.split(key, len(layers)), strict=True)}
+        drawn = {
+            name: layer.init(key)
+            for name, layer, key in zip(
+                names, layers, jax.random.split(key, len(layers)), strict=True
+            )
+        }
         return {name: params for name, params in drawn.items() if params != ()}
 
-    held = {name for name, layer in stages if jax.tree.leaves(jax.eval_shape(layer.init, jax.random.key(0)))}
+    held = {
+        name
+        for name, layer in stages
+        if jax.tree.leaves(jax.eval_shape(layer.init, jax.random.key(0)))
+    }
 
-    def apply(params: dict[str, Any], x: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
+    def apply(
+        params: dict[str, Any], x: Float[Array, "batch ..."]
+    ) -> Float[Array, "batch classes"]:
         if not isinstance(params, dict) or params.keys() != held:
             given = sorted(params) if isinstance(params, dict) else type(params).__name__
             raise ValueError(f"params must be a dict with entries {sorted(held)}, got {given}")
@@ -73,12 +84,14 @@ def _check(names: tuple[str, ...], layers: tuple[Layer, ...]) -> None:
 
 
 def _check_input(x: Any, shape: tuple[int | None, ...]) -> None:
-    require.floating("x", x)
-    if len(x.shape) != 1 + len(shape) or any(expected not in (None, side) for expected, side in zip(shape, x.shape[1:], strict=True)):
+    _validation.floating("x", x)
+    if len(x.shape) != 1 + len(shape) or any(
+        expected not in (None, side) for expected, side in zip(shape, x.shape[1:], strict=True)
+    ):
         expected = ", ".join("any" if side is None else str(side) for side in shape)
         raise ValueError(f"x must have shape (batch, {expected}), got {list(x.shape)}")
-    require.batch(x=x)
-    require.finite("x", x)
+    _validation.batch(x=x)
+    _validation.finite("x", x)
 
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "softmax", "maxout")
@@ -88,5 +101,5 @@ def activation_layer(activation: str | Layer) -> Layer:
     """The elementwise or vector activation of that name, or the layer itself."""
     if isinstance(activation, Layer):
         return activation
-    require.choice("activation", activation, ACTIVATIONS)
+    _validation.choice("activation", activation, ACTIVATIONS)
     return getattr(backprop, activation)()

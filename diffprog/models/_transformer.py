@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import variance_scaling
 from jaxtyping import Array, Bool, Float
 
-from diffprog import backprop, require
+from diffprog import _validation, backprop
 from diffprog.backprop import Layer
 from diffprog.models._model import Model
 from diffprog.nodes import tap
@@ -68,18 +68,26 @@ def transformer(
     >>> model.apply(model.init(jax.random.key(0)), jnp.ones((1, 5, 8))).shape
     (1, 5, 8)
     """
-    width, depth, heads = (require.integer(name, n, low=1) for name, n in {"width": width, "depth": depth, "heads": heads}.items())
-    hidden = 4 * width if hidden is None else require.integer("hidden", hidden, low=1)
+    width, depth, heads = (
+        _validation.integer(name, n, low=1)
+        for name, n in {"width": width, "depth": depth, "heads": heads}.items()
+    )
+    hidden = 4 * width if hidden is None else _validation.integer("hidden", hidden, low=1)
     if width % heads:
         raise ValueError(f"width must be a multiple of heads, got {width} and {heads} heads")
-    require.choice("activation", activation, ACTIVATIONS)
-    require.choice("causal", causal, (True, False))
-    layers = _layers(width, hidden, 1 / (2 * depth), require.number("epsilon", epsilon, above=0))
+    _validation.choice("activation", activation, ACTIVATIONS)
+    _validation.choice("causal", causal, (True, False))
+    layers = _layers(
+        width, hidden, 1 / (2 * depth), _validation.number("epsilon", epsilon, above=0)
+    )
     run = functools.partial(_block, layers, heads, ACTIVATIONS[activation], causal)
     names = [f"block{k}" for k in range(depth)]
 
     def init(key: jax.Array) -> dict[str, Any]:
-        return {name: _drawn(layers, key) for name, key in zip(names, jax.random.split(key, depth), strict=True)}
+        return {
+            name: _drawn(layers, key)
+            for name, key in zip(names, jax.random.split(key, depth), strict=True)
+        }
 
     def apply(params: dict[str, Any], x: Sequences, visible: Visible = None) -> Sequences:
         _check(params, names, x, width, visible)
@@ -117,12 +125,23 @@ def _layers(width: int, hidden: int, variance: float, epsilon: float) -> _Layers
         backprop.affine(width, width),
         backprop.affine(width, width, initializer=added),
     )
-    return _Layers(norm, read, read, read, write, norm, backprop.affine(width, hidden), backprop.affine(hidden, width, initializer=added))
+    return _Layers(
+        norm,
+        read,
+        read,
+        read,
+        write,
+        norm,
+        backprop.affine(width, hidden),
+        backprop.affine(hidden, width, initializer=added),
+    )
 
 
 def _drawn(layers: _Layers, key: jax.Array) -> dict[str, Any]:
     keys = jax.random.split(key, len(layers))
-    return {name: layer.init(key) for name, layer, key in zip(layers._fields, layers, keys, strict=True)}
+    return {
+        name: layer.init(key) for name, layer, key in zip(layers._fields, layers, keys, strict=True)
+    }
 
 
 def _block(
@@ -140,11 +159,15 @@ def _block(
 
     h = run("norm1", x)
     q, k, v = (run(each, h).reshape(*x.shape[:2], heads, -1) for each in ("query", "key", "value"))
-    x = x + tap(run("output", _attend(q, k, v, causal, visible).reshape(x.shape)), f"{name}.attention")
+    x = x + tap(
+        run("output", _attend(q, k, v, causal, visible).reshape(x.shape)), f"{name}.attention"
+    )
     return x + run("out", s(tap(run("hidden", run("norm2", x)), f"{name}.hidden")))
 
 
-def at_each_place(layer: Layer, params: Any, x: Float[Array, "batch *places inputs"]) -> Float[Array, "batch *places outputs"]:
+def at_each_place(
+    layer: Layer, params: Any, x: Float[Array, "batch *places inputs"]
+) -> Float[Array, "batch *places outputs"]:
     """A layer of rows (batch, inputs), with its hand-written gradient, at each place of a sequence."""
     y = backprop.differentiable(layer)(params, x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], -1)
@@ -162,7 +185,9 @@ def _attend(q: Heads, k: Heads, v: Heads, causal: bool, visible: Visible) -> Hea
     return jnp.einsum("bhqk,bkhd->bqhd", backprop.differentiable(backprop.softmax())((), scores), v)
 
 
-def _readable(length: int, causal: bool, visible: Visible) -> Bool[Array, "#batch 1 #length length"] | None:
+def _readable(
+    length: int, causal: bool, visible: Visible
+) -> Bool[Array, "#batch 1 #length length"] | None:
     before = jnp.tri(length, dtype=bool)[None, None] if causal else None
     seen = None if visible is None else visible[:, None, None, :]
     return seen if before is None else before if seen is None else before & seen
@@ -172,13 +197,19 @@ def _check(params: Any, names: list[str], x: Any, width: int, visible: Any) -> N
     if not isinstance(params, dict) or params.keys() != set(names):
         given = sorted(params) if isinstance(params, dict) else type(params).__name__
         raise ValueError(f"params must be a dict with entries {names}, got {given}")
-    require.floating("x", x, rank=3)
+    _validation.floating("x", x, rank=3)
     if x.shape[2] != width or 0 in x.shape:
-        raise ValueError(f"x must have shape (batch, length, {width}), none of them 0, got {list(x.shape)}")
-    require.finite("x", x)
+        raise ValueError(
+            f"x must have shape (batch, length, {width}), none of them 0, got {list(x.shape)}"
+        )
+    _validation.finite("x", x)
     if visible is None:
         return
-    if require.array("visible", visible).dtype != bool:
-        raise TypeError(f"visible must be bool (batch, length), got {visible.dtype}{list(visible.shape)}")
+    if _validation.array("visible", visible).dtype != bool:
+        raise TypeError(
+            f"visible must be bool (batch, length), got {visible.dtype}{list(visible.shape)}"
+        )
     if tuple(visible.shape) != x.shape[:2]:
-        raise ValueError(f"visible must have shape {list(x.shape[:2])}, as x has places, got {list(visible.shape)}")
+        raise ValueError(
+            f"visible must have shape {list(x.shape[:2])}, as x has places, got {list(visible.shape)}"
+        )

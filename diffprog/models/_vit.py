@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float
 
-from diffprog import backprop, require
+from diffprog import _validation, backprop
 from diffprog.models._model import Model, _check_input
 from diffprog.models._transformer import Activation, at_each_place, transformer
 from diffprog.nodes import tap
@@ -63,36 +63,50 @@ def vit(
     >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 8, 8, 1))).shape
     (2, 3)
     """
-    sides = require.integers("shape", shape, least=3, most=3)
-    rows, columns = _grid(sides, require.integer("patch", patch, low=1))
-    require.choice("norm_first", norm_first, (True, False))
+    sides = _validation.integers("shape", shape, least=3, most=3)
+    rows, columns = _grid(sides, _validation.integer("patch", patch, low=1))
+    _validation.choice("norm_first", norm_first, (True, False))
     blocks = transformer(width, depth, heads, hidden=hidden, activation=activation, epsilon=epsilon)
-    layers = {"patches": backprop.affine(patch * patch * sides[2], width), "norm": backprop.layer_norm(width, epsilon=epsilon)}
+    layers = {
+        "patches": backprop.affine(patch * patch * sides[2], width),
+        "norm": backprop.layer_norm(width, epsilon=epsilon),
+    }
     if norm_first:
         layers["norm_first"] = layers["norm"]
     if outputs is not None:
-        layers["logits"] = backprop.affine(width, require.integer("outputs", outputs, low=1))
+        layers["logits"] = backprop.affine(width, _validation.integer("outputs", outputs, low=1))
     learned_shapes = {"class": (width,), "positions": (1 + rows * columns, width)}
 
     def init(key: jax.Array) -> dict[str, Any]:
         *keys, of_class, of_positions, of_blocks = jax.random.split(key, len(layers) + 3)
-        drawn = {name: layer.init(key) for (name, layer), key in zip(layers.items(), keys, strict=True)}
+        drawn = {
+            name: layer.init(key) for (name, layer), key in zip(layers.items(), keys, strict=True)
+        }
         draw = normal(0.02)
-        learned = {name: draw(key, shape) for (name, shape), key in zip(learned_shapes.items(), (of_class, of_positions), strict=True)}
+        learned = {
+            name: draw(key, shape)
+            for (name, shape), key in zip(
+                learned_shapes.items(), (of_class, of_positions), strict=True
+            )
+        }
         return drawn | learned | {"blocks": blocks.init(of_blocks)}
 
     entries = {*layers, *learned_shapes, "blocks"}
 
     def apply(params: dict[str, Any], x: Images) -> Float[Array, "batch outputs"]:
         _check(params, entries, x, sides)
-        require.entries("params", {name: params[name] for name in learned_shapes}, learned_shapes)
+        _validation.entries(
+            "params", {name: params[name] for name in learned_shapes}, learned_shapes
+        )
 
         def run(name: str, x: Array) -> Array:
             return at_each_place(layers[name], params[name], x)
 
         patches = tap(run("patches", _patches(x, patch)), "patches")
         first = jnp.broadcast_to(params["class"], (len(x), 1, width))
-        tokens = jnp.concatenate([first, patches.reshape(len(x), -1, width)], 1) + params["positions"]
+        tokens = (
+            jnp.concatenate([first, patches.reshape(len(x), -1, width)], 1) + params["positions"]
+        )
         tokens = tap(run("norm_first", tokens) if norm_first else tokens, "tokens")
         pooled = tap(run("norm", blocks.apply(params["blocks"], tokens)[:, 0]), "pooled")
         return pooled if outputs is None else tap(run("logits", pooled), "logits")
@@ -103,7 +117,9 @@ def vit(
 def _grid(shape: tuple[int, ...], patch: int) -> tuple[int, int]:
     height, width, _ = shape
     if height % patch or width % patch:
-        raise ValueError(f"shape must have sides that are multiples of the patch, {patch}, got {shape}")
+        raise ValueError(
+            f"shape must have sides that are multiples of the patch, {patch}, got {shape}"
+        )
     return height // patch, width // patch
 
 
@@ -111,7 +127,11 @@ def _patches(x: Images, patch: int) -> Float[Array, "batch rows columns pixels"]
     """Each patch as the row of its pixels, which makes the strided convolution of the papers a matrix product."""
     batch, height, width, channels = x.shape
     rows, columns = height // patch, width // patch
-    return x.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3).reshape(batch, rows, columns, -1)
+    return (
+        x.reshape(batch, rows, patch, columns, patch, channels)
+        .swapaxes(2, 3)
+        .reshape(batch, rows, columns, -1)
+    )
 
 
 def _check(params: Any, entries: set[str], x: Any, shape: tuple[int, ...]) -> None:

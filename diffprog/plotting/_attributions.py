@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from diffprog import require
+from diffprog import _validation
+from diffprog.plotting._image_grid import sheet
 from diffprog.plotting._images import _aspect, _pixels, _signed_pixels
-from diffprog.plotting._sheet import sheet
 
 _LONGEST_LINE = 16
 
@@ -41,12 +41,21 @@ def draw_attributions(
     """
     pixels = _pixels("images", images, bounds)
     if not isinstance(attributions, Mapping) or not attributions:
-        raise ValueError(f"attributions must be a dict of maps by name, at least one, got {attributions!r:.60}")
+        raise ValueError(
+            f"attributions must be a dict of maps by name, at least one, got {attributions!r:.60}"
+        )
     if titles is not None and len(titles) != len(pixels):
         raise ValueError(f"titles must be one for each of {len(pixels)} images, got {len(titles)}")
     maps = {name: _map(name, values, images) for name, values in attributions.items()}
     note = f"Images: black {bounds[0]:g}, white {bounds[1]:g}. Maps: blue against, white 0, red for, each over its own largest value."
-    drawn = sheet(1 + len(maps), len(pixels), _aspect(pixels), note=note, titled=titles is not None, margin=1.25)
+    drawn = sheet(
+        1 + len(maps),
+        len(pixels),
+        _aspect(pixels),
+        note=note,
+        titled=titles is not None,
+        margin=1.25,
+    )
     for column, image in enumerate(pixels):
         drawn.draw(0, column, image)
         if titles is not None:
@@ -61,10 +70,12 @@ def draw_attributions(
 def _map(name: str, values: Any, images: Any) -> np.ndarray:
     """In [-1, 1], each over its own largest absolute value."""
     given = f"attributions[{name!r}]"
-    require.floating(given, values, rank=(3, 4))
-    require.finite(given, values)
+    _validation.floating(given, values, rank=(3, 4))
+    _validation.finite(given, values)
     if values.shape[:3] != images.shape[:3]:
-        raise ValueError(f"{given} must have the shape {list(images.shape[:3])} of the images, got {list(values.shape)}")
+        raise ValueError(
+            f"{given} must have the shape {list(images.shape[:3])} of the images, got {list(values.shape)}"
+        )
     added = np.asarray(values, np.float64)
     added = added.sum(3) if added.ndim == 4 else added
     largest = np.abs(added).max((1, 2), keepdims=True)

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Integer
 from matplotlib.figure import Figure
 
-from diffprog import require
-from diffprog.plotting._sheet import FAINT, INK, Sheet, sheet
+from diffprog import _validation
+from diffprog.plotting._image_grid import FAINT, INK, Sheet, sheet
 
 _WRONG = "#b3261e"
 
@@ -45,9 +45,19 @@ def draw_images(
     pixels = _pixels("images", images, bounds)
     if titles is not None and len(titles) != len(pixels):
         raise ValueError(f"titles must be one for each of {len(pixels)} images, got {len(titles)}")
-    columns = _balanced(len(pixels)) if columns is None else min(require.integer("columns", columns, low=1), len(pixels))
-    note = "each image over its own range" if bounds is None else f"black {bounds[0]:g}, white {bounds[1]:g}"
-    drawn = sheet(-(-len(pixels) // columns), columns, _aspect(pixels), note=note, titled=titles is not None)
+    columns = (
+        _balanced(len(pixels))
+        if columns is None
+        else min(_validation.integer("columns", columns, low=1), len(pixels))
+    )
+    note = (
+        "each image over its own range"
+        if bounds is None
+        else f"black {bounds[0]:g}, white {bounds[1]:g}"
+    )
+    drawn = sheet(
+        -(-len(pixels) // columns), columns, _aspect(pixels), note=note, titled=titles is not None
+    )
     for k, image in enumerate(pixels):
         drawn.draw(*divmod(k, columns), image)
         if titles is not None:
@@ -87,15 +97,22 @@ def draw_adversarial(
     >>> draw_adversarial(image, image + 0.1, np.array([1]), probabilities, 1 - probabilities)
     <Figure size ... with 1 Axes>
     """
-    require.same_shape(original=original, adversarial=adversarial)
-    clean, attacked = _pixels("original", original, bounds), _pixels("adversarial", adversarial, bounds)
+    _validation.same_shape(original=original, adversarial=adversarial)
+    clean, attacked = (
+        _pixels("original", original, bounds),
+        _pixels("adversarial", adversarial, bounds),
+    )
     names = _class_names(names, before, after)
-    require.labels("labels", labels, len(names))
-    require.batch(original=original, labels=labels, before=before, after=after)
+    _validation.labels("labels", labels, len(names))
+    _validation.batch(original=original, labels=labels, before=before, after=after)
 
     perturbation = np.asarray(adversarial, np.float64) - np.asarray(original, np.float64)
     largest = np.abs(perturbation).max()
-    meaning = "mid-grey zero" if perturbation.shape[-1] == 3 else "blue negative, white zero, red positive"
+    meaning = (
+        "mid-grey zero"
+        if perturbation.shape[-1] == 3
+        else "blue negative, white zero, red positive"
+    )
     note = f"Images: black {bounds[0]:g}, white {bounds[1]:g}. Perturbation: {meaning}. ✗ not the label."
     drawn = sheet(3, len(clean), _aspect(clean), note=note, titled=True, margin=1.1)
     magnification = f"\n× {(bounds[1] - bounds[0]) / largest:.3g}" if largest > 0 else ""
@@ -107,11 +124,15 @@ def draw_adversarial(
         drawn.title(1, column, f"|r| ≤ {np.abs(perturbation[column]).max():.3g}", color=FAINT)
         drawn.draw(2, column, attacked[column])
         for row, probabilities in ((0, before), (2, after)):
-            _write_prediction(drawn, row, column, np.asarray(probabilities[column]), int(labels[column]), names)
+            _write_prediction(
+                drawn, row, column, np.asarray(probabilities[column]), int(labels[column]), names
+            )
     return drawn.figure
 
 
-def _write_prediction(drawn: Sheet, row: int, column: int, probabilities: np.ndarray, label: int, names: Sequence[str]) -> None:
+def _write_prediction(
+    drawn: Sheet, row: int, column: int, probabilities: np.ndarray, label: int, names: Sequence[str]
+) -> None:
     predicted = int(probabilities.argmax())
     wrong = predicted != label
     text = f"{names[predicted]} ({float(probabilities[predicted]):.0%}){' ✗' * wrong}"
@@ -120,10 +141,10 @@ def _write_prediction(drawn: Sheet, row: int, column: int, probabilities: np.nda
 
 def _class_names(names: Sequence[str] | None, before: Any, after: Any) -> Sequence[str]:
     for name, probabilities in (("before", before), ("after", after)):
-        require.floating(name, probabilities, rank=2)
-        require.finite(name, probabilities)
-        require.within(name, probabilities, 0, 1)
-    require.same_shape(before=before, after=after)
+        _validation.floating(name, probabilities, rank=2)
+        _validation.finite(name, probabilities)
+        _validation.within(name, probabilities, 0, 1)
+    _validation.same_shape(before=before, after=after)
     classes = before.shape[1]
     if names is not None and len(names) != classes:
         raise ValueError(f"names must be one for each of {classes} classes, got {len(names)}")
@@ -132,18 +153,20 @@ def _class_names(names: Sequence[str] | None, before: Any, after: Any) -> Sequen
 
 def _pixels(name: str, images: Any, bounds: tuple[float, float] | None) -> np.ndarray:
     """RGB in [0, 1]: low is black and high is white, of the bounds or of each image."""
-    require.floating(name, images, rank=4)
-    require.batch(**{name: images})
+    _validation.floating(name, images, rank=4)
+    _validation.batch(**{name: images})
     if images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(f"{name} must be (batch, height, width, channels) with 1 or 3 channels, got {list(images.shape)}")
-    require.finite(name, images)
+        raise ValueError(
+            f"{name} must be (batch, height, width, channels) with 1 or 3 channels, got {list(images.shape)}"
+        )
+    _validation.finite(name, images)
     known = np.asarray(images, np.float64)
     if bounds is None:
         low, high = known.min((1, 2, 3), keepdims=True), known.max((1, 2, 3), keepdims=True)
         scaled = (known - low) / np.where(high > low, high - low, 1)
     else:
-        low, high = require.bounds("bounds", bounds)
-        require.within(name, images, low, high)
+        low, high = _validation.bounds("bounds", bounds)
+        _validation.within(name, images, low, high)
         scaled = ((known - low) / (high - low)).clip(0, 1)
     return np.broadcast_to(scaled, (*scaled.shape[:3], 3))
 
@@ -163,4 +186,7 @@ def _aspect(images: np.ndarray) -> float:
 def _balanced(count: int) -> int:
     """Columns of a sheet about twice as wide as high with few places left empty."""
     ideal = (2 * count) ** 0.5
-    return min(range(math.ceil(ideal / 1.5), math.floor(ideal * 1.5) + 1), key=lambda columns: (-count % columns, abs(columns - ideal)))
+    return min(
+        range(math.ceil(ideal / 1.5), math.floor(ideal * 1.5) + 1),
+        key=lambda columns: (-count % columns, abs(columns - ideal)),
+    )

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from diffprog import distributed
 from diffprog.descent import State
 from diffprog.training._feed import Place
-from diffprog.training._standing import Best, Standing
+from diffprog.training._state import Best, Standing
 
 _KEPT, _SHARE = 2, 20
 
@@ -50,7 +50,9 @@ class Checkpoints:
         self._folder = Path(folder).expanduser().absolute()
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"checkpoint must be a folder, got the file {str(folder)!r}")
-        options = self._ocp.CheckpointManagerOptions(max_to_keep=_KEPT, cleanup_tmp_directories=True)
+        options = self._ocp.CheckpointManagerOptions(
+            max_to_keep=_KEPT, cleanup_tmp_directories=True
+        )
         self._manager = self._ocp.CheckpointManager(self._folder, options=options)
         self._latest: tuple[int, float] | None = None
 
@@ -66,7 +68,10 @@ class Checkpoints:
         where, args = str(self._folder / str(step)), self._ocp.args
         said = _whole(where, self._read(where, step, standing=args.JsonRestore())["standing"])
         self._require_same(where, said)
-        kinds = _arrays(start._replace(best=said["best"] and Best(0, 0.0, start.state)), np.zeros(said["place"][0], said["costs"]))
+        kinds = _arrays(
+            start._replace(best=said["best"] and Best(0, 0.0, start.state)),
+            np.zeros(said["place"][0], said["costs"]),
+        )
         like = jax.tree.map(_like, kinds)
         arrays = self._read(where, step, arrays=args.StandardRestore(like))["arrays"]
         found = {name: int(bits) for name, bits in _checksums(arrays).items()}
@@ -99,7 +104,11 @@ class Checkpoints:
     def _is_due(self) -> bool:
         first = jax.process_index() == 0
         due = first and not self._manager.is_saving_in_progress() and time.time() >= self._next()
-        return due if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(due)))
+        return (
+            due
+            if jax.process_count() == 1
+            else bool(multihost_utils.broadcast_one_to_all(np.array(due)))
+        )
 
     def _next(self) -> float:
         """When to save again: twenty times later than the last was written, as it took. Its folder knows when that was."""
@@ -115,14 +124,21 @@ class Checkpoints:
             "run": self._identity,
             "place": list(standing.place),
             "costs": str(arrays["costs"].dtype),
-            "measured": {name: [value.hex() for value in values] for name, values in standing.measured.items()},
+            "measured": {
+                name: [value.hex() for value in values]
+                for name, values in standing.measured.items()
+            },
             "looked": standing.looked,
             "best": standing.best and [standing.best.epoch, standing.best.loss.hex()],
             "checksums": {name: int(bits) for name, bits in _checksums(arrays).items()},
         }
         args = self._ocp.args
         self._manager.save(
-            standing.place.steps, args=args.Composite(arrays=args.StandardSave(arrays), standing=args.JsonSave(_sealed(said))), force=True
+            standing.place.steps,
+            args=args.Composite(
+                arrays=args.StandardSave(arrays), standing=args.JsonSave(_sealed(said))
+            ),
+            force=True,
         )
 
     def _read(self, where: str, step: int, **args: Any) -> Any:
@@ -130,7 +146,9 @@ class Checkpoints:
             return self._manager.restore(step, args=self._ocp.args.Composite(**args))
         except Exception as error:
             hint = "delete it, to go on from an earlier one, or the folder, to begin anew"
-            raise ValueError(f"checkpoint {where} cannot be read; {hint}: {type(error).__name__}: {error!s:.200}") from error
+            raise ValueError(
+                f"checkpoint {where} cannot be read; {hint}: {type(error).__name__}: {error!s:.200}"
+            ) from error
 
     def _require_same(self, where: str, said: Any) -> None:
         differ = [
@@ -156,7 +174,10 @@ def _sealed(said: dict[str, Any]) -> dict[str, Any]:
 
 def _whole(where: str, said: Any) -> dict[str, Any]:
     """What was said, if it is what was sealed."""
-    if isinstance(said, dict) and _sealed({name: value for name, value in said.items() if name != "seal"}) == said:
+    if (
+        isinstance(said, dict)
+        and _sealed({name: value for name, value in said.items() if name != "seal"}) == said
+    ):
         return said
     raise ValueError(f"checkpoint {where} is corrupt: its standing is not what was saved")
 
@@ -192,26 +213,51 @@ def _plain(leaf: Any) -> Any:
 
 
 def _arrays(standing: Standing, costs: np.ndarray) -> dict[str, Any]:
-    best = {} if standing.best is None else {"best": jax.tree.leaves(jax.tree.map(_plain, standing.best.state))}
+    best = (
+        {}
+        if standing.best is None
+        else {"best": jax.tree.leaves(jax.tree.map(_plain, standing.best.state))}
+    )
     return {"state": jax.tree.leaves(jax.tree.map(_plain, standing.state)), "costs": costs, **best}
 
 
 def _like(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, np.ndarray) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return (
+        leaf
+        if isinstance(leaf, np.ndarray)
+        else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    )
 
 
 def _standing(start: Standing, arrays: dict[str, Any], said: Any) -> Standing:
     def state(leaves: list[Any]) -> State:
         like, structure = jax.tree.flatten(start.state)
-        return jax.tree.unflatten(structure, [_as(leaf, kind) for leaf, kind in zip(leaves, like, strict=True)])
+        return jax.tree.unflatten(
+            structure, [_as(leaf, kind) for leaf, kind in zip(leaves, like, strict=True)]
+        )
 
-    measured = {name: tuple(map(float.fromhex, values)) for name, values in said["measured"].items()}
-    best = said["best"] and Best(said["best"][0], float.fromhex(said["best"][1]), state(arrays["best"]))
-    return Standing(Place(*said["place"]), state(arrays["state"]), (np.asarray(arrays["costs"]),), measured, said["looked"], best)
+    measured = {
+        name: tuple(map(float.fromhex, values)) for name, values in said["measured"].items()
+    }
+    best = said["best"] and Best(
+        said["best"][0], float.fromhex(said["best"][1]), state(arrays["best"])
+    )
+    return Standing(
+        Place(*said["place"]),
+        state(arrays["state"]),
+        (np.asarray(arrays["costs"]),),
+        measured,
+        said["looked"],
+        best,
+    )
 
 
 def _as(leaf: Any, kind: Any) -> Any:
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(kind)) if jnp.issubdtype(kind.dtype, jax.dtypes.prng_key) else leaf
+    return (
+        jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(kind))
+        if jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)
+        else leaf
+    )
 
 
 def _orbax() -> Any:

@@ -17,17 +17,17 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from diffprog import descent, distributed, require
+from diffprog import _validation, descent, distributed
 from diffprog.distributed import Partition
 from diffprog.program import program
 from diffprog.training._checkpoint import Checkpoints, checksum, identity
-from diffprog.training._cost import Loss, Ways, of_batch, of_step, on_batches
-from diffprog.training._data import arrays, from_arrays, from_iterable
+from diffprog.training._data_source import arrays, from_arrays, from_iterable
+from diffprog.training._evaluation import watched
 from diffprog.training._feed import Place
 from diffprog.training._loop import Ending, train
-from diffprog.training._placing import kept_in_place, placed
-from diffprog.training._standing import Standing
-from diffprog.training._watched import watched
+from diffprog.training._sharding import kept_in_place, placed
+from diffprog.training._state import Standing
+from diffprog.training._step_loss import Loss, Ways, of_batch, of_step, on_batches
 
 
 class Fit(NamedTuple):
@@ -119,28 +119,46 @@ def fit(
     >>> fitted.params["w"].round(2), fitted.params["b"].round(2)
     (Array([2.], dtype=float32), Array(1., dtype=float32))
     """
-    require.function("loss", loss)
-    require.key("key", key)
+    _validation.function("loss", loss)
+    _validation.key("key", key)
     if (epochs is None) == (steps is None):
-        raise ValueError(f"epochs or steps must be given, and not both, got epochs={epochs} and steps={steps}")
-    mesh, until = _mesh(mesh, partition), None if until is None else require.number("until", until, low=0)
+        raise ValueError(
+            f"epochs or steps must be given, and not both, got epochs={epochs} and steps={steps}"
+        )
+    mesh, until = (
+        _mesh(mesh, partition),
+        None if until is None else _validation.number("until", until, low=0),
+    )
     if not isinstance(remat, bool):
         raise TypeError(f"remat must be True or False, got {remat!r}")
-    ways = Ways(require.integer("accumulate", accumulate, low=1), remat, _dtype(compute_dtype), mesh)
-    look = watched(loss, None if held_out is None else arrays("held_out", held_out), metrics, patience)
+    ways = Ways(
+        _validation.integer("accumulate", accumulate, low=1), remat, _dtype(compute_dtype), mesh
+    )
+    look = watched(
+        loss, None if held_out is None else arrays("held_out", held_out), metrics, patience
+    )
     order_key, loss_key = jax.random.split(key)
     if isinstance(data, tuple):
         seen = from_arrays(
-            data, weights, batch_size, epochs, steps, order_key, ways, by_epoch=bool(look.measures) or checkpoint is not None
+            data,
+            weights,
+            batch_size,
+            epochs,
+            steps,
+            order_key,
+            ways,
+            by_epoch=bool(look.measures) or checkpoint is not None,
         )
     else:
         seen = from_iterable(data, weights, batch_size, epochs, steps, ways)
     rule = descent.require_optimizer(optax.adam(1e-3) if optimizer is None else optimizer)
     cost = of_step(of_batch(loss, weights is not None, ways), seen.batch_of, placed(mesh, loss_key))
     engine = descent.descent(cost, on_batches(rule, seen.batch_of))
-    state = descent.begin(engine, params, name="params")
+    state = descent.init_state(engine, params, name="params")
     look.check(state.variable)
-    engine, state = (engine, state) if mesh is None else kept_in_place(engine, state, mesh, partition)
+    engine, state = (
+        (engine, state) if mesh is None else kept_in_place(engine, state, mesh, partition)
+    )
     # Opened here, once, and not for every epoch.
     engine = descent.Descent(*(program(part, fast_gradients=False) for part in engine))
     look, start = look._replace(held_out=placed(mesh, look.held_out)), Standing(Place(), state)
@@ -148,19 +166,31 @@ def fit(
         standing, ending = train(engine, start, seen.feed, look, None, until, progress)
     else:
         keys = {"data": jax.random.key_data(key).tolist()}
-        with Checkpoints(checkpoint, identity(state, key=keys, data=seen.identity(), start={"checksum": checksum(state)})) as checkpoints:
-            standing, ending = train(engine, checkpoints.restored(start), seen.feed, look, checkpoints, until, progress)
+        with Checkpoints(
+            checkpoint,
+            identity(state, key=keys, data=seen.identity(), start={"checksum": checksum(state)}),
+        ) as checkpoints:
+            standing, ending = train(
+                engine, checkpoints.restored(start), seen.feed, look, checkpoints, until, progress
+            )
     best = standing.best
     params = (standing.state if best is None else best.state).variable
-    return Fit(params, standing.history(), standing.place.steps, standing.state, best and best.epoch, ending)
+    return Fit(
+        params,
+        standing.history(),
+        standing.place.steps,
+        standing.state,
+        best and best.epoch,
+        ending,
+    )
 
 
 def _mesh(mesh: Any, partition: Any) -> Mesh | None:
     if mesh is None and partition is not None:
         raise ValueError("partition must be None without a mesh")
     if partition is not None:
-        require.function("partition", partition)
-    return None if mesh is None else distributed.checked(mesh)
+        _validation.function("partition", partition)
+    return None if mesh is None else distributed.validate_mesh(mesh)
 
 
 def _dtype(dtype: Any) -> Any:

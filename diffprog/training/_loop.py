@@ -14,9 +14,9 @@ import tqdm
 
 from diffprog import descent
 from diffprog.training._checkpoint import Checkpoints
+from diffprog.training._evaluation import Watched
 from diffprog.training._feed import Feed, Piece
-from diffprog.training._standing import Standing
-from diffprog.training._watched import Watched
+from diffprog.training._state import Standing
 
 Ending = Literal["steps", "until", "patience", "nonfinite", "interrupted"]
 
@@ -32,8 +32,14 @@ class _Road(NamedTuple):
         count = self.piece.steps - 1
         if count == 0:
             return self.before.state
-        xs = self.piece.xs[:count] if isinstance(self.piece.xs, list) else jax.tree.map(lambda leaf: leaf[:count], self.piece.xs)
-        return descent.run(engine, self.before.state, iter(xs) if isinstance(xs, list) else xs, progress=False).state
+        xs = (
+            self.piece.xs[:count]
+            if isinstance(self.piece.xs, list)
+            else jax.tree.map(lambda leaf: leaf[:count], self.piece.xs)
+        )
+        return descent.run(
+            engine, self.before.state, iter(xs) if isinstance(xs, list) else xs, progress=False
+        ).state
 
 
 def train(
@@ -48,22 +54,32 @@ def train(
     """Go on from where a training stands, to its end."""
     hidden = None if progress is None else not progress
     unsaved, road, at_once = None, None, 1
-    with tqdm.tqdm(total=feed.steps, initial=standing.place.steps, disable=hidden, delay=0 if progress else 1) as bar:
+    with tqdm.tqdm(
+        total=feed.steps, initial=standing.place.steps, disable=hidden, delay=0 if progress else 1
+    ) as bar:
         try:
             for piece in feed.pieces(standing.place):
                 before, began = standing, time.perf_counter()
                 for result in _results(engine, standing, piece, until, at_once):
                     first = standing is before
                     standing = standing.after(result)
-                    if result.ending == "nonfinite" and first and len(result.costs) == 1 and road is not None:
+                    if (
+                        result.ending == "nonfinite"
+                        and first
+                        and len(result.costs) == 1
+                        and road is not None
+                    ):
                         return standing.back(road.step_earlier(engine)), result.ending
                     if result.ending != "steps":
                         return standing, result.ending
                     if checkpoints is not None and unsaved is not None:
                         checkpoints.save(unsaved)
                         unsaved = None
-                    done, seconds = standing.place.steps - before.place.steps, time.perf_counter() - began
-                    at_once = descent.steps_at_once(done, seconds)
+                    done, seconds = (
+                        standing.place.steps - before.place.steps,
+                        time.perf_counter() - began,
+                    )
+                    at_once = descent.chunk_length(done, seconds)
                     _tell(bar, result, done / seconds * piece.examples / piece.steps)
                 road = _Road(before, piece) if piece.steps else road
                 standing = standing._replace(place=piece.after)
@@ -79,7 +95,9 @@ def train(
     if checkpoints is not None and unsaved is not None:
         checkpoints.save_last(unsaved)
     # Steps that end in the middle of an epoch: measured here and not saved, so that a run of more steps can go on from there.
-    return watched.look(standing) if watched.measures and standing.looked < standing.place.steps else standing, "steps"
+    return watched.look(
+        standing
+    ) if watched.measures and standing.looked < standing.place.steps else standing, "steps"
 
 
 def _results(
@@ -88,15 +106,25 @@ def _results(
     if piece.steps == 0:
         return ()
     xs = iter(piece.xs) if isinstance(piece.xs, list) else piece.xs
-    known = {"steps": piece.steps, "until": until, "after": standing.latest_cost, "at_once": at_once}
-    return descent.pieces(engine, standing.state, xs, progress=False, **known)  # type: ignore[arg-type]
+    known = {
+        "steps": piece.steps,
+        "until": until,
+        "after": standing.latest_cost,
+        "at_once": at_once,
+    }
+    return descent.run_in_chunks(engine, standing.state, xs, progress=False, **known)  # type: ignore[arg-type]
 
 
 def _is_over(standing: Standing, patience: int | None) -> bool:
     epochs = len(standing.measured["loss"])
-    return patience is not None and epochs - (0 if standing.best is None else standing.best.epoch) >= patience
+    return (
+        patience is not None
+        and epochs - (0 if standing.best is None else standing.best.epoch) >= patience
+    )
 
 
 def _tell(bar: Any, result: descent.Result, rate: float) -> None:
     bar.update(result.steps)
-    bar.set_postfix_str(f"cost={np.float64(result.costs[-1]):.4g}, {rate:.3g} examples/s", refresh=False)
+    bar.set_postfix_str(
+        f"cost={np.float64(result.costs[-1]):.4g}, {rate:.3g} examples/s", refresh=False
+    )

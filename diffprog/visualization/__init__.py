@@ -1,19 +1,8 @@
 """See what a unit sees: the input of a program is free, and moves to what excites it; and what an output owes to its input."""
 
-from diffprog.visualization._alpha import alpha_map
-from diffprog.visualization._attribution import (
-    Integrated,
-    grad_cam,
-    guided_backprop,
-    input_x_gradient,
-    integrated_gradients,
-    occlusion,
-    saliency,
-    smooth_grad,
-)
-from diffprog.visualization._colors import Colors, decorrelated
-from diffprog.visualization._dream import Dream, dream
-from diffprog.visualization._images import Image, covariance, pixels
+from diffprog.visualization._alpha_map import alpha_map
+from diffprog.visualization._deep_dream import Dream, dream
+from diffprog.visualization._evaluate_objective import scores
 from diffprog.visualization._objectives import (
     Objective,
     alignment,
@@ -28,14 +17,53 @@ from diffprog.visualization._objectives import (
     logit,
     unit,
 )
-from diffprog.visualization._penalties import blur, l1, l2, of_variable, to_reference, total_variation
-from diffprog.visualization._rectifiers import deconvolution, guided, straight_through, with_rectifier
-from diffprog.visualization._sanity import Curve, Randomisation, deletion, insertion, randomise_parameters
-from diffprog.visualization._scores import scores
-from diffprog.visualization._slicing import Request, read_units
-from diffprog.visualization._spectra import fourier, phase_only, spectrum
-from diffprog.visualization._transforms import compose, crop, default_transforms, flip, jitter, noise, pad, rotate, scale
+from diffprog.visualization._penalties import (
+    blur,
+    l1,
+    l2,
+    of_variable,
+    to_reference,
+    total_variation,
+)
+from diffprog.visualization._read_units import Request, read_units
+from diffprog.visualization._transforms import (
+    compose,
+    crop,
+    default_transforms,
+    flip,
+    jitter,
+    noise,
+    pad,
+    rotate,
+    scale,
+)
 from diffprog.visualization._visualize import Visualization, visualize
+from diffprog.visualization.attribution._gradients import (
+    Integrated,
+    grad_cam,
+    guided_backprop,
+    input_x_gradient,
+    integrated_gradients,
+    occlusion,
+    saliency,
+    smooth_grad,
+)
+from diffprog.visualization.attribution._relu_rules import (
+    deconvolution,
+    guided,
+    straight_through,
+    with_rectifier,
+)
+from diffprog.visualization.attribution._sanity_checks import (
+    Curve,
+    Randomisation,
+    deletion,
+    insertion,
+    randomise_parameters,
+)
+from diffprog.visualization.parametrization._decorrelation import Colors, decorrelated
+from diffprog.visualization.parametrization._fourier import fourier, phase_only, spectrum
+from diffprog.visualization.parametrization._image import Image, covariance, pixels
 
 __all__ = [
     "Colors",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Integer
 
-from diffprog.interpreter import JaxprEqn
+from diffprog._jaxpr import JaxprEqn
 
 Axes = tuple[int, int]
 """Where an array has its images, and where its channels."""
@@ -29,30 +29,62 @@ def convolves(equation: JaxprEqn, axes: Axes) -> bool:
         return False
     params, (x, kernel, output) = equation.params, _avals(equation)
     images, window, out = params["dimension_numbers"]
-    plain = params["feature_group_count"] == params["batch_group_count"] == 1 and set(params["lhs_dilation"]) <= {1}
-    pixels, offsets = x.size // x.shape[images[1]], math.prod(kernel.shape[axis] for axis in window[2:])
+    plain = params["feature_group_count"] == params["batch_group_count"] == 1 and set(
+        params["lhs_dilation"]
+    ) <= {1}
+    pixels, offsets = (
+        x.size // x.shape[images[1]],
+        math.prod(kernel.shape[axis] for axis in window[2:]),
+    )
     return plain and out[:2] == axes and pixels * offsets <= 2 * output.size
 
 
-def convolution(equation: JaxprEqn, x: Array, kernel: Array, units: Integer[Array, " batch"]) -> Array:
+def convolution(
+    equation: JaxprEqn, x: Array, kernel: Array, units: Integer[Array, " batch"]
+) -> Array:
     """The output of a convolution that `convolves`, with channel `units[i]` alone for image i: of size 1 along the channel axis."""
     params, (_, _, output) = equation.params, _avals(equation)
     (batch, channels, *sides), (outputs, inputs, *window), out = params["dimension_numbers"]
     x = jnp.transpose(x, (batch, *sides, channels))
     filters = jnp.transpose(kernel, (outputs, *window, inputs))[units]
     maps = _product("bpc,boc->bpo", _flat(x), _flat(filters), equation).reshape(*x.shape[:-1], -1)
-    maps = lax.pad(maps, jnp.zeros((), maps.dtype), [(0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)])
-    around = list(zip(params["rhs_dilation"], params["window_strides"], (output.shape[axis] for axis in out[2:]), strict=True))
+    maps = lax.pad(
+        maps,
+        jnp.zeros((), maps.dtype),
+        [(0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)],
+    )
+    around = list(
+        zip(
+            params["rhs_dilation"],
+            params["window_strides"],
+            (output.shape[axis] for axis in out[2:]),
+            strict=True,
+        )
+    )
     places = enumerate(itertools.product(*map(range, filters.shape[1:-1])))
-    z = functools.reduce(operator.add, (_shifted(maps, number, offsets, around) for number, offsets in places))
-    return jnp.transpose(z[:, None].astype(output.dtype), [out.index(axis) for axis in range(len(out))])
+    z = functools.reduce(
+        operator.add, (_shifted(maps, number, offsets, around) for number, offsets in places)
+    )
+    return jnp.transpose(
+        z[:, None].astype(output.dtype), [out.index(axis) for axis in range(len(out))]
+    )
 
 
-def _shifted(maps: Array, number: int, offsets: tuple[int, ...], around: list[tuple[int, int, int]]) -> Array:
+def _shifted(
+    maps: Array, number: int, offsets: tuple[int, ...], around: list[tuple[int, int, int]]
+) -> Array:
     """Map `number`, as the outputs see it from the offset that it is for."""
     starts = [offset * dilation for offset, (dilation, _, _) in zip(offsets, around, strict=True)]
-    ends = [start + (count - 1) * stride + 1 for start, (_, stride, count) in zip(starts, around, strict=True)]
-    return lax.slice(maps, (0, *starts, number), (len(maps), *ends, number + 1), (1, *(stride for _, stride, _ in around), 1))[..., 0]
+    ends = [
+        start + (count - 1) * stride + 1
+        for start, (_, stride, count) in zip(starts, around, strict=True)
+    ]
+    return lax.slice(
+        maps,
+        (0, *starts, number),
+        (len(maps), *ends, number + 1),
+        (1, *(stride for _, stride, _ in around), 1),
+    )[..., 0]
 
 
 def multiplies(equation: JaxprEqn, axes: Axes) -> bool:
@@ -60,13 +92,17 @@ def multiplies(equation: JaxprEqn, axes: Axes) -> bool:
     return equation.primitive.name == "dot_general" and _sides(equation, axes) is not None
 
 
-def matrix_product(equation: JaxprEqn, operands: tuple[Array, Array], units: Integer[Array, " batch"], axes: Axes) -> Array:
+def matrix_product(
+    equation: JaxprEqn, operands: tuple[Array, Array], units: Integer[Array, " batch"], axes: Axes
+) -> Array:
     """The output of a product that `multiplies`, with channel `units[i]` alone for image i: of size 1 along the channel axis."""
     images, weights = _sides(equation, axes)
     summed, _ = equation.params["dimension_numbers"]
     place = axes[0] - (axes[1] < axes[0])
     x, w = operands[images], operands[weights]
-    x = jnp.moveaxis(jnp.moveaxis(x, summed[images], range(x.ndim - len(summed[images]), x.ndim)), place, 0)
+    x = jnp.moveaxis(
+        jnp.moveaxis(x, summed[images], range(x.ndim - len(summed[images]), x.ndim)), place, 0
+    )
     w = jnp.moveaxis(w, summed[weights], range(1, w.ndim))[units]
     z = _product("bpk,bk->bp", x.reshape(len(x), -1, w[0].size), w.reshape(len(w), -1), equation)
     z = z.reshape(x.shape[: x.ndim - len(summed[images])]).astype(_avals(equation)[2].dtype)
@@ -78,13 +114,17 @@ def _sides(equation: JaxprEqn, axes: Axes) -> Any:
     summed, batched = equation.params["dimension_numbers"]
     free = [aval.ndim - len(axes) for aval, axes in zip(_avals(equation), summed, strict=False)]
     images, weights = (int(axis >= free[0]) for axis in axes)
-    return (images, weights) if images != weights and free[weights] == 1 and not any(batched) else None
+    return (
+        (images, weights) if images != weights and free[weights] == 1 and not any(batched) else None
+    )
 
 
 def _product(formula: str, a: Array, b: Array, equation: JaxprEqn) -> Array:
     """Summed in float32 at least, as the kernels for 16-bit numbers do."""
     exact = jnp.promote_types(_avals(equation)[2].dtype, jnp.float32)
-    return jnp.einsum(formula, a, b, precision=equation.params["precision"], preferred_element_type=exact)
+    return jnp.einsum(
+        formula, a, b, precision=equation.params["precision"], preferred_element_type=exact
+    )
 
 
 def _flat(x: Array) -> Array:

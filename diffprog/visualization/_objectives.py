@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from diffprog import require
-from diffprog.visualization._slicing import Request
+from diffprog import _validation
+from diffprog.visualization._read_units import Request
 
 Scores = Float[Array, "batch"]
 Units = int | Sequence[int] | np.ndarray | Array
@@ -62,7 +62,12 @@ class Objective:
 
     def __neg__(self) -> "Objective":
         score = self.score
-        return Objective(self.requests, self.data, lambda values, data: -score(values, data), tuple(f"-{name}" for name in self.names))
+        return Objective(
+            self.requests,
+            self.data,
+            lambda values, data: -score(values, data),
+            tuple(f"-{name}" for name in self.names),
+        )
 
     # NumPy would otherwise take `array * objective` apart, number by number.
     __array_ufunc__ = None
@@ -73,11 +78,20 @@ class Objective:
     def take(self, images: Sequence[int] | np.ndarray) -> "Objective":
         """The same for some of the images, or for one of them several times."""
         index = np.asarray(images, int)
-        requests = tuple(r if r.units is None else r._replace(units=r.units[index]) for r in self.requests)
-        return Objective(requests, jax.tree.map(lambda leaf: leaf[index], self.data), self.score, tuple(self.names[k] for k in index))
+        requests = tuple(
+            r if r.units is None else r._replace(units=r.units[index]) for r in self.requests
+        )
+        return Objective(
+            requests,
+            jax.tree.map(lambda leaf: leaf[index], self.data),
+            self.score,
+            tuple(self.names[k] for k in index),
+        )
 
 
-def _combined(a: Objective, sign: str, operation: Callable[[Any, Any], Any], other: Any) -> Objective:
+def _combined(
+    a: Objective, sign: str, operation: Callable[[Any, Any], Any], other: Any
+) -> Objective:
     if not isinstance(other, Objective):
         return _with_numbers(a, sign, operation, other)
     a, b = _of_one_batch(a, other)
@@ -91,19 +105,35 @@ def _combined(a: Objective, sign: str, operation: Callable[[Any, Any], Any], oth
     return Objective((*a.requests, *b.requests), (a.data, b.data), score, names)
 
 
-def _with_numbers(a: Objective, sign: str, operation: Callable[[Any, Any], Any], numbers: Any) -> Objective:
-    numbers = jnp.asarray(require.array("an objective's operand", numbers), jnp.result_type(float))
+def _with_numbers(
+    a: Objective, sign: str, operation: Callable[[Any, Any], Any], numbers: Any
+) -> Objective:
+    numbers = jnp.asarray(
+        _validation.array("an objective's operand", numbers), jnp.result_type(float)
+    )
     if not numbers.size:
         raise ValueError("an objective's operand must hold at least one number, got none")
-    require.finite("an objective's operand", numbers)
-    if numbers.ndim > 1 or (numbers.ndim == 1 and 1 not in (len(a), len(numbers)) and len(a) != len(numbers)):
-        raise ValueError(f"an objective of {len(a)} images goes with a number or one for each image, got an array {list(numbers.shape)}")
+    _validation.finite("an objective's operand", numbers)
+    if numbers.ndim > 1 or (
+        numbers.ndim == 1 and 1 not in (len(a), len(numbers)) and len(a) != len(numbers)
+    ):
+        raise ValueError(
+            f"an objective of {len(a)} images goes with a number or one for each image, got an array {list(numbers.shape)}"
+        )
     if numbers.ndim == 1 and len(a) == 1:
         a = a.take([0] * len(numbers))
     numbers = jnp.broadcast_to(numbers, len(a))
-    names = tuple(f"{name} {sign} {number:.3g}" for name, number in zip(a.names, np.asarray(numbers), strict=True))
+    names = tuple(
+        f"{name} {sign} {number:.3g}"
+        for name, number in zip(a.names, np.asarray(numbers), strict=True)
+    )
     score = a.score
-    return Objective(a.requests, (a.data, numbers), lambda values, data: operation(score(values, data[0]), data[1]), names)
+    return Objective(
+        a.requests,
+        (a.data, numbers),
+        lambda values, data: operation(score(values, data[0]), data[1]),
+        names,
+    )
 
 
 def _of_one_batch(a: Objective, b: Objective) -> tuple[Objective, Objective]:
@@ -124,7 +154,9 @@ def logit(unit: Units) -> Objective:
     ('logit[3] - logit[5] * 0.5', 'logit[3] - logit[8] * 0.5')
     """
     ids = _ids("unit", unit)
-    return Objective((Request(None, ids),), (), lambda values, data: _mean(values[0]), _names("logit", ids))
+    return Objective(
+        (Request(None, ids),), (), lambda values, data: _mean(values[0]), _names("logit", ids)
+    )
 
 
 def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objective:
@@ -140,10 +172,19 @@ def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objec
     """
     ids = _ids("unit", unit)
     if position is None:
-        return Objective((Request(_node(node), ids),), (), lambda values, data: _middle(values[0]), _names(node, ids))
+        return Objective(
+            (Request(_node(node), ids),),
+            (),
+            lambda values, data: _middle(values[0]),
+            _names(node, ids),
+        )
     if not _is_list(position):
-        raise TypeError(f"position must be an index for each axis between the first and the last, got {position!r}")
-    at = tuple(require.integer(f"position[{k}]", index, low=0) for k, index in enumerate(position))
+        raise TypeError(
+            f"position must be an index for each axis between the first and the last, got {position!r}"
+        )
+    at = tuple(
+        _validation.integer(f"position[{k}]", index, low=0) for k, index in enumerate(position)
+    )
     requests = (Request(_node(node), ids),)
     return Objective(requests, (), lambda values, data: _at(values[0], at), _names(node, ids, *at))
 
@@ -159,7 +200,9 @@ def channel(node: str, unit: Units) -> Objective:
     64
     """
     ids = _ids("unit", unit)
-    return Objective((Request(_node(node), ids),), (), lambda values, data: _mean(values[0]), _names(node, ids))
+    return Objective(
+        (Request(_node(node), ids),), (), lambda values, data: _mean(values[0]), _names(node, ids)
+    )
 
 
 def direction(node: str, vector: ArrayLike, *, cosine: float = 0.0) -> Objective:
@@ -173,19 +216,26 @@ def direction(node: str, vector: ArrayLike, *, cosine: float = 0.0) -> Objective
     >>> direction("hidden1", jnp.ones((2, 5))).names
     ('hidden1 along 0', 'hidden1 along 1')
     """
-    power = require.number("cosine", cosine, low=0)
-    require.floating("vector", vector, rank=(1, 2))
-    require.finite("vector", vector)
+    power = _validation.number("cosine", cosine, low=0)
+    _validation.floating("vector", vector, rank=(1, 2))
+    _validation.finite("vector", vector)
     vectors = jnp.atleast_2d(jnp.asarray(vector))
-    require.batch(vector=vectors)
+    _validation.batch(vector=vectors)
 
     def score(values: Sequence[Array], data: Array) -> Scores:
         if data.shape[-1] != values[0].shape[-1]:
-            raise ValueError(f"vector must have one number for each of the {values[0].shape[-1]} units of {node!r}, got {data.shape[-1]}")
+            raise ValueError(
+                f"vector must have one number for each of the {values[0].shape[-1]} units of {node!r}, got {data.shape[-1]}"
+            )
         toward = data.reshape(len(data), *(1,) * (values[0].ndim - 2), -1)
         return _mean(_along(values[0], toward, -1, power))
 
-    return Objective((Request(_node(node), None),), vectors, score, tuple(f"{node} along {k}" for k in range(len(vectors))))
+    return Objective(
+        (Request(_node(node), None),),
+        vectors,
+        score,
+        tuple(f"{node} along {k}" for k in range(len(vectors))),
+    )
 
 
 def deep_dream(node: str) -> Objective:
@@ -194,7 +244,12 @@ def deep_dream(node: str) -> Objective:
     >>> deep_dream("conv2").names
     ('more of conv2',)
     """
-    return Objective((Request(_node(node), None),), (), lambda values, data: _mean(jnp.square(values[0])), (f"more of {node}",))
+    return Objective(
+        (Request(_node(node), None),),
+        (),
+        lambda values, data: _mean(jnp.square(values[0])),
+        (f"more of {node}",),
+    )
 
 
 def inversion(node: str, target: ArrayLike) -> Objective:
@@ -210,8 +265,10 @@ def inversion(node: str, target: ArrayLike) -> Objective:
     targets = _targets(target)
 
     def score(values: Sequence[Array], data: Array) -> Scores:
-        require.same_shape(node=values[0], target=data)
-        return -_sum(jnp.square(values[0] - data)) / jnp.maximum(_sum(jnp.square(data)), jnp.finfo(data.dtype).tiny)
+        _validation.same_shape(node=values[0], target=data)
+        return -_sum(jnp.square(values[0] - data)) / jnp.maximum(
+            _sum(jnp.square(data)), jnp.finfo(data.dtype).tiny
+        )
 
     return Objective((Request(_node(node), None),), targets, score, _target_names(node, targets))
 
@@ -227,12 +284,14 @@ def caricature(node: str, target: ArrayLike, *, cosine: float = 1.0) -> Objectiv
     >>> caricature("conv2", jnp.ones((1, 8, 8, 64))).names
     ('conv2 of 0',)
     """
-    power, targets = require.number("cosine", cosine, low=0), _targets(target)
+    power, targets = _validation.number("cosine", cosine, low=0), _targets(target)
 
     def score(values: Sequence[Array], data: Array) -> Scores:
-        require.same_shape(node=values[0], target=data)
+        _validation.same_shape(node=values[0], target=data)
         flat = [array.reshape(len(array), -1) for array in (values[0], data)]
-        return _along(flat[0], flat[1] / jnp.maximum(_length(flat[1], -1), 1e-12)[:, None], -1, power)
+        return _along(
+            flat[0], flat[1] / jnp.maximum(_length(flat[1], -1), 1e-12)[:, None], -1, power
+        )
 
     return Objective((Request(_node(node), None),), targets, score, _target_names(node, targets))
 
@@ -286,9 +345,13 @@ def interpolate(a: Objective, b: Objective, images: int) -> Objective:
     """
     for name, objective in {"a": a, "b": b}.items():
         if not isinstance(objective, Objective) or len(objective) != 1:
-            came = f"one of {len(objective)} images" if isinstance(objective, Objective) else type(objective).__name__
+            came = (
+                f"one of {len(objective)} images"
+                if isinstance(objective, Objective)
+                else type(objective).__name__
+            )
             raise ValueError(f"{name} must be an objective of one image, got {came}")
-    t = jnp.linspace(0, 1, require.integer("images", images, low=2))
+    t = jnp.linspace(0, 1, _validation.integer("images", images, low=2))
     return a * (1 - t) + b * t
 
 
@@ -304,7 +367,7 @@ def custom(score: Callable[..., Scores], *nodes: str, name: str = "custom") -> O
     >>> spread.score([jnp.eye(4)], ())
     Array([-0.4330127, -0.4330127, -0.4330127,  0.5669873], dtype=float32)
     """
-    require.function("score", score)
+    _validation.function("score", score)
     requests = tuple(Request(_node(node), None) for node in nodes) or (Request(None, None),)
     return Objective(requests, (), lambda values, data: score(*values), (name,))
 
@@ -314,12 +377,18 @@ def as_objective(objective: Any) -> Objective:
     if isinstance(objective, Objective):
         return objective
     if not callable(objective):
-        raise TypeError(f"objective must be one Objective, such as logit([3, 5]), or a function of f's output, got {_short(objective)}")
+        raise TypeError(
+            f"objective must be one Objective, such as logit([3, 5]), or a function of f's output, got {_short(objective)}"
+        )
     return custom(objective)
 
 
 def _short(value: Any) -> str:
-    return f"{'an empty' if not value else 'a'} {type(value).__name__}" if isinstance(value, Sequence) else type(value).__name__
+    return (
+        f"{'an empty' if not value else 'a'} {type(value).__name__}"
+        if isinstance(value, Sequence)
+        else type(value).__name__
+    )
 
 
 def _node(node: Any) -> str:
@@ -333,28 +402,34 @@ def _ids(name: str, value: Any) -> Array:
     if isinstance(value, int | np.integer) or getattr(value, "ndim", None) == 0:
         value = [value]
     if not _is_list(value):
-        raise TypeError(f"{name} must be an index or a sequence of indices, got {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be an index or a sequence of indices, got {type(value).__name__}"
+        )
     given = list(value)
     if not given:
         raise ValueError(f"{name} must hold at least one index, got none")
-    ids = [require.integer(f"{name}[{k}]", index, low=0) for k, index in enumerate(given)]
+    ids = [_validation.integer(f"{name}[{k}]", index, low=0) for k, index in enumerate(given)]
     if max(ids) > np.iinfo(np.int32).max:
         raise ValueError(f"{name} must hold indices, got {max(ids)}")
     return jnp.asarray(ids, jnp.int32)
 
 
 def _is_list(value: Any) -> bool:
-    return (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", None) == 1
+    return (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(
+        value, "ndim", None
+    ) == 1
 
 
 def _names(node: str, ids: Array, *position: int) -> tuple[str, ...]:
-    return tuple(f"{node}[{', '.join(map(str, (*position, unit)))}]" for unit in np.asarray(ids).tolist())
+    return tuple(
+        f"{node}[{', '.join(map(str, (*position, unit)))}]" for unit in np.asarray(ids).tolist()
+    )
 
 
 def _targets(target: Any) -> Array:
-    require.floating("target", target)
-    require.finite("target", target)
-    require.batch(target=target)
+    _validation.floating("target", target)
+    _validation.finite("target", target)
+    _validation.batch(target=target)
     return jnp.asarray(target)
 
 
@@ -375,8 +450,12 @@ def _middle(value: Array) -> Scores:
 
 
 def _at(value: Array, position: tuple[int, ...]) -> Scores:
-    if len(position) != value.ndim - 1 or any(index >= side for index, side in zip(position, value.shape[1:], strict=True)):
-        raise ValueError(f"position must lie in a node of {list(value.shape[1:])} positions, got {list(position)}")
+    if len(position) != value.ndim - 1 or any(
+        index >= side for index, side in zip(position, value.shape[1:], strict=True)
+    ):
+        raise ValueError(
+            f"position must lie in a node of {list(value.shape[1:])} positions, got {list(position)}"
+        )
     return value[(slice(None), *position)]
 
 

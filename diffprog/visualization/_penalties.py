@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffprog import require
+from diffprog import _validation
 
 Penalty = Callable[[Float[Array, "height width channels"]], Float[Array, ""]]
 
@@ -67,7 +67,7 @@ def total_variation(image: Float[Array, "height width channels"]) -> Float[Array
     >>> print(total_variation(jnp.array([0.0, 0.0, 2.0, 2.0]).reshape(1, 4, 1)))
     2.0
     """
-    require.floating("image", image, rank=3)
+    _validation.floating("image", image, rank=3)
     down = jnp.pad(jnp.diff(image, axis=0), ((0, 1), (0, 0), (0, 0)))
     right = jnp.pad(jnp.diff(image, axis=1), ((0, 0), (0, 1), (0, 0)))
     squares = down**2 + right**2
@@ -88,7 +88,7 @@ def blur(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
     >>> print(blur(jnp.array([0.0, 4.0, 0.0]).reshape(1, 3, 1)))
     6.0
     """
-    require.floating("image", image, rank=3)
+    _validation.floating("image", image, rank=3)
     return jnp.square(image - _smooth(_smooth(image, 0), 1)).sum()
 
 
@@ -104,12 +104,12 @@ def to_reference(reference: Float[Array, "height width channels"]) -> Penalty:
     >>> print(to_reference(jnp.ones((2, 2, 1)))(jnp.zeros((2, 2, 1))))
     4.0
     """
-    require.floating("reference", reference, rank=3)
-    require.finite("reference", reference)
+    _validation.floating("reference", reference, rank=3)
+    _validation.finite("reference", reference)
     near = jnp.asarray(reference)
 
     def distance(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
-        require.same_shape(image=image, reference=near)
+        _validation.same_shape(image=image, reference=near)
         return jnp.square(image - near).sum()
 
     return distance
@@ -127,17 +127,19 @@ def of_variable(penalty: Callable[[Any], Float[Array, ""]]) -> OfVariable:
     >>> of_variable(l2) == of_variable(l2)
     True
     """
-    return OfVariable(require.function("penalty", penalty))
+    return OfVariable(_validation.function("penalty", penalty))
 
 
 def _total(tree: Any, each: Callable[[Array], Array]) -> Array:
-    require.floating_leaves("image", tree)
+    _validation.floating_leaves("image", tree)
     return sum((each(leaf).sum() for leaf in jax.tree.leaves(tree)), start=jnp.float32(0))
 
 
 def _smooth(image: Array, axis: int) -> Array:
     """[1 2 1] / 4 along an axis, its ends repeated."""
-    wide = jnp.pad(image, [(int(a == axis), int(a == axis)) for a in range(image.ndim)], mode="edge")
+    wide = jnp.pad(
+        image, [(int(a == axis), int(a == axis)) for a in range(image.ndim)], mode="edge"
+    )
     size = image.shape[axis]
     before, here, after = (jax.lax.slice_in_dim(wide, k, k + size, axis=axis) for k in range(3))
     return (before + 2 * here + after) / 4

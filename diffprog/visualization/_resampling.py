@@ -14,22 +14,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_NEIGHBOURS = jax.lax.GatherDimensionNumbers(offset_dims=(2,), collapsed_slice_dims=(), start_index_map=(0,))
+_NEIGHBOURS = jax.lax.GatherDimensionNumbers(
+    offset_dims=(2,), collapsed_slice_dims=(), start_index_map=(0,)
+)
 
 
 def bilinear(
-    image: Float[Array, "height width channels"], rows: Float[Array, "h w"], columns: Float[Array, "h w"]
+    image: Float[Array, "height width channels"],
+    rows: Float[Array, "h w"],
+    columns: Float[Array, "h w"],
 ) -> Float[Array, "h w channels"]:
     """The image at the points (rows, columns), in pixels from its first one."""
     height, width, channels = image.shape
     top, down = _cell(rows, height)
     left, right = _cell(columns, width)
-    whole = jnp.pad(image, ((0, int(height == 1)), (0, int(width == 1)), (0, 0)))  # a single pixel has no neighbour
+    whole = jnp.pad(
+        image, ((0, int(height == 1)), (0, int(width == 1)), (0, 0))
+    )  # a single pixel has no neighbour
     flat, stride = whole.ravel(), whole.shape[1]
 
     def pairs(pixel: Array) -> Array:
         """Each of these pixels and the next one in its row."""
-        return jax.lax.gather(flat, channels * pixel[..., None], _NEIGHBOURS, (2 * channels,), mode="clip")
+        return jax.lax.gather(
+            flat, channels * pixel[..., None], _NEIGHBOURS, (2 * channels,), mode="clip"
+        )
 
     first = stride * top + left
     both = (1 - down) * pairs(first) + down * pairs(first + stride)

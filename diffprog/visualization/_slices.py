@@ -20,8 +20,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Integer
 
-from diffprog import adjoints, backprop
-from diffprog.interpreter import ClosedJaxpr, JaxprEqn, Literal, evaluate, function_of, jaxpr_as_fun, programs
+from diffprog import backprop, fast_gradients
+from diffprog._jaxpr import (
+    ClosedJaxpr,
+    JaxprEqn,
+    Literal,
+    as_function,
+    evaluate_equation,
+    jaxpr_as_fun,
+    sub_jaxprs,
+)
 from diffprog.visualization._filters import Axes, convolution, convolves, matrix_product, multiplies
 from diffprog.visualization._values import RULED, Value, values_of
 
@@ -34,8 +42,12 @@ _ELEMENTWISE = frozenset(
     )
     for name in names.split()
 )
-_LINEAR = frozenset(("conv_general_dilated", "dot_general", "add", "broadcast_in_dim", "reshape", "transpose"))
-_EXACT = tuple(function.__code__.co_filename for function in (backprop.differentiable, adjoints.faster))
+_LINEAR = frozenset(
+    ("conv_general_dilated", "dot_general", "add", "broadcast_in_dim", "reshape", "transpose")
+)
+_EXACT = tuple(
+    function.__code__.co_filename for function in (backprop.differentiable, fast_gradients.faster)
+)
 _SHAPE_IN_PARAMS = {"reshape": "new_sizes", "broadcast_in_dim": "shape", "slice": "limit_indices"}
 
 
@@ -47,8 +59,13 @@ def picked(array: Any, units: Integer[Array, " batch"], axes: Axes) -> Array:
     if array.shape[batch] == 1:
         return jnp.swapaxes(jnp.take(array, units, axis=channel), batch, channel)
     # A selection and a sum: the gradient of a gather would be a scatter, which is slow.
-    chosen = lax.expand_dims(units[:, None] == jnp.arange(array.shape[channel]), [k for k in range(array.ndim) if k not in axes])
-    return jnp.where(chosen if batch < channel else jnp.swapaxes(chosen, batch, channel), array, 0).sum(channel, keepdims=True)
+    chosen = lax.expand_dims(
+        units[:, None] == jnp.arange(array.shape[channel]),
+        [k for k in range(array.ndim) if k not in axes],
+    )
+    return jnp.where(
+        chosen if batch < channel else jnp.swapaxes(chosen, batch, channel), array, 0
+    ).sum(channel, keepdims=True)
 
 
 class _Mixed(Exception):
@@ -64,7 +81,12 @@ class Slices:
         known: slices by value and axes; None for a value that does not lead to a filter.
     """
 
-    def __init__(self, count: int, units: Array | None, known: Mapping[tuple[Value, Axes], Array] | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        units: Array | None,
+        known: Mapping[tuple[Value, Axes], Array] | None = None,
+    ) -> None:
         self.count, self.units = count, units
         self.known: dict[tuple[Value, Axes], Array | None] = dict(known or {})
 
@@ -107,11 +129,19 @@ class Slices:
         if kind in ("conv_general_dilated", "dot_general"):
             return self._filtered(value, equation, axes)
         if kind in RULED:
-            return self._through_layer(value, equation, axes) if _is_linear_layer(equation) else self._ruled(value, equation, axes)
+            return (
+                self._through_layer(value, equation, axes)
+                if _is_linear_layer(equation)
+                else self._ruled(value, equation, axes)
+            )
         if kind in _ELEMENTWISE:
             return self._elementwise(value, equation, axes)
         batch, channel = (_axis_before(equation, axis) for axis in axes)
-        return None if batch is None or channel is None else self._reshaped(value, equation, axes, (batch, channel))
+        return (
+            None
+            if batch is None or channel is None
+            else self._reshaped(value, equation, axes, (batch, channel))
+        )
 
     def _filtered(self, value: Value, equation: JaxprEqn, axes: Axes) -> Array | None:
         a, b = (operand.array for operand in value.inputs)
@@ -119,14 +149,20 @@ class Slices:
             return None
         if convolves(equation, axes):
             return convolution(equation, a, b, self.units)
-        return matrix_product(equation, (a, b), self.units, axes) if multiplies(equation, axes) else None
+        return (
+            matrix_product(equation, (a, b), self.units, axes)
+            if multiplies(equation, axes)
+            else None
+        )
 
     def _elementwise(self, value: Value, equation: JaxprEqn, axes: Axes) -> Array | None:
         if all(self.of(operand, axes) is None for operand in value.inputs):
             return None
         parts = [self.part(operand, axes) for operand in value.inputs]
         shape = jnp.broadcast_shapes(*map(jnp.shape, parts))
-        return evaluate(equation, [jnp.broadcast_to(part, shape) if jnp.ndim(part) else part for part in parts])[0]
+        return evaluate_equation(
+            equation, [jnp.broadcast_to(part, shape) if jnp.ndim(part) else part for part in parts]
+        )[0]
 
     def _reshaped(self, value: Value, equation: JaxprEqn, axes: Axes, before: Axes) -> Array | None:
         """An operation on one operand that leaves images and channels as they are; others that it takes are scalars."""
@@ -135,23 +171,40 @@ class Slices:
             return None
         name, kind = _SHAPE_IN_PARAMS.get(equation.primitive.name), dict(equation.params)
         if name:
-            kind[name] = tuple(1 if axis == axes[1] else size for axis, size in enumerate(kind[name]))
-        return evaluate(equation.replace(params=kind), [slice, *(operand.array for operand in value.inputs[1:])])[0]
+            kind[name] = tuple(
+                1 if axis == axes[1] else size for axis, size in enumerate(kind[name])
+            )
+        return evaluate_equation(
+            equation.replace(params=kind), [slice, *(operand.array for operand in value.inputs[1:])]
+        )[0]
 
     def _through_layer(self, value: Value, equation: JaxprEqn, axes: Axes) -> Array | None:
-        return self.of(values_of(programs(equation)[0], value.inputs, {})[0][value.index], axes)
+        return self.of(values_of(sub_jaxprs(equation)[0], value.inputs, {})[0][value.index], axes)
 
     def _ruled(self, value: Value, equation: JaxprEqn, axes: Axes) -> Array | None:
         """The function on slices, with its rule on slices of the adjoint."""
-        variables = {atom: operand for atom, operand in zip(equation.invars, value.inputs, strict=True) if not isinstance(atom, Literal)}
-        fit = all(self._has(operand, axes) and jnp.issubdtype(operand.array.dtype, jnp.floating) for operand in variables.values())
-        if len(equation.outvars) > 1 or not fit or all(self.of(operand, axes) is None for operand in variables.values()):
+        variables = {
+            atom: operand
+            for atom, operand in zip(equation.invars, value.inputs, strict=True)
+            if not isinstance(atom, Literal)
+        }
+        fit = all(
+            self._has(operand, axes) and jnp.issubdtype(operand.array.dtype, jnp.floating)
+            for operand in variables.values()
+        )
+        if (
+            len(equation.outvars) > 1
+            or not fit
+            or all(self.of(operand, axes) is None for operand in variables.values())
+        ):
             return None
         parts = [self.part(operand, axes) for operand in variables.values()]
         try:
             function = _on_slices(equation, axes, self.count)
             if self.units is not None:
-                jax.eval_shape(lambda *parts: jax.vjp(function, *parts)[1](function(*parts)), *parts)
+                jax.eval_shape(
+                    lambda *parts: jax.vjp(function, *parts)[1](function(*parts)), *parts
+                )
             return function(*parts)
         except _Mixed:
             return None
@@ -168,10 +221,14 @@ def _on_slices(equation: JaxprEqn, axes: Axes, count: int) -> Callable[..., Arra
 
     def body(*values: Any) -> Any:
         of = dict(zip(variables, values, strict=True))
-        return jaxpr_as_fun(programs(equation)[0])(*(atom.val if isinstance(atom, Literal) else of[atom] for atom in equation.invars))
+        return jaxpr_as_fun(sub_jaxprs(equation)[0])(
+            *(atom.val if isinstance(atom, Literal) else of[atom] for atom in equation.invars)
+        )
 
     def rule(*values: Any) -> Any:
-        return jax.vjp(lambda *values: function_of([equation], variables)(*values)[0], *values[:-1])[1](values[-1])
+        return jax.vjp(
+            lambda *values: as_function([equation], variables)(*values)[0], *values[:-1]
+        )[1](values[-1])
 
     @jax.custom_vjp
     def function(*parts: Array) -> Array:
@@ -185,10 +242,19 @@ def _on_slices(equation: JaxprEqn, axes: Axes, count: int) -> Callable[..., Arra
     return function
 
 
-def _run_on_slices(program: ClosedJaxpr, parts: Sequence[Array], axes: Axes, count: int) -> list[Array]:
+def _run_on_slices(
+    program: ClosedJaxpr, parts: Sequence[Array], axes: Axes, count: int
+) -> list[Array]:
     arguments = [Value(jax.ShapeDtypeStruct(aval.shape, aval.dtype)) for aval in program.in_avals]
-    slices = Slices(count, None, {(argument, axes): part for argument, part in zip(arguments, parts, strict=True)})
-    outputs = [(value.array.shape, slices.part(value, axes)) for value in values_of(program, arguments, {})[0]]
+    slices = Slices(
+        count,
+        None,
+        {(argument, axes): part for argument, part in zip(arguments, parts, strict=True)},
+    )
+    outputs = [
+        (value.array.shape, slices.part(value, axes))
+        for value in values_of(program, arguments, {})[0]
+    ]
     if any(part.shape != (*shape[: axes[1]], 1, *shape[axes[1] + 1 :]) for shape, part in outputs):
         raise _Mixed
     return [part for _, part in outputs]
@@ -196,9 +262,11 @@ def _run_on_slices(program: ClosedJaxpr, parts: Sequence[Array], axes: Axes, cou
 
 def _is_linear_layer(equation: JaxprEqn) -> bool:
     """Whether it is a linear layer of `backprop` or a convolution of `adjoints`: its rule is the derivative of what is inside."""
-    body: Any = programs(equation)[0]
+    body: Any = sub_jaxprs(equation)[0]
     made_by = str(getattr(getattr(body.jaxpr, "debug_info", None), "func_src_info", ""))
-    return any(file in made_by for file in _EXACT) and all(inner.primitive.name in _LINEAR for inner in body.eqns)
+    return any(file in made_by for file in _EXACT) and all(
+        inner.primitive.name in _LINEAR for inner in body.eqns
+    )
 
 
 def _axis_before(equation: JaxprEqn, axis: int) -> int | None:
@@ -206,7 +274,11 @@ def _axis_before(equation: JaxprEqn, axis: int) -> int | None:
     params, (before, after) = equation.params, _shapes(equation.invars[0], equation.outvars[0])
     match equation.primitive.name:
         case "reshape":
-            found = [k for k in range(len(before)) if math.prod(before[:k]) == math.prod(after[:axis]) and before[k] == after[axis]]
+            found = [
+                k
+                for k in range(len(before))
+                if math.prod(before[:k]) == math.prod(after[:axis]) and before[k] == after[axis]
+            ]
         case "broadcast_in_dim":
             found = [k for k, place in enumerate(params["broadcast_dimensions"]) if place == axis]
         case "transpose":
@@ -219,7 +291,11 @@ def _axis_before(equation: JaxprEqn, axis: int) -> int | None:
         case "pad":
             found = [axis] if not any(params["padding_config"][axis]) else []
         case "reduce_window" | "reduce_window_max" | "reduce_window_min" | "reduce_window_sum":
-            found = [axis] if params["window_dimensions"][axis] == 1 and not any(params["padding"][axis]) else []
+            found = (
+                [axis]
+                if params["window_dimensions"][axis] == 1 and not any(params["padding"][axis])
+                else []
+            )
         case _:
             found = []
     return next((k for k in found if before[k] == after[axis]), None)

@@ -16,13 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffprog import require
+from diffprog import _validation
 from diffprog.visualization._resampling import bilinear
 
-Transform = Callable[[Float[Array, "height width channels"], jax.Array], Float[Array, "h w channels"]]
+Transform = Callable[
+    [Float[Array, "height width channels"], jax.Array], Float[Array, "h w channels"]
+]
 
 
-def default_transforms(*, shift: float = 1 / 16, zoom: float = 1.1, degrees: float = 10.0) -> tuple[Transform, ...]:
+def default_transforms(
+    *, shift: float = 1 / 16, zoom: float = 1.1, degrees: float = 10.0
+) -> tuple[Transform, ...]:
     """What images are shown through unless one says otherwise: one `warp`, small and relative to the image, of 8 x 8 as of 224 x 224.
 
     Args:
@@ -36,7 +40,7 @@ def default_transforms(*, shift: float = 1 / 16, zoom: float = 1.1, degrees: flo
     >>> len(default_transforms())
     1
     """
-    most = require.number("zoom", zoom, low=1)
+    most = _validation.number("zoom", zoom, low=1)
     return (warp(shift=shift, low=1 / most, high=most, degrees=degrees),)
 
 
@@ -53,7 +57,10 @@ def compose(transforms: Sequence[Transform]) -> Transform:
     >>> both(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
     """
-    parts = tuple(require.function(f"transforms[{k}]", transform) for k, transform in enumerate(transforms))
+    parts = tuple(
+        _validation.function(f"transforms[{k}]", transform)
+        for k, transform in enumerate(transforms)
+    )
 
     def composed(image: Array, key: jax.Array) -> Array:
         _check(image, key)
@@ -77,7 +84,7 @@ def pad(n: int, value: float = 0.5) -> Transform:
     >>> pad(1)(jnp.zeros((8, 8, 3)), jax.random.key(0)).shape
     (10, 10, 3)
     """
-    n, value = require.integer("n", n, low=0), require.number("value", value)
+    n, value = _validation.integer("n", n, low=0), _validation.number("value", value)
 
     def padded(image: Array, key: jax.Array) -> Array:
         _check(image, key)
@@ -99,7 +106,7 @@ def jitter(d: int) -> Transform:
     >>> moved.shape
     (4, 4, 1)
     """
-    d = require.integer("d", d, low=0)
+    d = _validation.integer("d", d, low=0)
 
     def jittered(image: Array, key: jax.Array) -> Array:
         _check(image, key, above=(d, d), what=f"jitter({d})")
@@ -122,7 +129,7 @@ def crop(size: int | tuple[int, int]) -> Transform:
     (4, 6, 1)
     """
     sides = size if isinstance(size, Sequence) else (size, size)
-    height, width = require.integers("size", sides, least=2, most=2)
+    height, width = _validation.integers("size", sides, least=2, most=2)
 
     def cropped(image: Array, key: jax.Array) -> Array:
         _check(image, key, above=(height - 1, width - 1), what=f"crop(({height}, {width}))")
@@ -177,9 +184,12 @@ def warp(*, shift: float, low: float, high: float, degrees: float) -> Transform:
     >>> warp(shift=0.1, low=0.9, high=1.1, degrees=10)(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
     """
-    shift = require.number("shift", shift, low=0)
-    low, high = require.number("low", low, above=0), require.number("high", high, low=require.number("low", low, above=0))
-    most = math.radians(require.number("degrees", degrees, low=0))
+    shift = _validation.number("shift", shift, low=0)
+    low, high = (
+        _validation.number("low", low, above=0),
+        _validation.number("high", high, low=_validation.number("low", low, above=0)),
+    )
+    most = math.radians(_validation.number("degrees", degrees, low=0))
 
     def warped(image: Array, key: jax.Array) -> Array:
         _check(image, key)
@@ -193,7 +203,10 @@ def warp(*, shift: float, low: float, high: float, degrees: float) -> Transform:
 
 
 def similar(
-    image: Float[Array, "height width channels"], shift: Float[Array, "2"], factor: Float[Array, ""], angle: Float[Array, ""]
+    image: Float[Array, "height width channels"],
+    shift: Float[Array, "2"],
+    factor: Float[Array, ""],
+    angle: Float[Array, ""],
 ) -> Float[Array, "height width channels"]:
     """The image shifted (a share of its sides, down and right), enlarged and turned counterclockwise (radians) about its middle."""
     height, width, _ = image.shape
@@ -232,7 +245,7 @@ def noise(std: float) -> Transform:
     >>> noise(0.1)(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
     """
-    std = require.number("std", std, low=0)
+    std = _validation.number("std", std, low=0)
 
     def noisy(image: Array, key: jax.Array) -> Array:
         _check(image, key)
@@ -245,11 +258,17 @@ def _window(image: Array, height: int, width: int, key: jax.Array) -> Array:
     """A window of that size, at a place drawn uniformly from all there are."""
     places = jnp.array([image.shape[0] - height + 1, image.shape[1] - width + 1])
     row, column = jax.random.randint(key, (2,), 0, places)
-    return jax.lax.dynamic_slice(image, (row, column, jnp.zeros_like(row)), (height, width, image.shape[2]))
+    return jax.lax.dynamic_slice(
+        image, (row, column, jnp.zeros_like(row)), (height, width, image.shape[2])
+    )
 
 
-def _check(image: Any, key: Any, *, above: tuple[int, int] = (0, 0), what: str = "the transform") -> None:
-    require.floating("image", image, rank=3)
-    require.key("key", key)
+def _check(
+    image: Any, key: Any, *, above: tuple[int, int] = (0, 0), what: str = "the transform"
+) -> None:
+    _validation.floating("image", image, rank=3)
+    _validation.key("key", key)
     if not (image.shape[0] > above[0] and image.shape[1] > above[1]):
-        raise ValueError(f"image must be at least {above[0] + 1} x {above[1] + 1} for {what}, got {image.shape[0]} x {image.shape[1]}")
+        raise ValueError(
+            f"image must be at least {above[0] + 1} x {above[1] + 1} for {what}, got {image.shape[0]} x {image.shape[1]}"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from diffprog.interpreter import JaxprEqn, Path, evaluate, interpret, programs, sites
+from diffprog._jaxpr import JaxprEqn, Path, evaluate_equation, find_equations, interpret, sub_jaxprs
 
 _INLINED = frozenset(("jit", "pjit", "closed_call", "core_call"))
 RULED = frozenset(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"))
@@ -34,11 +34,15 @@ class Value:
     index: int = 0
 
 
-def values_of(program: Any, arguments: Sequence[Value], names: Mapping[str, Path]) -> tuple[list[Value], dict[str, Value]]:
+def values_of(
+    program: Any, arguments: Sequence[Value], names: Mapping[str, Path]
+) -> tuple[list[Value], dict[str, Value]]:
     """The outputs of a program, flat, and its values at the paths of some operations."""
     # `interpret` does not look at what it carries from one action to the next, so with an action at every operation it carries `Value`s.
     outputs, side = interpret(program, dict.fromkeys(_operations(program), _note), arguments)
-    return [_value(output) for output in outputs], {name: _at(path, side, program, arguments) for name, path in names.items()}
+    return [_value(output) for output in outputs], {
+        name: _at(path, side, program, arguments) for name, path in names.items()
+    }
 
 
 def depends(program: Any) -> bool:
@@ -47,27 +51,39 @@ def depends(program: Any) -> bool:
     mark = object()
 
     def spread(equation: JaxprEqn, inputs: Sequence[Any], given: None) -> tuple[list[Any], None]:
-        return [mark if any(carried is mark for carried in inputs) else None] * len(equation.outvars), None
+        return [mark if any(carried is mark for carried in inputs) else None] * len(
+            equation.outvars
+        ), None
 
-    outputs, _ = interpret(program, dict.fromkeys(_operations(program), spread), [mark] * len(program.in_avals))
+    outputs, _ = interpret(
+        program, dict.fromkeys(_operations(program), spread), [mark] * len(program.in_avals)
+    )
     return any(output is mark for output in outputs)
 
 
 def _operations(program: Any) -> list[Path]:
-    return [site.path for site in sites(program, _is_operation) if _INLINED.issuperset(site.inside)]
+    return [
+        site.path
+        for site in find_equations(program, _is_operation)
+        if _INLINED.issuperset(site.inside)
+    ]
 
 
 def _is_operation(equation: JaxprEqn) -> bool:
-    return equation.primitive.name not in _INLINED or not any(inner.eqns for inner in programs(equation))
+    return equation.primitive.name not in _INLINED or not any(
+        inner.eqns for inner in sub_jaxprs(equation)
+    )
 
 
-def _note(equation: JaxprEqn, inputs: Sequence[Any], given: None) -> tuple[list[Value], Value | None]:
+def _note(
+    equation: JaxprEqn, inputs: Sequence[Any], given: None
+) -> tuple[list[Value], Value | None]:
     operands = tuple(map(_value, inputs))
     if any(isinstance(operand.array, jax.ShapeDtypeStruct) for operand in operands):
         avals: list[Any] = [variable.aval for variable in equation.outvars]
         arrays: list[Any] = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     else:
-        arrays = evaluate(equation, [operand.array for operand in operands])
+        arrays = evaluate_equation(equation, [operand.array for operand in operands])
     outputs = [Value(array, equation, operands, index) for index, array in enumerate(arrays)]
     return outputs, outputs[0] if outputs else None
 
@@ -83,10 +99,14 @@ def _at(path: Path, side: Mapping[Path, Value], program: Any, arguments: Sequenc
     end = next(end for end in range(len(path)) if path[:end] in side)
     around, number, rest = side[path[:end]], path[end], path[end + 1 :]
     if around.equation is not None and around.equation.primitive.name in RULED:
-        return values_of(programs(around.equation)[number], around.inputs, {"node": rest})[1]["node"]
-    return Value(interpret(program, {path: _see}, [argument.array for argument in arguments])[1][path])
+        return values_of(sub_jaxprs(around.equation)[number], around.inputs, {"node": rest})[1][
+            "node"
+        ]
+    return Value(
+        interpret(program, {path: _see}, [argument.array for argument in arguments])[1][path]
+    )
 
 
 def _see(equation: JaxprEqn, inputs: Sequence[Any], given: None) -> tuple[list[Any], Any]:
-    outputs = evaluate(equation, inputs)
+    outputs = evaluate_equation(equation, inputs)
     return outputs, outputs[0]

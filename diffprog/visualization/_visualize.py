@@ -17,13 +17,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from diffprog import distributed, interpreter, require
+from diffprog import _jaxpr, _validation, distributed
 from diffprog.program import Program, program
-from diffprog.visualization._images import Image
+from diffprog.visualization._evaluate_objective import require_images, require_readable, scores
 from diffprog.visualization._objectives import Objective, as_objective
+from diffprog.visualization._optimize import Found, Plan, Transform, View, search
 from diffprog.visualization._penalties import OfVariable, Penalty
-from diffprog.visualization._scores import require_images, require_readable, scores
-from diffprog.visualization._search import Found, Plan, Transform, View, search
+from diffprog.visualization.parametrization._image import Image
 
 _BYTES_AT_ONCE = 2**30
 
@@ -51,7 +51,11 @@ class Visualization(NamedTuple):
 
     def __str__(self) -> str:
         """A line for each image."""
-        ranks = [""] * len(self.names) if self.percentiles is None else [f", over {rank:.0f} % of the data" for rank in self.percentiles]
+        ranks = (
+            [""] * len(self.names)
+            if self.percentiles is None
+            else [f", over {rank:.0f} % of the data" for rank in self.percentiles]
+        )
         ends = ["" if ending == "steps" else f" ({ending})" for ending in self.endings]
         rows = zip(self.names, self.scores, ranks, ends, strict=True)
         return "\n".join(f"{name}: {score:.4g}{rank}{end}" for name, score, rank, end in rows)
@@ -69,7 +73,7 @@ def visualize(
     optimizer: optax.GradientTransformation | None = None,
     start: Float[Array, "... height width channels"] | None = None,
     data: Float[Array, "images height width channels"] | None = None,
-    at_once: int | None = None,
+    batch_size: int | None = None,
     plateau: int | None = None,
     straight_through: int = 0,
     slicing: bool = True,
@@ -89,7 +93,7 @@ def visualize(
         optimizer: any optax optimizer of the variables; Adam with rate 0.05 by default.
         start: an image to start from, or one for each.
         data: real images, to tell what share of them scores less than what was made.
-        at_once: how many images are made together; by default as many as f's intermediate values leave room for in about 1 GiB.
+        batch_size: how many images are made together; by default as many as f's intermediate values leave room for in about 1 GiB.
         plateau: an image stops when its last so many steps were on the mean no better than those before them; never by default.
         straight_through: the first so many steps pass the gradient through every relu as if it were the identity, so that a unit which is
             switched off can be reached.
@@ -106,15 +110,17 @@ def visualize(
     >>> print(seen.images[:, 0, :, 0].argmax(1), seen.names)
     [2 0] ('logit[2]', 'logit[0]')
     """
-    require.key("key", key)
+    _validation.key("key", key)
     if not isinstance(image, Image):
-        raise TypeError(f"image must be an Image, such as fourier((32, 32, 3)), got {type(image).__name__}")
-    steps = require.integer("steps", steps, low=1)
+        raise TypeError(
+            f"image must be an Image, such as fourier((32, 32, 3)), got {type(image).__name__}"
+        )
+    steps = _validation.integer("steps", steps, low=1)
     plan = Plan(
         optax.adam(0.05) if optimizer is None else optimizer,
         steps,
-        require.integer("straight_through", straight_through, low=0),
-        steps if plateau is None else require.integer("plateau", plateau, low=1),
+        _validation.integer("straight_through", straight_through, low=0),
+        steps if plateau is None else _validation.integer("plateau", plateau, low=1),
         slicing,
         progress,
     )
@@ -126,47 +132,72 @@ def visualize(
     if data is not None:
         require_images("data", data)
         if data.shape[1:] != seen.shape[1:]:
-            raise ValueError(f"data must be images as f sees them, {list(seen.shape[1:])}, got {list(data.shape[1:])}")
-    at_once = _room(f, seen) if at_once is None else require.integer("at_once", at_once, low=1)
+            raise ValueError(
+                f"data must be images as f sees them, {list(seen.shape[1:])}, got {list(data.shape[1:])}"
+            )
+    batch_size = (
+        _room(f, seen)
+        if batch_size is None
+        else _validation.integer("batch_size", batch_size, low=1)
+    )
 
-    mesh = None if mesh is None else distributed.checked(mesh)
+    mesh = None if mesh is None else distributed.validate_mesh(mesh)
     f = f if mesh is None else distributed.replicate(mesh, f)
     found = []
-    for index in _batches(len(objective), at_once, 1 if mesh is None else distributed.width(mesh)):
+    for index in _batches(
+        len(objective), batch_size, 1 if mesh is None else distributed.batch_axis_size(mesh)
+    ):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        variables = jax.vmap(image.init)(keys) if starts is None else jax.vmap(image.invert)(starts[index])
-        variables, keys = (variables, keys) if mesh is None else distributed.split(mesh, (variables, keys))
+        variables = (
+            jax.vmap(image.init)(keys) if starts is None else jax.vmap(image.invert)(starts[index])
+        )
+        variables, keys = (
+            (variables, keys) if mesh is None else distributed.shard_batch(mesh, (variables, keys))
+        )
         found.append(search(f, objective.take(index), view, plan, variables, keys))
     return _together(objective, found, None if data is None else scores(f, objective, data))
 
 
 def _transforms(transforms: Any) -> tuple[Transform, ...]:
     if callable(transforms) or not isinstance(transforms, Iterable):
-        came = "one function; put it in a list" if callable(transforms) else type(transforms).__name__
-        raise TypeError(f"transforms must be a sequence of functions (image, key) -> image, got {came}")
-    return tuple(require.function(f"transforms[{k}]", transform) for k, transform in enumerate(transforms))
+        came = (
+            "one function; put it in a list" if callable(transforms) else type(transforms).__name__
+        )
+        raise TypeError(
+            f"transforms must be a sequence of functions (image, key) -> image, got {came}"
+        )
+    return tuple(
+        _validation.function(f"transforms[{k}]", transform)
+        for k, transform in enumerate(transforms)
+    )
 
 
 def _penalties(penalties: Any) -> tuple[tuple[Penalty | OfVariable, Array], ...]:
     if penalties is not None and not isinstance(penalties, Mapping):
-        raise TypeError(f"penalties must be a dict of weights by penalty, got {type(penalties).__name__}")
+        raise TypeError(
+            f"penalties must be a dict of weights by penalty, got {type(penalties).__name__}"
+        )
     for penalty in penalties or {}:
-        require.function("a penalty", penalty.penalty if isinstance(penalty, OfVariable) else penalty)
+        _validation.function(
+            "a penalty", penalty.penalty if isinstance(penalty, OfVariable) else penalty
+        )
     # Arrays, so that another weight is no other program.
     return tuple((penalty, _weight(weight)) for penalty, weight in (penalties or {}).items())
 
 
 def _weight(weight: Any) -> Array:
     known = weight.item() if getattr(weight, "ndim", None) == 0 else weight
-    return jnp.asarray(require.number("a penalty's weight", known), jnp.result_type(float))
+    return jnp.asarray(_validation.number("a penalty's weight", known), jnp.result_type(float))
 
 
 def _starts(start: Any, image: Image, count: int) -> Array:
-    require.floating("start", start, rank=(3, 4))
+    _validation.floating("start", start, rank=(3, 4))
     if start.shape[-3:] != image.shape or (start.ndim == 4 and len(start) != count):
-        raise ValueError(f"start must have shape {list(image.shape)} or {[count, *image.shape]}, got {list(start.shape)}")
-    require.finite("start", start)
-    require.within("start", start, *image.range)
+        raise ValueError(
+            f"start must have shape {list(image.shape)} or {[count, *image.shape]}, got {list(start.shape)}"
+        )
+    _validation.finite("start", start)
+    _validation.within("start", start, *image.range)
     return jnp.broadcast_to(jnp.asarray(start, jnp.result_type(float)), (count, *image.shape))
 
 
@@ -176,34 +207,60 @@ def _seen(view: View) -> jax.ShapeDtypeStruct:
     variables = jax.eval_shape(jax.vmap(view.image.init), keys)
     images = jax.eval_shape(view.images, variables)
     for penalty, _ in view.penalties:
-        of, given = (penalty.penalty, variables) if isinstance(penalty, OfVariable) else (penalty, images)
-        require.scalar("a penalty", jax.eval_shape(of, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given)))
+        of, given = (
+            (penalty.penalty, variables) if isinstance(penalty, OfVariable) else (penalty, images)
+        )
+        _validation.scalar(
+            "a penalty",
+            jax.eval_shape(
+                of,
+                jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given),
+            ),
+        )
     return jax.eval_shape(view.seen, images, keys)
 
 
 def _room(f: Program, seen: jax.ShapeDtypeStruct) -> int:
     """How many images' intermediate values, and their adjoints, fit in memory together."""
-    every = interpreter.sites(jax.make_jaxpr(f)(seen), lambda _: True)
+    every = _jaxpr.find_equations(jax.make_jaxpr(f)(seen), lambda _: True)
     values: list[Any] = [variable.aval for site in every for variable in site.equation.outvars]
-    used = 2 * sum(value.size * value.dtype.itemsize for value in values if jnp.issubdtype(value.dtype, jnp.floating))
+    used = 2 * sum(
+        value.size * value.dtype.itemsize
+        for value in values
+        if jnp.issubdtype(value.dtype, jnp.floating)
+    )
     return max(1, _BYTES_AT_ONCE // max(used, 1))
 
 
-def _batches(count: int, at_once: int, devices: int) -> list[np.ndarray]:
+def _batches(count: int, batch_size: int, devices: int) -> list[np.ndarray]:
     """Batches of one size, which the devices divide; the last is filled up with its last image: nothing is compiled again for it."""
-    size = -(-count // -(-count // (at_once * devices)))
+    size = -(-count // -(-count // (batch_size * devices)))
     size = -(-size // devices) * devices
-    return [np.minimum(np.arange(first, first + size), count - 1) for first in range(0, count, size)]
+    return [
+        np.minimum(np.arange(first, first + size), count - 1) for first in range(0, count, size)
+    ]
 
 
-def _together(objective: Objective, found: Sequence[Found], on_data: np.ndarray | None) -> Visualization:
+def _together(
+    objective: Objective, found: Sequence[Found], on_data: np.ndarray | None
+) -> Visualization:
     count, steps = len(objective), max(len(batch.history) for batch in found)
     images, variables, own = jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves)[:count], *((batch.images, batch.variables, batch.scores) for batch in found)
+        lambda *leaves: jnp.concatenate(leaves)[:count],
+        *((batch.images, batch.variables, batch.scores) for batch in found),
     )
-    history = [np.pad(batch.history, ((0, steps - len(batch.history)), (0, 0)), constant_values=np.nan) for batch in found]
+    history = [
+        np.pad(batch.history, ((0, steps - len(batch.history)), (0, 0)), constant_values=np.nan)
+        for batch in found
+    ]
     endings = [ending for batch in found for ending in batch.endings]
     percentiles = None if on_data is None else 100 * (on_data < np.asarray(own)[:, None]).mean(1)
     return Visualization(
-        images, objective.names, np.asarray(own), np.concatenate(history, axis=1)[:, :count], percentiles, variables, tuple(endings[:count])
+        images,
+        objective.names,
+        np.asarray(own),
+        np.concatenate(history, axis=1)[:, :count],
+        percentiles,
+        variables,
+        tuple(endings[:count]),
     )

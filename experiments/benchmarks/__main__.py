@@ -29,13 +29,31 @@ def main(names: list[str], fast: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description="The toolkit's speed against bare JAX.")
-    parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(BENCHMARKS)}; all if none is named")
-    parser.add_argument("--fast", action="store_true", help="small cases, a few rounds: a check that everything runs")
-    parser.add_argument("--cores", type=int, default=1, help="cores to run on, from the first (where the system allows it)")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks", description="The toolkit's speed against bare JAX."
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="name",
+        help=f"any of {', '.join(BENCHMARKS)}; all if none is named",
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="small cases, a few rounds: a check that everything runs",
+    )
+    parser.add_argument(
+        "--cores",
+        type=int,
+        default=1,
+        help="cores to run on, from the first (where the system allows it)",
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
-        parser.error(f"no benchmark is named {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+        parser.error(
+            f"no benchmark is named {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
+        )
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     main(arguments.names or BENCHMARKS, arguments.fast)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 
 import diffprog as dp
-from experiments import recogniser
+from experiments import digit_classifier
 from experiments.benchmarks.harness import Comparison, compare
 
 adv = dp.adversarial
@@ -43,7 +43,9 @@ class Flax(flax.linen.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits of images."""
         for channels in (32, 64):
-            x = flax.linen.max_pool(flax.linen.relu(flax.linen.Conv(channels, (3, 3))(x)), (2, 2), (2, 2))
+            x = flax.linen.max_pool(
+                flax.linen.relu(flax.linen.Conv(channels, (3, 3))(x)), (2, 2), (2, 2)
+            )
         x = flax.linen.relu(flax.linen.Dense(128)(x.reshape(len(x), -1)))
         return flax.linen.Dense(10)(x)
 
@@ -56,25 +58,44 @@ def main(fast: bool) -> dict[str, Comparison]:
     return {
         f"PGD-40, {many} images": _of_the_models(many, rounds),
         "PGD-40, 10 images": _of_the_models(10, 4 * rounds),
-        f"PGD-40 of an unmodified flax network, {many} images": _attacked(unmodified.apply, flax_params, many, rounds),
+        f"PGD-40 of an unmodified flax network, {many} images": _attacked(
+            unmodified.apply, flax_params, many, rounds
+        ),
         "compiling": _compiling(1 if fast else 5),
-        f"PGD-40 on two devices, {many} images, load {os.getloadavg()[0]:.1f}": _in_two_devices(many, rounds),
-        "auto_attack": _cascade(10, 1, epochs=1, steps=2, queries=2) if fast else _cascade(200, 3, epochs=30, steps=100, queries=5000),
+        f"PGD-40 on two devices, {many} images, load {os.getloadavg()[0]:.1f}": _in_two_devices(
+            many, rounds
+        ),
+        "auto_attack": _cascade(10, 1, epochs=1, steps=2, queries=2)
+        if fast
+        else _cascade(200, 3, epochs=30, steps=100, queries=5000),
     }
 
 
 def _of_the_models(many: int, rounds: int) -> Comparison:
-    return _attacked(MODEL.apply, MODEL.init(jax.random.key(0)), many, rounds, other=[MODEL.init(jax.random.key(k)) for k in (1, 2, 3)])
+    return _attacked(
+        MODEL.apply,
+        MODEL.init(jax.random.key(0)),
+        many,
+        rounds,
+        other=[MODEL.init(jax.random.key(k)) for k in (1, 2, 3)],
+    )
 
 
-def _attacked(apply: Any, params: Any, many: int, rounds: int, other: list[Any] | None = None) -> Comparison:
+def _attacked(
+    apply: Any, params: Any, many: int, rounds: int, other: list[Any] | None = None
+) -> Comparison:
     """PGD-40 against 40 bare gradients of the network as it is; and of the one with other parameters, images, labels, ε and keys."""
     f, x, y = _case(apply, params, many, 0)
     baseline = f"{STEPS} bare gradients"
     attack = adv.pgd(epsilon=EPSILON, steps=STEPS)
-    contenders = {"PGD-40": lambda: attack(f, x, y, key=jax.random.key(0)), baseline: bare_gradients(apply, params, x, y)}
+    contenders = {
+        "PGD-40": lambda: attack(f, x, y, key=jax.random.key(0)),
+        baseline: bare_gradients(apply, params, x, y),
+    }
     if other:
-        cases = itertools.cycle([(k, _case(apply, params, many, k)) for k, params in enumerate(other, 1)])
+        cases = itertools.cycle(
+            [(k, _case(apply, params, many, k)) for k, params in enumerate(other, 1)]
+        )
         contenders["PGD-40, all new"] = lambda: _all_new(*next(cases))
     return compare(contenders, baseline=baseline, rounds=rounds, warmup=2)
 
@@ -106,11 +127,18 @@ def _compiling(rounds: int) -> Comparison:
     f, x, y = _case(MODEL.apply, params, 10, 0)
     baseline = f"{STEPS} bare gradients"
     calls: dict[str, Callable[[], Any]] = {
-        f"PGD-{steps}": functools.partial(adv.pgd(epsilon=EPSILON, steps=steps), f, x, y, key=jax.random.key(0)) for steps in (40, 400)
+        f"PGD-{steps}": functools.partial(
+            adv.pgd(epsilon=EPSILON, steps=steps), f, x, y, key=jax.random.key(0)
+        )
+        for steps in (40, 400)
     }
     calls[baseline] = bare_gradients(MODEL.apply, params, x, y)
     added = {name: _added_at_first(call, rounds) for name, call in calls.items()}
-    return Comparison(baseline, {name: wall for name, (wall, _) in added.items()}, {name: cpu for name, (_, cpu) in added.items()})
+    return Comparison(
+        baseline,
+        {name: wall for name, (wall, _) in added.items()},
+        {name: cpu for name, (_, cpu) in added.items()},
+    )
 
 
 def _added_at_first(call: Callable[[], Any], rounds: int) -> tuple[list[float], list[float]]:
@@ -118,18 +146,25 @@ def _added_at_first(call: Callable[[], Any], rounds: int) -> tuple[list[float], 
         jax.clear_caches()
         return call()
 
-    alone = lambda call: compare({"": call}, baseline="", rounds=rounds, warmup=0)  # noqa: E731
+    alone = lambda call: compare({"": call}, baseline="", rounds=rounds, warmup=0)
     firsts, later = alone(first), alone(call)
-    less = lambda times, base: [one - other for one, other in zip(times[""], base[""], strict=True)]  # noqa: E731
+    less = lambda times, base: [one - other for one, other in zip(times[""], base[""], strict=True)]
     return less(firsts.wall, later.wall), less(firsts.cpu, later.cpu)
 
 
 def _in_two_devices(many: int, rounds: int) -> Comparison:
     """`two_devices` in a process that has two devices: how many there are is settled when JAX starts."""
     code = "import sys; from experiments.benchmarks import attacks; attacks.two_devices(*map(int, sys.argv[1:]))"
-    environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
+    }
     said = subprocess.run(
-        [sys.executable, "-c", code, str(many), str(rounds)], env=environment, check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(many), str(rounds)],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     ).stdout
     return Comparison(*json.loads(said.splitlines()[-1]))
 
@@ -152,7 +187,9 @@ def two_devices(many: int, rounds: int) -> None:
 def _cascade(many: int, rounds: int, epochs: int, steps: int, queries: int) -> Comparison:
     """`auto_attack` against its stages, each on all images, of digits that a trained network reads rightly."""
     digits = dp.data.digits()
-    trained = recogniser.train(MODEL, digits.x_train, digits.y_train, epochs, jax.random.key(0))
+    trained = digit_classifier.train(
+        MODEL, digits.x_train, digits.y_train, epochs, jax.random.key(0)
+    )
     right = trained.program(digits.x_test).argmax(-1) == digits.y_test
     case = trained.program, digits.x_test[right][:many], digits.y_test[right][:many]
     epsilon = 0.15

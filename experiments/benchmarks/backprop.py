@@ -23,11 +23,24 @@ def main(fast: bool) -> dict[str, Comparison]:
     widths, side, rounds = ((784, 1024, 1024, 10), 28, 40) if not fast else ((16, 8, 8, 10), 8, 2)
     key = jax.random.key(0)
     labels = jax.random.randint(key, (BATCH,), 0, 10)
-    mlp = bp.chain([bp.affine(*widths[:2]), bp.relu(), bp.affine(*widths[1:3]), bp.relu(), bp.affine(*widths[2:])])
-    rows, images = jax.random.uniform(key, (BATCH, widths[0])), jax.random.uniform(key, (BATCH, side, side, 1))
+    mlp = bp.chain(
+        [
+            bp.affine(*widths[:2]),
+            bp.relu(),
+            bp.affine(*widths[1:3]),
+            bp.relu(),
+            bp.affine(*widths[2:]),
+        ]
+    )
+    rows, images = (
+        jax.random.uniform(key, (BATCH, widths[0])),
+        jax.random.uniform(key, (BATCH, side, side, 1)),
+    )
     return {
         f"MLP {'-'.join(map(str, widths))}": compare(
-            {"by hand": by_hand(mlp, rows, labels), "jax.grad": automatic(mlp, rows, labels)}, baseline="jax.grad", rounds=rounds
+            {"by hand": by_hand(mlp, rows, labels), "jax.grad": automatic(mlp, rows, labels)},
+            baseline="jax.grad",
+            rounds=rounds,
         ),
         f"CNN on {side} x {side}, reduce_window": compare(
             {
@@ -51,14 +64,25 @@ def main(fast: bool) -> dict[str, Comparison]:
 def cnn(pool: Layer, side: int) -> Layer:
     """The network of `dp.models.cnn`, as a chain."""
     flat = (side // 4) ** 2 * 64
-    convolutions = [bp.convolution(1, 32), bp.relu(), pool, bp.convolution(32, 64), bp.relu(), pool, bp.flatten()]
+    convolutions = [
+        bp.convolution(1, 32),
+        bp.relu(),
+        pool,
+        bp.convolution(32, 64),
+        bp.relu(),
+        pool,
+        bp.flatten(),
+    ]
     return bp.chain([*convolutions, bp.affine(flat, 128), bp.relu(), bp.affine(128, 10)])
 
 
 def pooling_by_reduce_window() -> Layer:
     """Max pooling as `lax` has it, for its forward pass."""
     window = (1, 2, 2, 1)
-    forward = lambda params, x: (lax.reduce_window(x, -jax.numpy.inf, lax.max, window, window, "VALID"), None)  # noqa: E731
+    forward = lambda params, x: (
+        lax.reduce_window(x, -jax.numpy.inf, lax.max, window, window, "VALID"),
+        None,
+    )
     return bp.max_pool()._replace(forward=forward)
 
 
@@ -72,6 +96,8 @@ def by_hand(net: Layer, x: jax.Array, labels: jax.Array) -> Callable[[], Any]:
 def automatic(net: Layer, x: jax.Array, labels: jax.Array) -> Callable[[], Any]:
     """The same by `jax.grad` of the layers' forward passes."""
     params = net.init(jax.random.key(1))
-    cost = lambda params, x: dp.losses.softmax_cross_entropy(net.forward(params, x)[0], labels).mean()  # noqa: E731
+    cost = lambda params, x: dp.losses.softmax_cross_entropy(
+        net.forward(params, x)[0], labels
+    ).mean()
     jitted = jax.jit(jax.value_and_grad(cost))
     return lambda: jitted(params, x)

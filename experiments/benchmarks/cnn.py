@@ -16,7 +16,10 @@ from experiments.benchmarks.harness import Comparison, compare
 def main(fast: bool) -> dict[str, Comparison]:
     """Compare on 8 x 8 and on 28 x 28 images."""
     sizes = [(8, 64), (28, 64)] if not fast else [(8, 4)]
-    return {f"{side} x {side}, batch {batch}": _case(side, batch, rounds=3 if fast else 40) for side, batch in sizes}
+    return {
+        f"{side} x {side}, batch {batch}": _case(side, batch, rounds=3 if fast else 40)
+        for side, batch in sizes
+    }
 
 
 def _case(side: int, batch: int, rounds: int) -> Comparison:
@@ -26,18 +29,28 @@ def _case(side: int, batch: int, rounds: int) -> Comparison:
     y = jax.random.randint(jax.random.key(2), (batch,), 0, 10)
 
     def of(apply: Any) -> Any:
-        cost = lambda params, x: dp.losses.softmax_cross_entropy(apply(params, x), y).mean()  # noqa: E731
+        cost = lambda params, x: dp.losses.softmax_cross_entropy(apply(params, x), y).mean()
         jitted = jax.jit(jax.value_and_grad(cost))
         return lambda: jitted(params, x)
 
-    return compare({"models.cnn": of(model.apply), "plain lax": of(plain)}, baseline="plain lax", rounds=rounds)
+    return compare(
+        {"models.cnn": of(model.apply), "plain lax": of(plain)}, baseline="plain lax", rounds=rounds
+    )
 
 
 def plain(params: Any, x: jax.Array) -> jax.Array:
     """The same network as one would write it in `jax.lax`."""
     for k in (1, 2):
-        x = lax.conv_general_dilated(x, params[f"conv{k}"]["weight"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = lax.conv_general_dilated(
+            x,
+            params[f"conv{k}"]["weight"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
         x = jax.nn.relu(x + params[f"conv{k}"]["bias"])
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-    x = jax.nn.relu(x.reshape(len(x), -1) @ params["affine3"]["weight"].T + params["affine3"]["bias"])
+    x = jax.nn.relu(
+        x.reshape(len(x), -1) @ params["affine3"]["weight"].T + params["affine3"]["bias"]
+    )
     return x @ params["logits"]["weight"].T + params["logits"]["bias"]

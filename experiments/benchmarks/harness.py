@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffprog import require
+from diffprog import _validation
 
 
 class Ratio(NamedTuple):
@@ -52,15 +52,31 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         header = ("", "wall ms", "wall ratio", "CPU ms", "CPU ratio")
         rows = [
-            (name, _milliseconds(self.wall[name]), str(self.wall_ratio(name)), _milliseconds(self.cpu[name]), str(self.cpu_ratio(name)))
+            (
+                name,
+                _milliseconds(self.wall[name]),
+                str(self.wall_ratio(name)),
+                _milliseconds(self.cpu[name]),
+                str(self.cpu_ratio(name)),
+            )
             for name in self.wall
         ]
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in [header, *rows]]
-        return "\n".join([*lines, f"ratios to {self.baseline}: median [quartiles] of {len(self.wall[self.baseline])} rounds"])
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in [header, *rows]
+        ]
+        return "\n".join(
+            [
+                *lines,
+                f"ratios to {self.baseline}: median [quartiles] of {len(self.wall[self.baseline])} rounds",
+            ]
+        )
 
 
-def compare(contenders: Mapping[str, Callable[[], Any]], *, baseline: str, rounds: int, warmup: int = 1) -> Comparison:
+def compare(
+    contenders: Mapping[str, Callable[[], Any]], *, baseline: str, rounds: int, warmup: int = 1
+) -> Comparison:
     """Time the contenders against one of them, interleaved in this process.
 
     Args:
@@ -76,9 +92,12 @@ def compare(contenders: Mapping[str, Callable[[], Any]], *, baseline: str, round
     1.00 [1.00, 1.00]
     """
     for name, contender in contenders.items():
-        require.function(f"contenders[{name!r}]", contender)
-    require.choice("baseline", baseline, contenders)
-    rounds, warmup = require.integer("rounds", rounds, low=1), require.integer("warmup", warmup, low=0)
+        _validation.function(f"contenders[{name!r}]", contender)
+    _validation.choice("baseline", baseline, contenders)
+    rounds, warmup = (
+        _validation.integer("rounds", rounds, low=1),
+        _validation.integer("warmup", warmup, low=0),
+    )
     for contender in contenders.values():
         for _ in range(warmup):
             _timed(contender)
@@ -96,7 +115,9 @@ def compare(contenders: Mapping[str, Callable[[], Any]], *, baseline: str, round
 def machine() -> dict[str, Any]:
     """What the times depend on beside the code."""
     return {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "processor": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -110,7 +131,10 @@ def write(path: str | Path, comparisons: Mapping[str, Comparison]) -> Path:
     """Every time and ratio, with the machine they were measured on, as JSON; makes the folder, returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = {"machine": machine(), "comparisons": {case: _plain(comparison) for case, comparison in comparisons.items()}}
+    said = {
+        "machine": machine(),
+        "comparisons": {case: _plain(comparison) for case, comparison in comparisons.items()},
+    }
     path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -123,8 +147,13 @@ def _timed(function: Callable[[], Any]) -> tuple[float, float]:
 
 def _ratio(times: list[float], baseline: list[float]) -> Ratio:
     # A clock too coarse for the baseline says nothing: nan, rather than an end of the run.
-    ratios = [ours / theirs if theirs else float("nan") for ours, theirs in zip(times, baseline, strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    ratios = [
+        ours / theirs if theirs else float("nan")
+        for ours, theirs in zip(times, baseline, strict=True)
+    ]
+    low, median, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    )
     return Ratio(median, low, high)
 
 

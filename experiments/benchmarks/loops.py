@@ -35,26 +35,55 @@ def cases(fast: bool) -> dict[str, Case]:
     count = 256 if fast else 60_000
     random = jax.random.uniform(jax.random.key(0), (count, 28, 28, 1))
     labels = jax.random.randint(jax.random.key(1), (count,), 0, 10)
-    flat = lambda images: images.reshape(len(images), -1)  # noqa: E731
+    flat = lambda images: images.reshape(len(images), -1)
     return {
-        "MLP on digits, 60 epochs": (dp.models.mlp((64, 128, 10)), flat(digits.x_train), digits.y_train, 60, 20),
-        "CNN on digits, 20 epochs": (dp.models.cnn((8, 8, 1)), digits.x_train, digits.y_train, 20, 10),
+        "MLP on digits, 60 epochs": (
+            dp.models.mlp((64, 128, 10)),
+            flat(digits.x_train),
+            digits.y_train,
+            60,
+            20,
+        ),
+        "CNN on digits, 20 epochs": (
+            dp.models.cnn((8, 8, 1)),
+            digits.x_train,
+            digits.y_train,
+            20,
+            10,
+        ),
         "MLP on 60,000 of 28 x 28": (dp.models.mlp((784, 128, 10)), flat(random), labels, 1, 9),
-        "CNN on 60,000 of 28 x 28": (dp.models.cnn((28, 28, 1), channels=(16, 32)), random, labels, 1, 3),
+        "CNN on 60,000 of 28 x 28": (
+            dp.models.cnn((28, 28, 1), channels=(16, 32)),
+            random,
+            labels,
+            1,
+            3,
+        ),
     }
 
 
-def _case(model: dp.models.Model, x: jax.Array, y: jax.Array, epochs: int, rounds: int, *, fast: bool) -> Comparison:
-    params, epochs, rounds = model.init(jax.random.key(0)), 1 if fast else epochs, 1 if fast else rounds
-    orders = [jax.random.permutation(key, len(x))[: len(x) // BATCH * BATCH] for key in jax.random.split(jax.random.key(2), epochs)]
+def _case(
+    model: dp.models.Model, x: jax.Array, y: jax.Array, epochs: int, rounds: int, *, fast: bool
+) -> Comparison:
+    params, epochs, rounds = (
+        model.init(jax.random.key(0)),
+        1 if fast else epochs,
+        1 if fast else rounds,
+    )
+    orders = [
+        jax.random.permutation(key, len(x))[: len(x) // BATCH * BATCH]
+        for key in jax.random.split(jax.random.key(2), epochs)
+    ]
     order = jnp.concatenate(orders).reshape(-1, BATCH)
 
     def cost(params: Any, batch: jax.Array) -> jax.Array:
         return dp.losses.softmax_cross_entropy(model.apply(params, x[batch]), y[batch]).mean()
 
-    run = lambda: dp.descent.run(dp.descent.descent(cost, OPTIMIZER), params, order).variable  # noqa: E731
+    run = lambda: dp.descent.run(dp.descent.descent(cost, OPTIMIZER), params, order).variable
     host, scan = bare_loops(model, params, x, y, order)
-    return compare({"run": run, "Python loop": host, "lax.scan": scan}, baseline="Python loop", rounds=rounds)
+    return compare(
+        {"run": run, "Python loop": host, "lax.scan": scan}, baseline="Python loop", rounds=rounds
+    )
 
 
 def bare_loops(
@@ -64,13 +93,19 @@ def bare_loops(
 
     def step(carry: Any, batch: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
         params, state = carry
-        cost = lambda params: optax.losses.softmax_cross_entropy_with_integer_labels(model.apply(params, x[batch]), y[batch]).mean()  # noqa: E731
+        cost = lambda params: optax.losses.softmax_cross_entropy_with_integer_labels(
+            model.apply(params, x[batch]), y[batch]
+        ).mean()
         value, gradient = jax.value_and_grad(cost)(params)
         updates, state = OPTIMIZER.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
     jitted = jax.jit(lambda carry, order, k, x, y: step(carry, order[k], x, y))
-    scanned = jax.jit(lambda carry, order, x, y: jax.lax.scan(lambda carry, batch: step(carry, batch, x, y), carry, order))
+    scanned = jax.jit(
+        lambda carry, order, x, y: jax.lax.scan(
+            lambda carry, batch: step(carry, batch, x, y), carry, order
+        )
+    )
 
     def host() -> Any:
         carry, costs = (params, OPTIMIZER.init(params)), []

@@ -30,10 +30,15 @@ def main(fast: bool) -> dict[str, Comparison]:
     """Compare gradients of one image and of eight."""
     depth, rounds = (1, 1) if fast else (DEPTH, 15)
     tower, direction, network = _with_torch(depth) if _torch_is_there() else _alone(depth)
-    return {f"similarity gradient, {count} images": _compared(tower, direction, network, count, rounds) for count in (1, 8)}
+    return {
+        f"similarity gradient, {count} images": _compared(tower, direction, network, count, rounds)
+        for count in (1, 8)
+    }
 
 
-def _compared(tower: dp.Program, direction: jax.Array, network: Any, count: int, rounds: int) -> Comparison:
+def _compared(
+    tower: dp.Program, direction: jax.Array, network: Any, count: int, rounds: int
+) -> Comparison:
     images = jax.random.uniform(jax.random.key(0), (count, SIDE, SIDE, 3))
     contenders: dict[str, Callable[[], Any]] = {
         "diffprog": lambda: gradient(tower, direction, images),
@@ -41,7 +46,12 @@ def _compared(tower: dp.Program, direction: jax.Array, network: Any, count: int,
     }
     if network is None:
         return compare(contenders, baseline="diffprog, no gradient", rounds=rounds, warmup=2)
-    return compare(contenders | {"torch": _of_torch(network, direction, images)}, baseline="torch", rounds=rounds, warmup=2)
+    return compare(
+        contenders | {"torch": _of_torch(network, direction, images)},
+        baseline="torch",
+        rounds=rounds,
+        warmup=2,
+    )
 
 
 @jax.jit
@@ -56,13 +66,27 @@ gradient = jax.jit(jax.grad(similarity, argnums=2))
 
 def _alone(depth: int) -> tuple[dp.Program, jax.Array, None]:
     model = dp.models.vit(
-        (SIDE, SIDE, 3), patch=PATCH, width=WIDTH, depth=depth, heads=HEADS, outputs=FEATURES, activation="quick_gelu", norm_first=True
+        (SIDE, SIDE, 3),
+        patch=PATCH,
+        width=WIDTH,
+        depth=depth,
+        heads=HEADS,
+        outputs=FEATURES,
+        activation="quick_gelu",
+        norm_first=True,
     )
-    return dp.program(model.apply, model.init(jax.random.key(0))), jnp.full(FEATURES, FEATURES**-0.5), None
+    return (
+        dp.program(model.apply, model.init(jax.random.key(0))),
+        jnp.full(FEATURES, FEATURES**-0.5),
+        None,
+    )
 
 
 def _torch_is_there() -> bool:
-    return all(importlib.util.find_spec(package) for package in ("torch", "transformers", "safetensors", "tokenizers"))
+    return all(
+        importlib.util.find_spec(package)
+        for package in ("torch", "transformers", "safetensors", "tokenizers")
+    )
 
 
 def _with_torch(depth: int) -> tuple[dp.Program, jax.Array, Any]:
@@ -72,9 +96,22 @@ def _with_torch(depth: int) -> tuple[dp.Program, jax.Array, Any]:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    vision = {"hidden_size": WIDTH, "num_hidden_layers": depth, "image_size": SIDE, "patch_size": PATCH}
-    text = {"num_hidden_layers": depth, "vocab_size": len(VOCABULARY), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    network = transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=FEATURES)).eval()
+    vision = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": depth,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+    }
+    text = {
+        "num_hidden_layers": depth,
+        "vocab_size": len(VOCABULARY),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    network = transformers.CLIPModel(
+        transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=FEATURES)
+    ).eval()
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
         transformers.CLIPImageProcessor().save_pretrained(folder)
@@ -92,8 +129,13 @@ def _of_torch(network: Any, direction: jax.Array, images: jax.Array) -> Callable
     import transformers
 
     processor = transformers.CLIPImageProcessor()
-    mean, deviation = (torch.tensor(each)[:, None, None] for each in (processor.image_mean, processor.image_std))
-    toward, start = torch.tensor(np.asarray(direction)), torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous()
+    mean, deviation = (
+        torch.tensor(each)[:, None, None] for each in (processor.image_mean, processor.image_std)
+    )
+    toward, start = (
+        torch.tensor(np.asarray(direction)),
+        torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous(),
+    )
 
     def made() -> Any:
         x = start.clone().requires_grad_()

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 import diffprog as dp
 from diffprog.backprop import affine, convolution, flatten, relu
+from experiments.benchmarks.baselines import lucent
 from experiments.benchmarks.harness import Comparison, compare
-from experiments.benchmarks.peers import lucent
 
 vis = dp.visualization
 
@@ -50,11 +50,16 @@ def main(fast: bool) -> dict[str, Comparison]:
         ours, flax_own = _layers(channels), Flax(channels)
         ways = {
             "diffprog's layers": (ours.apply, ours.init(jax.random.key(0))),
-            "unmodified flax": (flax_own.apply, flax_own.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))),
+            "unmodified flax": (
+                flax_own.apply,
+                flax_own.init(jax.random.key(0), jnp.zeros((1, *SHAPE))),
+            ),
         }
         for way, (apply, params) in ways.items():
             others = lucent(channels, SHAPE[0], UNITS, steps)
-            found[f"{len(channels)} convolutions, {way}"] = _case(apply, params, f"conv{len(channels)}", steps, rounds, others)
+            found[f"{len(channels)} convolutions, {way}"] = _case(
+                apply, params, f"conv{len(channels)}", steps, rounds, others
+            )
     return found
 
 
@@ -62,10 +67,19 @@ def _layers(channels: tuple[int, ...]) -> dp.models.Model:
     layers: list[Any] = []
     for number, (inputs, outputs) in enumerate(zip((3, *channels), channels, strict=False), 1):
         layers += [(f"conv{number}", convolution(inputs, outputs)), (f"hidden{number}", relu())]
-    return dp.models.sequential([*layers, ("flat", flatten()), ("logits", affine(32 * 32 * channels[-1], 10))], shape=SHAPE)
+    return dp.models.sequential(
+        [*layers, ("flat", flatten()), ("logits", affine(32 * 32 * channels[-1], 10))], shape=SHAPE
+    )
 
 
-def _case(apply: Any, params: Any, node: str, steps: int, rounds: int, others: dict[str, Callable[[], Any]]) -> Comparison:
+def _case(
+    apply: Any,
+    params: Any,
+    node: str,
+    steps: int,
+    rounds: int,
+    others: dict[str, Callable[[], Any]],
+) -> Comparison:
     f, bare = dp.program(apply, params), dp.program(apply, params, fast_gradients=False)
     data = jax.random.uniform(jax.random.key(1), (64, *SHAPE))
     image, units = vis.fourier(SHAPE, colors=vis.decorrelated(data)), jnp.arange(UNITS)
@@ -95,7 +109,9 @@ def _case(apply: Any, params: Any, node: str, steps: int, rounds: int, others: d
     )
 
 
-def _bare_gradients(f: dp.Program, node: str, x: jax.Array, units: jax.Array, steps: int) -> Callable[[], Any]:
+def _bare_gradients(
+    f: dp.Program, node: str, x: jax.Array, units: jax.Array, steps: int
+) -> Callable[[], Any]:
     def cost(x: jax.Array, units: jax.Array) -> jax.Array:
         _, values = dp.nodes.read(f, [node])(x)
         return jnp.take_along_axis(values[node].mean((1, 2)), units[:, None], axis=1).sum()

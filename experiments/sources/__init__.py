@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from experiments.sources import lecture_000, lecture_001, lecture_004, notes_002_003
-from experiments.sources.pieces import Given, Quantities
-from experiments.sources.routes import Route, by_autodiff, by_differences, by_hand
+from experiments.sources.differentiators import Route, by_autodiff, by_differences, by_hand
+from experiments.sources.helpers import Given, Quantities
 
 __all__ = ["EXAMPLES", "Route", "by_autodiff", "by_differences", "by_hand", "golden", "quantities"]
 
@@ -58,11 +58,20 @@ EXAMPLES: dict[str, tuple[str, Callable[[Given, Route], Quantities]]] = {
 
 def golden() -> dict[str, dict[str, Any]]:
     """The examples by their id: inputs, true values, what the source prints and how that compares."""
-    return {example["id"]: example for example in json.loads(GOLDEN.read_text(encoding="utf-8"))["examples"]}
+    return {
+        example["id"]: example
+        for example in json.loads(GOLDEN.read_text(encoding="utf-8"))["examples"]
+    }
 
 
 def quantities(name: str, inputs: Given, route: Route) -> dict[str, np.ndarray]:
     """The quantities of one example by one route, in float64."""
-    given = {key: value if isinstance(value, str | dict) else np.asarray(value, np.float64) for key, value in inputs.items()}
+    given = {
+        key: value if isinstance(value, str | dict) else np.asarray(value, np.float64)
+        for key, value in inputs.items()
+    }
     with jax.enable_x64(True):
-        return {key: np.asarray(value, np.float64) for key, value in EXAMPLES[name][1](given, route).items()}
+        return {
+            key: np.asarray(value, np.float64)
+            for key, value in EXAMPLES[name][1](given, route).items()
+        }

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog import backprop as bp
-from experiments.sources.pieces import (
+from experiments.sources.differentiators import Route, compiled
+from experiments.sources.helpers import (
     SQUARES,
     TIMES,
     Given,
@@ -18,14 +19,17 @@ from experiments.sources.pieces import (
     stepped,
     with_params,
 )
-from experiments.sources.routes import Route, compiled
 
 
 def mit_tanh_221(given: Given, route: Route) -> Quantities:
     """Two inputs, two tanh units, one output, and one step of descent."""
     net = in_line("x0", x1=matrix(given["W0"]), x2=bp.tanh(), x3=matrix(given["W1"]))
     run = compiled(route, net, SQUARES)
-    params, x, y = with_params(net, x1=given["W0"], x3=given["W1"]), given["x0"][None], given["y"][None, None]
+    params, x, y = (
+        with_params(net, x1=given["W0"], x3=given["W1"]),
+        given["x0"][None],
+        given["y"][None, None],
+    )
     found = run(params, x, y)
     after = stepped(params, found.dparams, given["lr"])
     dw0, dw1 = found.dparams["x1"]["weight"], found.dparams["x3"]["weight"]
@@ -48,7 +52,9 @@ def mit_tanh_221(given: Given, route: Route) -> Quantities:
 def mit_mlp_relu(given: Given, route: Route) -> Quantities:
     """x, linear, relu, linear, half squared error; g_1 .. g_4 are the adjoints from the output to x."""
     net = in_line("x", z=matrix(given["W1"]), h=bp.relu(), yhat=matrix(given["W2"]))
-    found = compiled(route, net, SQUARES)(with_params(net, z=given["W1"], yhat=given["W2"]), given["x"][None], given["y"][None])
+    found = compiled(route, net, SQUARES)(
+        with_params(net, z=given["W1"], yhat=given["W2"]), given["x"][None], given["y"][None]
+    )
     return {
         **{name: found.values[name] for name in ("z", "h", "yhat")},
         **{f"g{k}T": found.adjoints[name] for k, name in enumerate(("yhat", "h", "z", "x"), 1)},
@@ -64,9 +70,17 @@ def numerator_layout_shapes(given: Given, route: Route) -> Quantities:
 
     def shape(outputs: int, inputs: int) -> tuple[int, ...]:
         weight = np.ones((outputs, inputs))
-        return jacobian(matrix(weight), np.ones(inputs), outputs, route, {"weight": weight}).dx.shape
+        return jacobian(
+            matrix(weight), np.ones(inputs), outputs, route, {"weight": weight}
+        ).dx.shape
 
-    by_matrix = pulled(matrix(np.ones((3, 5))), np.ones((1, 5)), np.ones((1, 3)), route, {"weight": np.ones((3, 5))}).dparams
+    by_matrix = pulled(
+        matrix(np.ones((3, 5))),
+        np.ones((1, 5)),
+        np.ones((1, 3)),
+        route,
+        {"weight": np.ones((3, 5))},
+    ).dparams
     return {
         "dz_du_shape": shape(z, u),
         "du_dx_shape": shape(u, x),
@@ -88,13 +102,21 @@ def affine_rules(given: Given, route: Route) -> Quantities:
     found = pulled(bp.affine(4, 3), given["y"][None], given["dz"][None], route, params)
     dparams = found.dparams[0]
     rows = bp.numerator_layout(dparams)
-    return {"dy": found.dx, "db": dparams["bias"], "dW": dparams["weight"], "dW_numerator": rows["weight"]}
+    return {
+        "dy": found.dx,
+        "db": dparams["bias"],
+        "dW": dparams["weight"],
+        "dW_numerator": rows["weight"],
+    }
 
 
 def momentum_quadratic(given: Given, route: Route) -> Quantities:
     """theta+ = theta - eta grad f - alpha m with m = theta_{t-1} - theta_t, on f = lambda theta^2 / 2; and the same without m."""
     net = in_line("theta", scaled=matrix(np.ones((1, 1))))
-    run, params = compiled(route, net, SQUARES), with_params(net, scaled=np.sqrt(given["lam"])[None, None])
+    run, params = (
+        compiled(route, net, SQUARES),
+        with_params(net, scaled=np.sqrt(given["lam"])[None, None]),
+    )
 
     def path(alpha: float) -> list[float]:
         thetas, m = [float(given["theta0"])], float(given["m0"])
@@ -118,7 +140,10 @@ def unit_visualisation_linear(given: Given, route: Route) -> Quantities:
         "J": (bp.add(), ("y", "lambda R")),
     }
     net = bp.dag(nodes, output="J")
-    run, params = compiled(route, net, TIMES), with_params(net, y=column, R=half, **{"lambda R": given["lam"][None, None]})
+    run, params = (
+        compiled(route, net, TIMES),
+        with_params(net, y=column, R=half, **{"lambda R": given["lam"][None, None]}),
+    )
     xs = [given["x0"][None]]
     for _ in range(600):
         xs.append(xs[-1] + given["eta"] * np.asarray(run(params, xs[-1], np.ones((1, 1))).dx))

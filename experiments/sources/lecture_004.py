@@ -3,13 +3,33 @@
 import numpy as np
 
 from diffprog import backprop as bp
-from experiments.sources.pieces import IDENTITY, SQUARES, SURPRISE, Given, Quantities, in_line, jacobian, pulled, slopes
-from experiments.sources.routes import Route, by_autodiff, by_differences, by_hand, compiled
+from experiments.sources.differentiators import (
+    Route,
+    by_autodiff,
+    by_differences,
+    by_hand,
+    compiled,
+)
+from experiments.sources.helpers import (
+    IDENTITY,
+    SQUARES,
+    SURPRISE,
+    Given,
+    Quantities,
+    in_line,
+    jacobian,
+    pulled,
+    slopes,
+)
 
 
 def gd_convergence_rule(given: Given, route: Route) -> Quantities:
     """do theta = theta - eta dL/dtheta while |L_k - L_{k-1}| > eps, on L = theta^2 / 2."""
-    run, zero, theta = compiled(route, IDENTITY, SQUARES), np.zeros((1, 1)), given["theta0"][None, None]
+    run, zero, theta = (
+        compiled(route, IDENTITY, SQUARES),
+        np.zeros((1, 1)),
+        given["theta0"][None, None],
+    )
     losses, found = [np.inf], run(((),), theta, zero)
     while len(losses) == 1 or abs(float(found.value) - losses[-1]) > given["eps"]:
         losses.append(float(found.value))
@@ -39,7 +59,12 @@ def two_or_not_two(given: Given, route: Route) -> Quantities:
     z, run = given["z"][None], compiled(route, IDENTITY, bp.sum_over_examples(bp.sigmoid_kl()))
     found, other = run(((),), z, np.ones(1)), run(((),), z, np.zeros(1))
     apart = compiled(route, in_line("z", y=bp.sigmoid()), SURPRISE)({"y": ()}, z, given["d"][None])
-    quantities = {"Y": apart.values["y"], "KL": found.value, "dKL_dY": apart.adjoints["y"], "dKL_dz": found.dx}
+    quantities = {
+        "Y": apart.values["y"],
+        "KL": found.value,
+        "dKL_dY": apart.adjoints["y"],
+        "dKL_dz": found.dx,
+    }
     return quantities | {"KL_d0": other.value, "dKL_dz_d0": other.dx}
 
 
@@ -47,7 +72,12 @@ def digit_softmax_kl(given: Given, route: Route) -> Quantities:
     """Ten or eleven softmax outputs and the KL divergence: dKL/dz = Y - d, and at chance the loss is log K."""
     run, d = compiled(route, IDENTITY, bp.sum_over_examples(bp.softmax_kl())), given["d"][None]
     found, chance = run(((),), given["z"][None], d), run(((),), np.zeros_like(d), d)
-    return {"Y": bp.softmax().forward((), given["z"])[0], "KL": found.value, "dKL_dz": found.dx, "chance_loss": chance.value}
+    return {
+        "Y": bp.softmax().forward((), given["z"])[0],
+        "KL": found.value,
+        "dKL_dz": found.dx,
+        "chance_loss": chance.value,
+    }
 
 
 def multiplicative_prod_pow(given: Given, route: Route) -> Quantities:
@@ -56,7 +86,12 @@ def multiplicative_prod_pow(given: Given, route: Route) -> Quantities:
     found = jacobian(bp.power_product(3, 2), z, 2, route, {"alpha": alpha})
     y = found.values["power_product1"][0]
     divided = y[:, None] * alpha.T / z
-    return {"y": y, "dy_dz": found.dx, "dy_dz_alt": divided, "dy_dalpha": found.dparams[0]["alpha"].T}
+    return {
+        "y": y,
+        "dy_dz": found.dx,
+        "dy_dz_alt": divided,
+        "dy_dalpha": found.dparams[0]["alpha"].T,
+    }
 
 
 def multiplicative_pairs(given: Given, route: Route) -> Quantities:
@@ -80,7 +115,10 @@ def relu_at_0(given: Given, route: Route) -> Quantities:
 
 def max_subset(given: Given, route: Route) -> Quantities:
     """y_j = max over S_j. Ties are shared; the lecture's argmax, the first of the largest, is found with the others a little lower."""
-    layer, z = bp.max_over([[int(i) for i in subset] for subset in given["subsets"].values()]), given["z"]
+    layer, z = (
+        bp.max_over([[int(i) for i in subset] for subset in given["subsets"].values()]),
+        given["z"],
+    )
     return {
         "y": layer.forward((), z[None])[0],
         "J_jnp_max": jacobian(layer, z, 2, route).dx,

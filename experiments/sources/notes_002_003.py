@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 from diffprog import backprop as bp
 from diffprog.backprop import Layer
-from experiments.sources.pieces import (
+from experiments.sources.differentiators import Route, compiled
+from experiments.sources.helpers import (
     SQUARES,
     TIMES,
     Given,
@@ -19,7 +20,6 @@ from experiments.sources.pieces import (
     stepped,
     with_params,
 )
-from experiments.sources.routes import Route, compiled
 
 
 def exercise_4433_sq(given: Given, route: Route) -> Quantities:
@@ -33,23 +33,41 @@ def exercise_4433_softmax_ce(given: Given, route: Route) -> Quantities:
     return _exercise(given, route, loss, np.array([given["y"].argmax()]), jax.nn.softmax)
 
 
-EXERCISE = in_line("x", z1=bp.affine(4, 4), h1=bp.tanh(), z2=bp.affine(4, 3), h2=bp.tanh(), z3=bp.affine(3, 3))
+EXERCISE = in_line(
+    "x", z1=bp.affine(4, 4), h1=bp.tanh(), z2=bp.affine(4, 3), h2=bp.tanh(), z3=bp.affine(3, 3)
+)
 
 
 def _all_equal(value: float) -> dict[str, Any]:
-    return jax.tree.map(lambda leaf: np.full(leaf.shape, value), jax.eval_shape(EXERCISE.init, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf: np.full(leaf.shape, value), jax.eval_shape(EXERCISE.init, jax.random.key(0))
+    )
 
 
-def _exercise(given: Given, route: Route, loss: Layer, y: Any, output: Callable[[Array], Array]) -> Quantities:
-    run, params, x = compiled(route, EXERCISE, loss), _all_equal(given["all_weights"].item()), given["x"][None]
+def _exercise(
+    given: Given, route: Route, loss: Layer, y: Any, output: Callable[[Array], Array]
+) -> Quantities:
+    run, params, x = (
+        compiled(route, EXERCISE, loss),
+        _all_equal(given["all_weights"].item()),
+        given["x"][None],
+    )
     found = run(params, x, y)
     after = stepped(params, found.dparams, given["lr"])
     names = {"W": "weight", "b": "bias"}
     return {
         **{name: value for name, value in found.values.items() if name != "x"},
         **{f"d{name}": adjoint for name, adjoint in found.adjoints.items()},
-        **{f"d{short}{k}": found.dparams[f"z{k}"][name] for k in (1, 2, 3) for short, name in names.items()},
-        **{f"{short}{k}_new": after[f"z{k}"][name] for k in (1, 2, 3) for short, name in names.items()},
+        **{
+            f"d{short}{k}": found.dparams[f"z{k}"][name]
+            for k in (1, 2, 3)
+            for short, name in names.items()
+        },
+        **{
+            f"{short}{k}_new": after[f"z{k}"][name]
+            for k in (1, 2, 3)
+            for short, name in names.items()
+        },
         "yhat": output(found.values["z3"]),
         "loss": found.value,
         "loss_after": run(after, x, y).value,
@@ -69,23 +87,48 @@ def exercise_4433_two_examples(given: Given, route: Route) -> Quantities:
 def chain_rt(given: Given, route: Route) -> Quantities:
     """r = u + v with u = 3 t^3 and v = t^2: two paths from t, whose derivatives add up to 9 t^2 + 2 t."""
     power = bp.power_product(1, 1)
-    nodes: Any = {"cube": (power, "t"), "u": (matrix([[3.0]]), "cube"), "v": (power, "t"), "r": (bp.add(), ("u", "v"))}
-    exponents = {name: {"alpha": np.array([[alpha]])} for name, alpha in (("cube", 3.0), ("v", 2.0))}
+    nodes: Any = {
+        "cube": (power, "t"),
+        "u": (matrix([[3.0]]), "cube"),
+        "v": (power, "t"),
+        "r": (bp.add(), ("u", "v")),
+    }
+    exponents = {
+        name: {"alpha": np.array([[alpha]])} for name, alpha in (("cube", 3.0), ("v", 2.0))
+    }
     run = compiled(route, bp.dag(nodes, output="r", inputs=("t",)), TIMES)
-    return {"drdt": run({"u": {"weight": np.array([[3.0]])}, "r": (), **exponents}, given["t"][None, None], np.ones((1, 1))).dx}
+    return {
+        "drdt": run(
+            {"u": {"weight": np.array([[3.0]])}, "r": (), **exponents},
+            given["t"][None, None],
+            np.ones((1, 1)),
+        ).dx
+    }
 
 
 def xyz(given: Given, route: Route) -> Quantities:
     """f = (x + y) z: the add gate distributes, the multiply gate switches."""
-    net = bp.dag({"q": (bp.add(), ("x", "y")), "f": (bp.multiply(), ("q", "z"))}, output="f", inputs=("x", "y", "z"))
-    found = compiled(route, net, TIMES)({"q": (), "f": ()}, tuple(given[name][None] for name in "xyz"), np.ones(1))
-    return {name: found.values[name] for name in "qf"} | {f"df_d{name}": found.adjoints[name] for name in "fqzxy"}
+    net = bp.dag(
+        {"q": (bp.add(), ("x", "y")), "f": (bp.multiply(), ("q", "z"))},
+        output="f",
+        inputs=("x", "y", "z"),
+    )
+    found = compiled(route, net, TIMES)(
+        {"q": (), "f": ()}, tuple(given[name][None] for name in "xyz"), np.ones(1)
+    )
+    return {name: found.values[name] for name in "qf"} | {
+        f"df_d{name}": found.adjoints[name] for name in "fqzxy"
+    }
 
 
 def wx_norm2(given: Given, route: Route) -> Quantities:
     """f = |W x|^2."""
-    net = bp.dag({"q": (matrix(given["W"]), "x"), "squares": (bp.multiply(), ("q", "q"))}, output="squares")
-    found = compiled(route, net, TIMES)(with_params(net, q=given["W"]), given["x"][None], np.ones((1, 2)))
+    net = bp.dag(
+        {"q": (matrix(given["W"]), "x"), "squares": (bp.multiply(), ("q", "q"))}, output="squares"
+    )
+    found = compiled(route, net, TIMES)(
+        with_params(net, q=given["W"]), given["x"][None], np.ones((1, 2))
+    )
     dw = found.dparams["q"]["weight"]
     return {
         "q": found.values["q"],

@@ -25,7 +25,9 @@ def case(seed, classes=2, faces=0.0, dtype=np.float32):
     """A linear program, examples (some numbers of them on the faces of the box), and what it reads."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(LOW, HIGH, (BATCH, SIZE)).astype(dtype)
-    x = np.where(rng.uniform(size=x.shape) < faces, rng.choice([LOW, HIGH], x.shape), x).astype(dtype)
+    x = np.where(rng.uniform(size=x.shape) < faces, rng.choice([LOW, HIGH], x.shape), x).astype(
+        dtype
+    )
     f = dp.program(linear, jnp.asarray(rng.normal(size=(SIZE, classes)).astype(dtype)))
     return f, x, np.asarray(f(x).argmax(1))
 
@@ -40,5 +42,7 @@ def most(norm, gradient, room, epsilon):
         return gradient[order] @ np.clip(epsilon - before, 0, room[order])
     if np.linalg.norm(room) <= epsilon:
         return gradient @ room
-    length = lambda s: np.linalg.norm(np.minimum(s * gradient, room)) - epsilon  # noqa: E731
-    return gradient @ np.minimum(brentq(length, 0, 2 * room.max() / gradient.min(), xtol=1e-15) * gradient, room)
+    length = lambda s: np.linalg.norm(np.minimum(s * gradient, room)) - epsilon
+    return gradient @ np.minimum(
+        brentq(length, 0, 2 * room.max() / gradient.min(), xtol=1e-15) * gradient, room
+    )

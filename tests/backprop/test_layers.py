@@ -72,9 +72,19 @@ LAYERS = {
     "softmax_kl": (bp.softmax_kl(), ((5, 4), distributions(5, 4))),
     "sigmoid_kl": (bp.sigmoid_kl(), ((5,), uniform(5))),
     "sum of a loss": (bp.sum_over_examples(bp.half_squared_error()), ((5, 4), (5, 4))),
-    "mean of a loss": (bp.mean_over_examples(bp.softmax_cross_entropy()), ((5, 4), ids(5, below=4))),
+    "mean of a loss": (
+        bp.mean_over_examples(bp.softmax_cross_entropy()),
+        ((5, 4), ids(5, below=4)),
+    ),
     "chain": (bp.chain([bp.affine(4, 3), bp.tanh()]), (5, 4)),
-    "dag": (bp.dag({"h": (bp.affine(4, 4), "a"), "y": (bp.multiply(), ("h", "b"))}, output="y", inputs=("a", "b")), ((5, 4), (5, 4))),
+    "dag": (
+        bp.dag(
+            {"h": (bp.affine(4, 4), "a"), "y": (bp.multiply(), ("h", "b"))},
+            output="y",
+            inputs=("a", "b"),
+        ),
+        ((5, 4), (5, 4)),
+    ),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -97,7 +107,9 @@ def split(x):
 
     def joined(floats):
         floats = iter(floats)
-        return jax.tree.unflatten(tree, [next(floats) if is_float(leaf) else leaf for leaf in leaves])
+        return jax.tree.unflatten(
+            tree, [next(floats) if is_float(leaf) else leaf for leaf in leaves]
+        )
 
     return [leaf for leaf in leaves if is_float(leaf)], joined
 
@@ -105,7 +117,9 @@ def split(x):
 def problem(layer, given):
     """Params and input of one layer, in float64. Drawn with NumPy, for which nothing is compiled."""
     random = np.random.default_rng(3)
-    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), jax.eval_shape(layer.init, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda leaf: random.normal(size=leaf.shape), jax.eval_shape(layer.init, jax.random.key(0))
+    )
     return params, drawn(given, random)
 
 
@@ -124,14 +138,17 @@ def computed(name):
     layer, given = LAYERS[name]
 
     def everything(params, floats):
-        forward = lambda params, floats: layer.forward(params, joined(floats))[0]  # noqa: E731
-        by_hand = lambda params, floats: bp.differentiable(layer)(params, joined(floats))  # noqa: E731
+        forward = lambda params, floats: layer.forward(params, joined(floats))[0]
+        by_hand = lambda params, floats: bp.differentiable(layer)(params, joined(floats))
         y, residuals = layer.forward(params, joined(floats))
         dy = normal_like(y)
         dparams, dx = layer.backward(params, residuals, dy)
 
         def gradient(f):
-            return jax.grad(lambda params, floats: inner(dy, jax.tree.map(jnp.square, f(params, floats))), (0, 1))
+            return jax.grad(
+                lambda params, floats: inner(dy, jax.tree.map(jnp.square, f(params, floats))),
+                (0, 1),
+            )
 
         def second(f):
             return jax.jvp(gradient(f), (params, floats), normal_like((params, floats)))[1]
@@ -143,18 +160,24 @@ def computed(name):
             "second": second(by_hand),
             "second automatic": second(forward),
             "batched": jax.vmap(gradient(by_hand), (None, 0), axis_size=2)(params, batch),
-            "looped": jax.lax.map(lambda i: gradient(by_hand)(params, [leaf[i] for leaf in batch]), jnp.arange(2)),
+            "looped": jax.lax.map(
+                lambda i: gradient(by_hand)(params, [leaf[i] for leaf in batch]), jnp.arange(2)
+            ),
         }
 
     with jax.enable_x64(True):
         params, x = problem(layer, given)
         floats, joined = split(x)
-        return jax.jit(everything, compiler_options={"xla_backend_optimization_level": 0})(params, floats)
+        return jax.jit(everything, compiler_options={"xla_backend_optimization_level": 0})(
+            params, floats
+        )
 
 
 def close(got, want, tolerance=1e-12):
     assert jax.tree.structure(got) == jax.tree.structure(want)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), got, want)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), got, want
+    )
 
 
 @every_layer
@@ -176,9 +199,11 @@ def test_batched_by_vmap_equals_looped(name):
 def test_gradients_have_the_structure_of_their_variables(name):
     layer, given = LAYERS[name]
     params, x = problem(layer, given)
-    dparams, dx = jax.eval_shape(lambda params, x: layer.backward(params, *layer.forward(params, x)[::-1]), params, x)
+    dparams, dx = jax.eval_shape(
+        lambda params, x: layer.backward(params, *layer.forward(params, x)[::-1]), params, x
+    )
     assert jax.tree.map(jnp.shape, dparams) == jax.tree.map(jnp.shape, params)
-    is_none = lambda leaf: leaf is None  # noqa: E731
+    is_none = lambda leaf: leaf is None
     shapes = jax.tree.map(lambda leaf: leaf.shape if is_float(leaf) else None, x)
     assert jax.tree.map(lambda leaf: getattr(leaf, "shape", None), dx, is_leaf=is_none) == shapes
 
@@ -188,7 +213,9 @@ def test_gradients_have_the_structure_of_their_variables(name):
 def test_keeps_the_dtype(name, dtype):
     layer, given = LAYERS[name]
     with jax.enable_x64(False):
-        cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf)
+        cast = functools.partial(
+            jax.tree.map, lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf
+        )
         params, x = jax.eval_shape(lambda: cast(problem(layer, given)))
         y, residuals = jax.eval_shape(layer.forward, params, x)
         gradients = jax.eval_shape(layer.backward, params, residuals, y)
@@ -210,7 +237,9 @@ def test_names_tell_layers_apart():
 def test_convolution_gradients_have_the_shapes_of_their_variables(window, stride, padding):
     layer, x = bp.convolution(2, 3, window, stride=stride, padding=padding), jnp.ones((2, 9, 8, 2))
     params = jax.eval_shape(layer.init, jax.random.key(0))
-    dparams, dx = jax.eval_shape(lambda params: layer.backward(params, x, layer.forward(params, x)[0]), params)
+    dparams, dx = jax.eval_shape(
+        lambda params: layer.backward(params, x, layer.forward(params, x)[0]), params
+    )
     assert jax.tree.map(jnp.shape, (dparams, dx)) == jax.tree.map(jnp.shape, (params, x))
 
 
@@ -221,21 +250,31 @@ def test_max_pool_shares_the_gradient_on_a_tie():
 
 @pytest.mark.parametrize("at_zero", [0.0, 0.5, 1.0])
 def test_relu_at_zero_is_the_asked_subgradient(at_zero):
-    dx = jax.grad(lambda x: bp.differentiable(bp.relu(at_zero=at_zero))((), x).sum())(jnp.array([[-1.0, 0.0, 1.0]]))
+    dx = jax.grad(lambda x: bp.differentiable(bp.relu(at_zero=at_zero))((), x).sum())(
+        jnp.array([[-1.0, 0.0, 1.0]])
+    )
     np.testing.assert_array_equal(dx, [[0, at_zero, 1]])
 
 
 def test_kinks_follow_jax_nn():
-    for layer, function in ((bp.relu(), jax.nn.relu), (bp.leaky_relu(), jax.nn.leaky_relu), (bp.elu(), jax.nn.elu)):
+    for layer, function in (
+        (bp.relu(), jax.nn.relu),
+        (bp.leaky_relu(), jax.nn.leaky_relu),
+        (bp.elu(), jax.nn.elu),
+    ):
         ours = jax.grad(lambda x, layer=layer: bp.differentiable(layer)((), x)[0])(jnp.zeros(1))
-        np.testing.assert_array_equal(ours, jax.grad(lambda x, function=function: function(x)[0])(jnp.zeros(1)))
+        np.testing.assert_array_equal(
+            ours, jax.grad(lambda x, function=function: function(x)[0])(jnp.zeros(1))
+        )
 
 
 def test_max_over_shares_the_gradient_on_a_tie_within_a_subset():
     layer, z = bp.max_over([[0, 1, 2], [1, 3]]), jnp.array([[1.0, 5.0, 2.0, 5.0]])
     y, kept = layer.forward((), z)
     np.testing.assert_array_equal(y, [[5, 5]])
-    np.testing.assert_array_equal(layer.backward((), kept, jnp.array([[10.0, 1.0]]))[1], [[0, 10.5, 0, 0.5]])
+    np.testing.assert_array_equal(
+        layer.backward((), kept, jnp.array([[10.0, 1.0]]))[1], [[0, 10.5, 0, 0.5]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,7 +298,11 @@ def test_power_product_at_zero_and_below(z, alpha, y, dz, dalpha):
 
 
 def test_power_product_mixed_derivative_at_exponent_zero():
-    slope = lambda alpha: bp.power_product(1, 1).backward({"alpha": alpha}, jnp.array([[2.0]]), jnp.ones((1, 1)))[1].sum()  # noqa: E731
+    slope = lambda alpha: (
+        bp.power_product(1, 1)
+        .backward({"alpha": alpha}, jnp.array([[2.0]]), jnp.ones((1, 1)))[1]
+        .sum()
+    )
     np.testing.assert_allclose(jax.grad(slope)(jnp.zeros((1, 1))), 1 / 2)
 
 
@@ -322,7 +365,10 @@ def test_losses_have_the_values_of_the_losses_module():
 @pytest.mark.slow
 def test_one_hot_targets_have_finite_gradients():
     logits, onehot = jnp.array([[-1.0, 2.0, 0.0]]), jnp.array([[0.0, 1.0, 0.0]])
-    for layer, x in ((bp.softmax_kl(), (logits, onehot)), (bp.sigmoid_kl(), (logits[0], onehot[0]))):
+    for layer, x in (
+        (bp.softmax_kl(), (logits, onehot)),
+        (bp.sigmoid_kl(), (logits[0], onehot[0])),
+    ):
         value, kept = layer.forward((), x)
         dx = layer.backward((), kept, jnp.ones_like(value))[1]
         automatic = jax.grad(lambda x, layer=layer: layer.forward((), x)[0].sum())(x)
@@ -339,33 +385,65 @@ def test_elu_far_below_zero_has_a_finite_gradient():
     [
         (lambda: bp.affine(0, 3), ValueError, "inputs must be an integer >= 1, got 0"),
         (lambda: bp.affine(3, 1.5), TypeError, "outputs must be an integer, got float"),
-        (lambda: bp.affine(3, 1, initializer="he"), TypeError, "initializer must be callable, got str"),
-        (lambda: bp.relu(at_zero=2), ValueError, "at_zero must be a finite number >= 0 and <= 1, got 2"),
+        (
+            lambda: bp.affine(3, 1, initializer="he"),
+            TypeError,
+            "initializer must be callable, got str",
+        ),
+        (
+            lambda: bp.relu(at_zero=2),
+            ValueError,
+            "at_zero must be a finite number >= 0 and <= 1, got 2",
+        ),
         (lambda: bp.leaky_relu(-1), ValueError, "slope must be"),
         (lambda: bp.elu(float("nan")), ValueError, "alpha must be"),
         (lambda: bp.maxout(3, 2, pieces=1), ValueError, "pieces must be an integer >= 2, got 1"),
         (lambda: bp.convolution(1, 2, stride=0), ValueError, "stride must be"),
-        (lambda: bp.convolution(1, 2, padding="FULL"), ValueError, "padding must be one of 'SAME', 'VALID', got 'FULL'"),
+        (
+            lambda: bp.convolution(1, 2, padding="FULL"),
+            ValueError,
+            "padding must be one of 'SAME', 'VALID', got 'FULL'",
+        ),
         (lambda: bp.max_pool(0), ValueError, "window must be"),
         (lambda: bp.average_pool(-1), ValueError, "window must be"),
         (lambda: bp.differentiable(jnp.tanh), TypeError, "layer must be a Layer"),
         (lambda: bp.extended_affine(0, 3), ValueError, "inputs must be an integer >= 1, got 0"),
         (lambda: bp.copy(0), ValueError, "count must be an integer >= 1, got 0"),
         (lambda: bp.max_over([]), ValueError, "subsets must be a sequence of at least one subset"),
-        (lambda: bp.max_over([[0], []]), ValueError, r"subsets\[1\] must be at least one position, none twice, got \[\]"),
-        (lambda: bp.max_over([[1, 1]]), ValueError, r"subsets\[0\] must be at least one position, none twice"),
-        (lambda: bp.max_over([[0, -1]]), ValueError, r"subsets\[0\] must be an integer >= 0, got -1"),
+        (
+            lambda: bp.max_over([[0], []]),
+            ValueError,
+            r"subsets\[1\] must be at least one position, none twice, got \[\]",
+        ),
+        (
+            lambda: bp.max_over([[1, 1]]),
+            ValueError,
+            r"subsets\[0\] must be at least one position, none twice",
+        ),
+        (
+            lambda: bp.max_over([[0, -1]]),
+            ValueError,
+            r"subsets\[0\] must be an integer >= 0, got -1",
+        ),
         (lambda: bp.max_over([0, 1]), ValueError, r"subsets\[0\] must be at least one position"),
         (lambda: bp.power_product(2, 0), ValueError, "outputs must be"),
         (lambda: bp.power_product(2, 1, initializer=1), TypeError, "initializer must be callable"),
         (lambda: bp.layer_norm(0), ValueError, "features must be an integer >= 1, got 0"),
-        (lambda: bp.batch_norm(3, epsilon=0), ValueError, "epsilon must be a finite number > 0, got 0"),
+        (
+            lambda: bp.batch_norm(3, epsilon=0),
+            ValueError,
+            "epsilon must be a finite number > 0, got 0",
+        ),
         (lambda: bp.dropout(1), ValueError, "rate must be below 1"),
         (lambda: bp.dropout(-0.1), ValueError, "rate must be a finite number >= 0"),
         (lambda: bp.embedding(0, 2), ValueError, "count must be"),
         (lambda: bp.attention(2.0), TypeError, "width must be an integer, got float"),
         (lambda: bp.residual("affine"), TypeError, "layer must be a Layer, got str"),
-        (lambda: bp.sum_over_examples(losses.softmax_kl), TypeError, "loss must be a Layer, got function"),
+        (
+            lambda: bp.sum_over_examples(losses.softmax_kl),
+            TypeError,
+            "loss must be a Layer, got function",
+        ),
         (lambda: bp.mean_over_examples(None), TypeError, "loss must be a Layer, got NoneType"),
         (lambda: bp.softmax_jacobian(jnp.ones(2, int)), TypeError, "y must be a float array"),
     ],
@@ -378,41 +456,111 @@ def test_refuses_bad_settings(make, error, message):
 @pytest.mark.parametrize(
     ("layer", "x", "error", "message"),
     [
-        (bp.affine(4, 3), jnp.ones((5, 3)), ValueError, r"x must have shape \(batch, 4\) for this affine layer, got \[5, 3\]"),
+        (
+            bp.affine(4, 3),
+            jnp.ones((5, 3)),
+            ValueError,
+            r"x must have shape \(batch, 4\) for this affine layer, got \[5, 3\]",
+        ),
         (bp.affine(4, 3), jnp.ones(4), ValueError, r"x must have rank 2, got float32\[4\]"),
         (bp.affine(4, 3), jnp.ones((5, 4), int), TypeError, "x must be a float array, got int32"),
         (bp.maxout(4, 3), jnp.ones((5, 3)), ValueError, "x must have shape"),
         (bp.convolution(2, 3), jnp.ones((1, 5, 5, 1)), ValueError, "x must have shape"),
-        (bp.convolution(2, 3, padding="VALID"), jnp.ones((1, 2, 5, 2)), ValueError, "sides of at least 3"),
+        (
+            bp.convolution(2, 3, padding="VALID"),
+            jnp.ones((1, 2, 5, 2)),
+            ValueError,
+            "sides of at least 3",
+        ),
         (bp.max_pool(3), jnp.ones((1, 2, 2, 1)), ValueError, "sides of at least 3"),
         (bp.average_pool(3), jnp.ones((1, 2, 1)), ValueError, "x must have rank 4"),
         (bp.tanh(), jnp.ones((1, 2), int), TypeError, "z must be a float array"),
         (bp.flatten(), jnp.ones((1, 2), int), TypeError, "x must be a float array"),
         (bp.extended_affine(4, 3), jnp.ones((5, 5)), ValueError, r"x must have shape \(batch, 4\)"),
         (bp.add(), jnp.ones(3), TypeError, "x must be a tuple of arrays"),
-        (bp.add(), (jnp.ones(3), jnp.ones(2)), ValueError, r"shapes must agree, got x\[0\]: \[3\], x\[1\]: \[2\]"),
-        (bp.multiply(), (jnp.ones(3), jnp.ones(3, int)), TypeError, r"x\[1\] must be a float array"),
+        (
+            bp.add(),
+            (jnp.ones(3), jnp.ones(2)),
+            ValueError,
+            r"shapes must agree, got x\[0\]: \[3\], x\[1\]: \[2\]",
+        ),
+        (
+            bp.multiply(),
+            (jnp.ones(3), jnp.ones(3, int)),
+            TypeError,
+            r"x\[1\] must be a float array",
+        ),
         (bp.copy(2), jnp.ones(3, int), TypeError, "x must be a float array"),
-        (bp.max_over([[0, 4]]), jnp.ones((1, 4)), ValueError, r"z must have shape \(batch, 5\) or longer"),
+        (
+            bp.max_over([[0, 4]]),
+            jnp.ones((1, 4)),
+            ValueError,
+            r"z must have shape \(batch, 5\) or longer",
+        ),
         (bp.pairwise_product(), jnp.ones((1, 3)), ValueError, r"z must have shape \(batch, 2 n\)"),
         (bp.power_product(2, 1), jnp.ones((1, 3)), ValueError, r"z must have shape \(batch, 2\)"),
-        (bp.power_product(2, 1), -jnp.ones((1, 2)), ValueError, r"z \*\* alpha must be a finite real number, got z\[0, 0\] = -1.0"),
-        (bp.layer_norm(3), jnp.ones((2, 4)), ValueError, r"x must have shape \(batch, ..., 3\) for this layer_norm layer, got \[2, 4\]"),
+        (
+            bp.power_product(2, 1),
+            -jnp.ones((1, 2)),
+            ValueError,
+            r"z \*\* alpha must be a finite real number, got z\[0, 0\] = -1.0",
+        ),
+        (
+            bp.layer_norm(3),
+            jnp.ones((2, 4)),
+            ValueError,
+            r"x must have shape \(batch, ..., 3\) for this layer_norm layer, got \[2, 4\]",
+        ),
         (bp.batch_norm(3), jnp.ones((1, 3)), ValueError, "at least two values of each feature"),
         (bp.dropout(0.5), jnp.ones((1, 3)), TypeError, r"x must be a tuple \(values, key\)"),
         (bp.dropout(0.5), (jnp.ones((1, 3)), jnp.ones(2)), TypeError, "key must be a random key"),
         (bp.dropout(0.5), (jnp.ones((1, 3)), 3.0), TypeError, "key must be a random key"),
         (bp.embedding(3, 2), 1.0, TypeError, "ids must be integers, got float64"),
         (bp.embedding(3, 2), jnp.ones((2, 1)), TypeError, "ids must be integers, got float32"),
-        (bp.embedding(3, 2), jnp.array([0, 3]), ValueError, r"ids must lie in 0 .. 2, got values from 0 to 3"),
-        (bp.attention(3), jnp.ones((1, 2, 4)), ValueError, r"x must have shape \(batch, length, 3\)"),
+        (
+            bp.embedding(3, 2),
+            jnp.array([0, 3]),
+            ValueError,
+            r"ids must lie in 0 .. 2, got values from 0 to 3",
+        ),
+        (
+            bp.attention(3),
+            jnp.ones((1, 2, 4)),
+            ValueError,
+            r"x must have shape \(batch, length, 3\)",
+        ),
         (bp.attention(3), jnp.ones((1, 0, 3)), ValueError, "a length of at least 1"),
-        (bp.residual(bp.affine(3, 2)), jnp.ones((1, 3)), ValueError, r"shapes must agree, got x: \[1, 3\], affine\(3, 2\) of x: \[1, 2\]"),
-        (bp.half_squared_error(), jnp.ones((1, 3)), TypeError, r"x must be a tuple \(prediction, target\)"),
-        (bp.softmax_cross_entropy(), (jnp.ones((1, 3)), jnp.array([3])), ValueError, "labels must lie in 0 .. 2"),
-        (bp.softmax_kl(), (jnp.ones((1, 2)), jnp.ones((1, 2))), ValueError, "target must hold distributions"),
+        (
+            bp.residual(bp.affine(3, 2)),
+            jnp.ones((1, 3)),
+            ValueError,
+            r"shapes must agree, got x: \[1, 3\], affine\(3, 2\) of x: \[1, 2\]",
+        ),
+        (
+            bp.half_squared_error(),
+            jnp.ones((1, 3)),
+            TypeError,
+            r"x must be a tuple \(prediction, target\)",
+        ),
+        (
+            bp.softmax_cross_entropy(),
+            (jnp.ones((1, 3)), jnp.array([3])),
+            ValueError,
+            "labels must lie in 0 .. 2",
+        ),
+        (
+            bp.softmax_kl(),
+            (jnp.ones((1, 2)), jnp.ones((1, 2))),
+            ValueError,
+            "target must hold distributions",
+        ),
         (bp.sigmoid_kl(), (jnp.ones(2), jnp.full(2, 1.5)), ValueError, "target must lie in 0 .. 1"),
-        (bp.sum_over_examples(bp.tanh()), jnp.ones((2, 3)), ValueError, "the output of tanh must have rank 1"),
+        (
+            bp.sum_over_examples(bp.tanh()),
+            jnp.ones((2, 3)),
+            ValueError,
+            "the output of tanh must have rank 1",
+        ),
     ],
 )
 def test_forward_refuses_bad_input(layer, x, error, message):

@@ -9,7 +9,17 @@ from diffprog import backprop as bp
 from diffprog.checks import Finding, Precision, Report, check_layer, slope_test
 
 RIGHT = Finding("params['bias']", "ok", (0,), 1.0, 1.0, 0.0, 1e-12)
-WRONG = Finding("params['weight']", "wrong", (1, 2), 2.0, 1.0, 1.0, 1e-12, "a constant factor 2", layer="affine2")
+WRONG = Finding(
+    "params['weight']",
+    "wrong",
+    (1, 2),
+    2.0,
+    1.0,
+    1.0,
+    1e-12,
+    "a constant factor 2",
+    layer="affine2",
+)
 
 
 def test_the_table_says_everything():
@@ -22,7 +32,11 @@ def test_the_table_says_everything():
 
 
 def test_precision_is_one_line_a_dtype():
-    found = (Precision("x", "float32", 1.0, 2.0), Precision("y", "float32", 3.0, 4.0), Precision("x", "bfloat16", 5.0, 2.0))
+    found = (
+        Precision("x", "float32", 1.0, 2.0),
+        Precision("y", "float32", 3.0, 4.0),
+        Precision("x", "bfloat16", 5.0, 2.0),
+    )
     assert str(Report((RIGHT,), found)).splitlines()[-2:] == [
         "float32: 0.75 of what rounding explains at most, in y",
         "bfloat16: 2.50 of what rounding explains at most, in x  <- too inexact",
@@ -31,8 +45,18 @@ def test_precision_is_one_line_a_dtype():
 
 @pytest.mark.parametrize(
     ("verdict", "ok"),
-    [("ok", True), ("kink", True), ("degenerate", True), ("unused", True), ("autodiff-wrong", True), ("wrong", False)]
-    + [(verdict, False) for verdict in ("invalid-kink", "nonfinite", "nondeterministic", "precision")],
+    [
+        ("ok", True),
+        ("kink", True),
+        ("degenerate", True),
+        ("unused", True),
+        ("autodiff-wrong", True),
+        ("wrong", False),
+    ]
+    + [
+        (verdict, False)
+        for verdict in ("invalid-kink", "nonfinite", "nondeterministic", "precision")
+    ],
 )
 def test_which_verdicts_leave_a_report_ok(verdict, ok):
     assert Report((RIGHT, WRONG._replace(verdict=verdict))).ok is ok
@@ -46,8 +70,12 @@ def test_raise_if_wrong_raises_the_table():
 
 def test_error_and_tolerance_are_of_the_element_named():
     layer = bp.affine(3, 2)
-    wrong = layer._replace(backward=lambda p, x, dz: ({"weight": dz.T @ x, "bias": 2 * dz.sum(0)}, dz @ p["weight"]))
-    report = check_layer(wrong, layer.init(jax.random.key(0)), jnp.ones((4, 3)), key=jax.random.key(1))
+    wrong = layer._replace(
+        backward=lambda p, x, dz: ({"weight": dz.T @ x, "bias": 2 * dz.sum(0)}, dz @ p["weight"])
+    )
+    report = check_layer(
+        wrong, layer.init(jax.random.key(0)), jnp.ones((4, 3)), key=jax.random.key(1)
+    )
     (finding,) = [finding for finding in report.findings if not finding.ok]
     assert finding.got == pytest.approx(2 * finding.want, rel=1e-12)
     assert finding.error == pytest.approx(abs(finding.want), rel=1e-9)
@@ -66,12 +94,18 @@ def test_the_order_of_the_remainder_is_2_right_1_wrong_and_infinite_for_a_linear
     assert right.paths == ("x['a']", "x['b']")
     np.testing.assert_allclose(right.orders, [2, math.inf], atol=0.05)
     assert right.ok
-    wrong = slope_test(cubes, lambda t: {**jax.grad(cubes)(t), "b": jnp.ones(2) * 1.001}, X, key=jax.random.key(0))
+    wrong = slope_test(
+        cubes, lambda t: {**jax.grad(cubes)(t), "b": jnp.ones(2) * 1.001}, X, key=jax.random.key(0)
+    )
     np.testing.assert_allclose(wrong.orders, [2, 1], atol=0.05)
     assert not wrong.ok
     assert str(wrong).splitlines()[1] == "x['b']  order 1.00  wrong"
 
 
 def test_the_remainders_are_those_of_the_function():
-    report = slope_test(lambda x: (x**2).sum(), lambda x: 2 * x, jnp.array([3.0]), key=jax.random.key(0))
-    np.testing.assert_allclose(report.remainders[0, :10] / report.remainders[0, 0], 4.0 ** -np.arange(10), rtol=1e-6)
+    report = slope_test(
+        lambda x: (x**2).sum(), lambda x: 2 * x, jnp.array([3.0]), key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(
+        report.remainders[0, :10] / report.remainders[0, 0], 4.0 ** -np.arange(10), rtol=1e-6
+    )

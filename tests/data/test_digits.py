@@ -65,7 +65,10 @@ def test_sixteen_pixels_average_to_the_eight_they_come_from():
     assert np.abs(averaged - small[..., 0]).mean() < 0.05  # shifted by one pixel: 0.1
 
 
-@pytest.mark.parametrize(("size", "error"), [(28, ValueError), (0, ValueError), (8.0, TypeError), ("8", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("size", "error"),
+    [(28, ValueError), (0, ValueError), (8.0, TypeError), ("8", TypeError), (True, TypeError)],
+)
 def test_other_sizes_are_refused(size, error):
     with pytest.raises(error, match="size must be"):
         data.digits(size)
@@ -79,4 +82,9 @@ def test_without_scikit_learn_the_error_says_how_to_get_it(monkeypatch):
 
 def test_importing_the_module_imports_neither_scikit_learn_nor_matplotlib():
     code = "import sys, diffprog.data; print({'sklearn', 'matplotlib'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )

@@ -28,7 +28,9 @@ def test_pictures_classes_and_labels(tmp_path):
     assert images.x.dtype == np.float32
     assert images.y.dtype == np.int32
     np.testing.assert_array_equal(images.y, [0, 1, 1])
-    np.testing.assert_allclose(images.x * 255, np.stack([COLOUR[:, ::-1], COLOUR[::-1], COLOUR]), atol=1e-4)
+    np.testing.assert_allclose(
+        images.x * 255, np.stack([COLOUR[:, ::-1], COLOUR[::-1], COLOUR]), atol=1e-4
+    )
     np.testing.assert_array_equal(data.image_folder(str(tmp_path)).x, images.x)
 
 
@@ -61,17 +63,24 @@ def test_resizing_down_averages_instead_of_skipping(tmp_path):
     # One bright column in four: every fourth value alone would be 0 everywhere.
     stripes = np.tile(np.array([[0, 0, 0, 255]], np.uint8), (16, 4))
     save(tmp_path / "class" / "a.png", stripes)
-    np.testing.assert_allclose(data.image_folder(tmp_path, size=(4, 4)).x[0, :, 1:-1], 0.25, atol=1e-5)
+    np.testing.assert_allclose(
+        data.image_folder(tmp_path, size=(4, 4)).x[0, :, 1:-1], 0.25, atol=1e-5
+    )
 
 
 def test_mixed_sizes_and_channels_are_named(tmp_path):
     save(tmp_path / "class" / "a.png", COLOUR)
     save(tmp_path / "class" / "b.png", COLOUR[:3])
-    with pytest.raises(ValueError, match=r"b\.png: expected the size \(4, 5\) of .*a\.png, found \(3, 5\); size=\(height, width\) resizes"):
+    with pytest.raises(
+        ValueError,
+        match=r"b\.png: expected the size \(4, 5\) of .*a\.png, found \(3, 5\); size=\(height, width\) resizes",
+    ):
         data.image_folder(tmp_path)
     save(tmp_path / "class" / "b.png", GREY)
     for size in (None, (4, 5)):
-        with pytest.raises(ValueError, match=r"b\.png: expected 3 channels as in .*a\.png, found 1"):
+        with pytest.raises(
+            ValueError, match=r"b\.png: expected 3 channels as in .*a\.png, found 1"
+        ):
             data.image_folder(tmp_path, size)
 
 
@@ -83,22 +92,36 @@ def test_corrupt_pictures_are_named(tmp_path, name):
     whole = (tmp_path / "class" / name).read_bytes()
     for content in (b"", b"no picture", whole[:20], whole[: len(whole) // 2]):
         (tmp_path / "class" / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}: expected a picture, found a file that cannot be read"):
+        with pytest.raises(
+            ValueError, match=f"{name}: expected a picture, found a file that cannot be read"
+        ):
             data.image_folder(tmp_path)
 
 
 def test_missing_folders_classes_and_pictures_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"folder must be an existing folder, got .*nowhere"):
+    with pytest.raises(
+        FileNotFoundError, match=r"folder must be an existing folder, got .*nowhere"
+    ):
         data.image_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="expected one folder for each class, found none"):
         data.image_folder(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: expected at least one file \*\.png, \*\.jpg, \*\.jpeg, found none"):
+    with pytest.raises(
+        ValueError,
+        match=r"empty: expected at least one file \*\.png, \*\.jpg, \*\.jpeg, found none",
+    ):
         data.image_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("size", "error"), [(8, TypeError), ((8,), TypeError), ((8.0, 8), TypeError), ((0, 8), ValueError), ((8, -1), ValueError)]
+    ("size", "error"),
+    [
+        (8, TypeError),
+        ((8,), TypeError),
+        ((8.0, 8), TypeError),
+        ((0, 8), ValueError),
+        ((8, -1), ValueError),
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(tmp_path, size, error):
     with pytest.raises(error, match=r"size.* must be"):

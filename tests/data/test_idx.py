@@ -30,10 +30,16 @@ def write(folder, **changed):
 
 
 def expect(dataset):
-    for x, images in ((dataset.x_train, "train-images-idx3-ubyte"), (dataset.x_test, "t10k-images-idx3-ubyte")):
+    for x, images in (
+        (dataset.x_train, "train-images-idx3-ubyte"),
+        (dataset.x_test, "t10k-images-idx3-ubyte"),
+    ):
         assert x.dtype == np.float32
         np.testing.assert_array_equal(np.round(np.asarray(x) * 255), ARRAYS[images][..., None])
-    for y, labels in ((dataset.y_train, "train-labels-idx1-ubyte"), (dataset.y_test, "t10k-labels-idx1-ubyte")):
+    for y, labels in (
+        (dataset.y_train, "train-labels-idx1-ubyte"),
+        (dataset.y_test, "t10k-labels-idx1-ubyte"),
+    ):
         assert y.dtype == np.int32
         np.testing.assert_array_equal(y, ARRAYS[labels])
 
@@ -53,25 +59,58 @@ def test_packed_files_and_names_with_a_dot(tmp_path):
 
 
 def test_a_missing_folder_or_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"folder must be an existing folder, got .*nowhere"):
+    with pytest.raises(
+        FileNotFoundError, match=r"folder must be an existing folder, got .*nowhere"
+    ):
         data.idx_images(tmp_path / "nowhere")
     (write(tmp_path) / LABELS).unlink()
-    with pytest.raises(FileNotFoundError, match=r"expected one of t10k-labels-idx1-ubyte, t10k-labels\.idx1-ubyte, .*\.gz, found none"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"expected one of t10k-labels-idx1-ubyte, t10k-labels\.idx1-ubyte, .*\.gz, found none",
+    ):
         data.idx_images(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (IMAGES, idx(ARRAYS[IMAGES])[:-1], r"expected 120 bytes for shape \(6, 4, 5\), found 119: it is truncated"),
-        (IMAGES, idx(ARRAYS[IMAGES]) + b"!!", "expected 120 bytes .* found 122: it has trailing bytes"),
-        (IMAGES, idx(ARRAYS[IMAGES])[:10], "expected a header of 16 bytes, found a file of 10: it is truncated"),
-        (IMAGES, idx(ARRAYS["train-labels-idx1-ubyte"]), "expected the magic number 0x00000803 .* found 0x00000801"),
+        (
+            IMAGES,
+            idx(ARRAYS[IMAGES])[:-1],
+            r"expected 120 bytes for shape \(6, 4, 5\), found 119: it is truncated",
+        ),
+        (
+            IMAGES,
+            idx(ARRAYS[IMAGES]) + b"!!",
+            "expected 120 bytes .* found 122: it has trailing bytes",
+        ),
+        (
+            IMAGES,
+            idx(ARRAYS[IMAGES])[:10],
+            "expected a header of 16 bytes, found a file of 10: it is truncated",
+        ),
+        (
+            IMAGES,
+            idx(ARRAYS["train-labels-idx1-ubyte"]),
+            "expected the magic number 0x00000803 .* found 0x00000801",
+        ),
         (IMAGES, b"", "expected the magic number 0x00000803 .* found 0x"),
         (IMAGES, gzip.compress(idx(ARRAYS[IMAGES])), "expected the magic number .* found 0x1f8b"),
-        (IMAGES, idx(np.zeros((0, 4, 5), np.uint8)), r"expected at least one value, found shape \(0, 4, 5\)"),
-        (LABELS, idx(np.zeros((3, 1, 1), np.uint8)), "expected the magic number 0x00000801 .* found 0x00000803"),
-        (LABELS, idx(np.zeros(4, np.uint8)), "expected 3 labels, one for each image of t10k-images-idx3-ubyte, found 4"),
+        (
+            IMAGES,
+            idx(np.zeros((0, 4, 5), np.uint8)),
+            r"expected at least one value, found shape \(0, 4, 5\)",
+        ),
+        (
+            LABELS,
+            idx(np.zeros((3, 1, 1), np.uint8)),
+            "expected the magic number 0x00000801 .* found 0x00000803",
+        ),
+        (
+            LABELS,
+            idx(np.zeros(4, np.uint8)),
+            "expected 3 labels, one for each image of t10k-images-idx3-ubyte, found 4",
+        ),
     ],
 )
 def test_faults_are_named_with_what_was_expected_and_found(tmp_path, name, content, message):
@@ -92,16 +131,27 @@ PACKED = gzip.compress(idx(ARRAYS[IMAGES]))
         PACKED[:3],
         idx(ARRAYS[IMAGES]),
     ],
-    ids=["truncated", "other values", "no deflate stream", "text", "cut in the header", "not packed"],
+    ids=[
+        "truncated",
+        "other values",
+        "no deflate stream",
+        "text",
+        "cut in the header",
+        "not packed",
+    ],
 )
 def test_a_corrupt_gzip_file_is_named(tmp_path, content):
     (write(tmp_path) / IMAGES).unlink()
     (tmp_path / f"{IMAGES}.gz").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{IMAGES}\.gz: expected a complete gzip file, found a corrupt one"):
+    with pytest.raises(
+        ValueError, match=rf"{IMAGES}\.gz: expected a complete gzip file, found a corrupt one"
+    ):
         data.idx_images(tmp_path)
 
 
 def test_training_and_test_images_of_different_sizes_are_refused(tmp_path):
     other = idx(np.zeros((3, 4, 4), np.uint8))
-    with pytest.raises(ValueError, match=r"images must have one size, got \(4, 5\) to train and \(4, 4\) to test"):
+    with pytest.raises(
+        ValueError, match=r"images must have one size, got \(4, 5\) to train and \(4, 4\) to test"
+    ):
         data.idx_images(write(tmp_path, **{"t10k-images-idx3-ubyte": other}))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import masked_gradients, ostrich, robustness
+from experiments import gradient_masking, robustness, targeted_attack
 
 pytestmark = pytest.mark.slow
 
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
     ("experiment", "pictures"),
     [
         (robustness, {"curves", "trained_plainly", "trained_against_pgd"}),
-        (ostrich, {"sheet"}),
-        (masked_gradients, set()),
+        (targeted_attack, {"sheet"}),
+        (gradient_masking, set()),
     ],
 )
 def test_writes_a_page_figures_and_numbers(experiment, pictures, tmp_path):
@@ -34,13 +34,13 @@ def test_training_against_an_attack_makes_robust(tmp_path):
 
 
 def test_every_digit_is_turned_into_every_other(tmp_path):
-    numbers = ostrich.main(tmp_path)
+    numbers = targeted_attack.main(tmp_path)
     assert numbers["turned"] == 90
     assert numbers["norm"]["median"] < 0.5 * numbers["median norm of an image"]
 
 
 def test_masked_gradients_are_flagged_and_broken(tmp_path):
-    numbers = masked_gradients.main(tmp_path)
+    numbers = gradient_masking.main(tmp_path)
     assert numbers["undefended flags"] == []
     flags = {name: found["flags"] for name, found in numbers["defences"].items()}
     assert "saturated softmax" in flags["scaled logits"]

@@ -12,7 +12,10 @@ from experiments import computation_graphs
 
 pytestmark = pytest.mark.slow  # `make test` stays under four minutes
 
-GOLDEN = {example["id"]: example for example in json.loads((Path(__file__).parents[1] / "golden.json").read_text())["examples"]}
+GOLDEN = {
+    example["id"]: example
+    for example in json.loads((Path(__file__).parents[1] / "golden.json").read_text())["examples"]
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,9 @@ def made(tmp_path_factory):
 def test_writes_a_page_and_three_files_for_each_graph(made):
     folder, numbers = made
     names = set(numbers) - {"gallery"}
-    assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("png", "html", "dot")} | {
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("png", "html", "dot")
+    } | {
         "gallery.png",
         "index.html",
         "numbers.json",
@@ -46,7 +51,10 @@ def test_the_gallery_says_what_descent_does(made):
 
 
 def test_longer_descents_do_what_is_said_of_them():
-    ends = {landscape.name: computation_graphs.descend(landscape, 40)[0][-2:] for landscape in computation_graphs.LANDSCAPES[:4]}
+    ends = {
+        landscape.name: computation_graphs.descend(landscape, 40)[0][-2:]
+        for landscape in computation_graphs.LANDSCAPES[:4]
+    }
     np.testing.assert_allclose(ends["x²"], 0, atol=1e-3)
     assert ends["|x|"][0] * ends["|x|"][1] < 0
     assert ends["relu(x)"][0] == ends["relu(x)"][1] <= 0

@@ -32,7 +32,9 @@ def clock(monkeypatch):
 
 
 def test_ratios_are_to_the_baseline_in_each_clock(clock):
-    compared = harness.compare({"bare": clock.takes(2, 4), "ours": clock.takes(3, 2)}, baseline="bare", rounds=4, warmup=0)
+    compared = harness.compare(
+        {"bare": clock.takes(2, 4), "ours": clock.takes(3, 2)}, baseline="bare", rounds=4, warmup=0
+    )
     assert compared.wall_ratio("ours") == pytest.approx((1.5, 1.5, 1.5))
     assert compared.cpu_ratio("ours") == pytest.approx((0.5, 0.5, 0.5))
     assert compared.wall_ratio("bare") == compared.cpu_ratio("bare") == (1, 1, 1)
@@ -47,17 +49,23 @@ def test_a_drift_common_to_a_round_leaves_the_ratio(clock):
 
         return contender
 
-    compared = harness.compare({"bare": drifting(1), "ours": drifting(2)}, baseline="bare", rounds=3, warmup=0)
+    compared = harness.compare(
+        {"bare": drifting(1), "ours": drifting(2)}, baseline="bare", rounds=3, warmup=0
+    )
     assert compared.wall_ratio("ours") == pytest.approx((2, 2, 2))
 
 
 def test_median_and_quartiles():
-    compared = harness.Comparison("a", {"a": [1.0] * 5, "b": [5.0, 1.0, 4.0, 2.0, 3.0]}, {"a": [1.0] * 5, "b": [2.0] * 5})
+    compared = harness.Comparison(
+        "a", {"a": [1.0] * 5, "b": [5.0, 1.0, 4.0, 2.0, 3.0]}, {"a": [1.0] * 5, "b": [2.0] * 5}
+    )
     assert compared.wall_ratio("b") == (3, 2, 4)
 
 
 def test_a_single_round_has_no_spread(clock):
-    compared = harness.compare({"a": clock.takes(1, 1), "b": clock.takes(2, 1)}, baseline="a", rounds=1, warmup=0)
+    compared = harness.compare(
+        {"a": clock.takes(1, 1), "b": clock.takes(2, 1)}, baseline="a", rounds=1, warmup=0
+    )
     assert compared.wall_ratio("b") == (2, 2, 2)
 
 
@@ -82,7 +90,12 @@ def test_the_result_is_waited_for(monkeypatch):
 def test_more_work_is_seen_on_the_real_clocks():
     small, large = jnp.ones((50, 50)), jnp.ones((800, 800))
     product = jax.jit(lambda a: a @ a)
-    compared = harness.compare({"small": lambda: product(small), "large": lambda: product(large)}, baseline="small", rounds=5, warmup=1)
+    compared = harness.compare(
+        {"small": lambda: product(small), "large": lambda: product(large)},
+        baseline="small",
+        rounds=5,
+        warmup=1,
+    )
     assert compared.wall_ratio("large").median > 2
     assert compared.cpu_ratio("large").median > 2
 
@@ -93,7 +106,12 @@ def test_a_clock_too_coarse_gives_nan(clock):
 
 
 def test_the_table_says_times_and_ratios(clock):
-    compared = harness.compare({"bare": clock.takes(0.002, 0.004), "ours": clock.takes(0.003, 0.002)}, baseline="bare", rounds=4, warmup=0)
+    compared = harness.compare(
+        {"bare": clock.takes(0.002, 0.004), "ours": clock.takes(0.003, 0.002)},
+        baseline="bare",
+        rounds=4,
+        warmup=0,
+    )
     assert str(compared).splitlines() == [
         "      wall ms         wall ratio  CPU ms          CPU ratio",
         "bare        2  1.00 [1.00, 1.00]       4  1.00 [1.00, 1.00]",
@@ -103,8 +121,12 @@ def test_the_table_says_times_and_ratios(clock):
 
 
 def test_the_file_holds_the_machine_and_every_time(clock, tmp_path):
-    compared = harness.compare({"bare": clock.takes(2, 4), "ours": clock.takes(3, 2)}, baseline="bare", rounds=2, warmup=0)
-    said = json.loads(harness.write(tmp_path / "deep" / "times.json", {"mlp": compared}).read_text())
+    compared = harness.compare(
+        {"bare": clock.takes(2, 4), "ours": clock.takes(3, 2)}, baseline="bare", rounds=2, warmup=0
+    )
+    said = json.loads(
+        harness.write(tmp_path / "deep" / "times.json", {"mlp": compared}).read_text()
+    )
     assert said["machine"]["jax"] == jax.__version__
     assert said["machine"]["backend"] == jax.default_backend()
     assert said["machine"]["cores"] >= 1
@@ -114,14 +136,20 @@ def test_the_file_holds_the_machine_and_every_time(clock, tmp_path):
     assert ours["cpu_ratio"] == pytest.approx({"median": 0.5, "low": 0.5, "high": 0.5})
 
 
-def test_the_command_prints_a_table_and_writes_a_file_for_each_benchmark(clock, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_a_table_and_writes_a_file_for_each_benchmark(
+    clock, tmp_path, monkeypatch, capsys
+):
     def main(fast):
-        return {f"fast={fast}": harness.compare({"bare": clock.takes(2, 4)}, baseline="bare", rounds=2)}
+        return {
+            f"fast={fast}": harness.compare({"bare": clock.takes(2, 4)}, baseline="bare", rounds=2)
+        }
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "experiments.benchmarks.made_up", SimpleNamespace(main=main))
     command.main(["made_up"], fast=True)
-    assert list(json.loads((tmp_path / "results/benchmarks/made_up.json").read_text())["comparisons"]) == ["fast=True"]
+    assert list(
+        json.loads((tmp_path / "results/benchmarks/made_up.json").read_text())["comparisons"]
+    ) == ["fast=True"]
     assert "made_up: fast=True\n" in capsys.readouterr().out
 
 

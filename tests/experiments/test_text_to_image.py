@@ -25,7 +25,9 @@ def test_the_halves_share_no_image():
     first, second = text_to_image.halves()
     assert abs(len(first.images) - len(second.images)) == 1
     assert len(first.images) + len(second.images) == 1797
-    assert not {image.tobytes() for image in _arrays(first)} & {image.tobytes() for image in _arrays(second)}
+    assert not {image.tobytes() for image in _arrays(first)} & {
+        image.tobytes() for image in _arrays(second)
+    }
 
 
 def _arrays(half):

@@ -19,7 +19,13 @@ def test_writes_a_page_figures_and_numbers(walked):
     folder, numbers = walked
     page = (folder / "index.html").read_text()
     assert page.count("data:image/") == 5
-    assert {path.stem for path in folder.glob("*.png")} == {"training", "logits", "channels", "adversarial", "robustness"}
+    assert {path.stem for path in folder.glob("*.png")} == {
+        "training",
+        "logits",
+        "channels",
+        "adversarial",
+        "robustness",
+    }
     assert json.loads((folder / "numbers.json").read_text()) == numbers
 
 

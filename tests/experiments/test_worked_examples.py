@@ -49,8 +49,13 @@ def test_verdict(printed, true, expected):
 
 def test_equal_numbers_share_a_row_and_the_worst_of_them_is_shown():
     found = {"by hand": {"z": np.array([[0.5, 0.5], [0.5, 0.75]])}}
-    rows = worked_examples._numbers("z", [[0.5, 0.5], [0.5, 0.25]], {"z": ["0.5", "0.5", "0.5", "0.2"]}, found)
-    assert [(row.label, row.printed, row.found["by hand"]) for row in rows] == [("z[0,0] and 2 more", "0.5", 0.5), ("z[1,1]", "0.2", 0.75)]
+    rows = worked_examples._numbers(
+        "z", [[0.5, 0.5], [0.5, 0.25]], {"z": ["0.5", "0.5", "0.5", "0.2"]}, found
+    )
+    assert [(row.label, row.printed, row.found["by hand"]) for row in rows] == [
+        ("z[0,0] and 2 more", "0.5", 0.5),
+        ("z[1,1]", "0.2", 0.75),
+    ]
 
 
 def test_a_wrong_number_is_seen_in_the_table():
@@ -82,6 +87,8 @@ def test_facts(fact):
 
 def test_an_unknown_name_is_refused():
     asked = [sys.executable, "-m", "experiments.worked_examples", "made_up"]
-    ended = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    ended = subprocess.run(
+        asked, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
     assert ended.returncode == 2
     assert "no example is named made_up; there are mit_tanh_221" in ended.stderr

@@ -82,8 +82,12 @@ def derived(x):
 
 
 def images(kernel, x):
-    y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    y = lax.reduce_window(jax.vmap(jax.nn.relu)(y), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    y = lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    y = lax.reduce_window(
+        jax.vmap(jax.nn.relu)(y), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
     return jax.nn.log_softmax(y.reshape(2, -1)).mean() + y.max()
 
 

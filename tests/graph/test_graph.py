@@ -35,9 +35,15 @@ def test_paths_between_arrays_add_up_to_the_jacobian():
         return (y**2).sum()
 
     graph = trace(f, X)
-    y = lambda x: jax.nn.softmax(jnp.tanh(x) * x) + jnp.tanh(x) ** 2  # noqa: E731
-    np.testing.assert_allclose(sum(path.derivative for path in graph.paths("x", "y")), jax.jacobian(y)(jnp.asarray(X)), rtol=1e-12)
-    np.testing.assert_allclose(sum(path.derivative for path in graph.paths("h")), graph["h"].adjoint, rtol=1e-12)
+    y = lambda x: jax.nn.softmax(jnp.tanh(x) * x) + jnp.tanh(x) ** 2
+    np.testing.assert_allclose(
+        sum(path.derivative for path in graph.paths("x", "y")),
+        jax.jacobian(y)(jnp.asarray(X)),
+        rtol=1e-12,
+    )
+    np.testing.assert_allclose(
+        sum(path.derivative for path in graph.paths("h")), graph["h"].adjoint, rtol=1e-12
+    )
 
 
 def test_paths_go_through_large_derivatives_too():
@@ -48,7 +54,11 @@ def test_paths_go_through_large_derivatives_too():
         trace(lambda x: (2 * x).sum(), np.ones(2000)).paths("x", "mul")
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=8
+    )
+)
 @settings(max_examples=15, deadline=None)
 def test_paths_of_any_graph_add_up_to_the_adjoint(program):
     def f(x, y):
@@ -61,7 +71,12 @@ def test_paths_of_any_graph_add_up_to_the_adjoint(program):
     with jax.enable_x64(True):
         graph = trace(f, 0.3, -1.2)
         for node in graph.nodes:
-            np.testing.assert_allclose(sum(path.derivative for path in graph.paths(node.name)), node.adjoint, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(
+                sum(path.derivative for path in graph.paths(node.name)),
+                node.adjoint,
+                rtol=1e-10,
+                atol=1e-12,
+            )
 
 
 def test_a_path_from_a_node_to_itself_is_empty():
@@ -103,9 +118,25 @@ def test_gates_of_the_lecture():
     """Row 3.1: add distributes, max routes, multiply switches."""
     graph = trace(lambda x, y, z: jnp.maximum(x + y, z) * z, -2.0, 5.0, 1.0)
     add, router, switcher = graph.gates()
-    assert (add.kind, add.upstream, add.sources, add.flows) == ("distributor", 1, ("x", "y"), (1, 1))
-    assert (router.kind, router.upstream, router.sources, router.values, router.flows) == ("router", 1, ("add", "z"), (3, 1), (1, 0))
-    assert (switcher.kind, switcher.values, switcher.locals, switcher.flows) == ("switcher", (3, 1), (1, 3), (1, 3))
+    assert (add.kind, add.upstream, add.sources, add.flows) == (
+        "distributor",
+        1,
+        ("x", "y"),
+        (1, 1),
+    )
+    assert (router.kind, router.upstream, router.sources, router.values, router.flows) == (
+        "router",
+        1,
+        ("add", "z"),
+        (3, 1),
+        (1, 0),
+    )
+    assert (switcher.kind, switcher.values, switcher.locals, switcher.flows) == (
+        "switcher",
+        (3, 1),
+        (1, 3),
+        (1, 3),
+    )
 
 
 def test_a_difference_distributes_with_a_sign_and_a_reduction_routes():

@@ -7,12 +7,19 @@ import pytest
 from diffprog.graph import Summary, trace
 from tests.graph.programs import PROGRAMS
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]  # `make test` stays under four minutes
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("float64"),
+]  # `make test` stays under four minutes
 
 
 def sent_back(graph, edge):
     adjoint = graph[edge.target].adjoint
-    return edge.pull(adjoint) if isinstance(edge.local, Summary) else np.tensordot(adjoint, edge.local, adjoint.ndim)
+    return (
+        edge.pull(adjoint)
+        if isinstance(edge.local, Summary)
+        else np.tensordot(adjoint, edge.local, adjoint.ndim)
+    )
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -39,28 +46,39 @@ def test_node_and_edge_multiply_and_edges_add(name):
         edges = [edge for edge in graph.out_edges(node.name) if edge.local is not None]
         total = sum((sent_back(graph, edge) for edge in edges), np.zeros(node.value.shape))
         np.testing.assert_allclose(total, node.adjoint, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(sum((edge.flow for edge in edges), np.zeros(node.value.shape)), node.adjoint, rtol=1e-12, atol=1e-12)
-        assert all(edge.local.shape == graph[edge.target].value.shape + node.value.shape for edge in edges)
+        np.testing.assert_allclose(
+            sum((edge.flow for edge in edges), np.zeros(node.value.shape)),
+            node.adjoint,
+            rtol=1e-12,
+            atol=1e-12,
+        )
+        assert all(
+            edge.local.shape == graph[edge.target].value.shape + node.value.shape for edge in edges
+        )
 
 
 @pytest.mark.parametrize("name", ["squared", "images", "activations"])
 def test_norms_of_large_derivatives_are_those_of_the_jacobian(name, monkeypatch):
     f, args = PROGRAMS[name]
     whole = trace(f, *args)
-    monkeypatch.setattr("diffprog.graph._derivatives._FULL", 0)
+    monkeypatch.setattr("diffprog.graph._reverse_pass._FULL", 0)
     for edge, full in zip(trace(f, *args).edges, whole.edges, strict=True):
         assert isinstance(edge.local, Summary)
         assert edge.local.shape == full.local.shape
         if isinstance(full.local, Summary):
             continue
-        np.testing.assert_allclose(edge.local.norm, np.linalg.norm(full.local.ravel()), rtol=1e-12 if edge.local.exact else 0.3)
+        np.testing.assert_allclose(
+            edge.local.norm,
+            np.linalg.norm(full.local.ravel()),
+            rtol=1e-12 if edge.local.exact else 0.3,
+        )
 
 
 def test_estimated_norms_are_near(monkeypatch):
     x = np.linspace(-1, 1, 24).reshape(2, 12)
     exact = np.linalg.norm(trace(lambda x: jax.nn.softmax(x).sum(), x).edges[0].local.ravel())
-    monkeypatch.setattr("diffprog.graph._derivatives._FULL", 0)
-    monkeypatch.setattr("diffprog.graph._norms._COUNTED", 0)
+    monkeypatch.setattr("diffprog.graph._reverse_pass._FULL", 0)
+    monkeypatch.setattr("diffprog.graph._jacobian_norms._COUNTED", 0)
     edge = trace(lambda x: jax.nn.softmax(x).sum(), x).edges[0]
     assert not edge.local.exact
     assert edge.local.norm == pytest.approx(exact, rel=0.3)

@@ -31,8 +31,14 @@ def test_mlp_is_the_plain_function(activation):
         return h @ params["logits"]["weight"].T + params["logits"]["bias"]
 
     np.testing.assert_allclose(model.apply(params, X), plain(params, X), rtol=1e-5, atol=1e-6)
-    gradients = [jax.grad(lambda params, f=f: (f(params, X) ** 2).sum())(params) for f in (model.apply, plain)]
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5), *gradients)
+    gradients = [
+        jax.grad(lambda params, f=f: (f(params, X) ** 2).sum())(params)
+        for f in (model.apply, plain)
+    ]
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5),
+        *gradients,
+    )
 
 
 def test_cnn_is_the_plain_function():
@@ -41,22 +47,45 @@ def test_cnn_is_the_plain_function():
 
     def plain(params, x):
         layout = ("NHWC", "HWIO", "NHWC")
-        h = jax.lax.conv_general_dilated(x, params["conv1"]["weight"], (1, 1), "SAME", dimension_numbers=layout)
+        h = jax.lax.conv_general_dilated(
+            x, params["conv1"]["weight"], (1, 1), "SAME", dimension_numbers=layout
+        )
         h = jax.nn.relu(h + params["conv1"]["bias"])
-        h = jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").reshape(len(x), -1)
+        h = jax.lax.reduce_window(
+            h, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+        ).reshape(len(x), -1)
         h = jax.nn.relu(h @ params["affine2"]["weight"].T + params["affine2"]["bias"])
         return h @ params["logits"]["weight"].T + params["logits"]["bias"]
 
-    np.testing.assert_allclose(model.apply(params, IMAGES), plain(params, IMAGES), rtol=1e-4, atol=1e-5)
-    gradients = [jax.grad(lambda *args, f=f: (f(*args) ** 2).sum(), (0, 1))(params, IMAGES) for f in (model.apply, plain)]
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4), *gradients)
+    np.testing.assert_allclose(
+        model.apply(params, IMAGES), plain(params, IMAGES), rtol=1e-4, atol=1e-5
+    )
+    gradients = [
+        jax.grad(lambda *args, f=f: (f(*args) ** 2).sum(), (0, 1))(params, IMAGES)
+        for f in (model.apply, plain)
+    ]
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4),
+        *gradients,
+    )
 
 
 @pytest.mark.slow
 def test_nodes_are_named_in_order():
     model = models.cnn((8, 8, 1), channels=(3, 4), hidden=(5,))
     names = nodes.names(model.apply, model.init(KEY), IMAGES)
-    assert list(names) == ["conv1", "hidden1", "pool1", "conv2", "hidden2", "pool2", "flat", "affine3", "hidden3", "logits"]
+    assert list(names) == [
+        "conv1",
+        "hidden1",
+        "pool1",
+        "conv2",
+        "hidden2",
+        "pool2",
+        "flat",
+        "affine3",
+        "hidden3",
+        "logits",
+    ]
     assert names["conv2"].shape == (2, 4, 4, 4)
     model = models.mlp((6, 7, 3))
     assert list(nodes.names(model.apply, model.init(KEY), X)) == ["affine1", "hidden1", "logits"]
@@ -78,8 +107,18 @@ def test_no_hidden_layer_is_a_linear_classifier():
 @pytest.mark.slow
 def test_settings_reach_the_layers():
     ones = jax.nn.initializers.ones
-    assert jax.tree.leaves(models.mlp((6, 3), initializer=ones).init(KEY))[1].tolist() == [[1] * 6] * 3
-    model = models.cnn((9, 7, 3), channels=(2,), hidden=(), classes=4, window=5, activation=backprop.elu(0.5), pool="average")
+    assert (
+        jax.tree.leaves(models.mlp((6, 3), initializer=ones).init(KEY))[1].tolist() == [[1] * 6] * 3
+    )
+    model = models.cnn(
+        (9, 7, 3),
+        channels=(2,),
+        hidden=(),
+        classes=4,
+        window=5,
+        activation=backprop.elu(0.5),
+        pool="average",
+    )
     params = model.init(KEY)
     assert params["conv1"]["weight"].shape == (5, 5, 3, 2)
     assert model.apply(params, jnp.zeros((2, 9, 7, 3))).shape == (2, 4)
@@ -92,9 +131,14 @@ def test_same_key_same_parameters():
 
 
 def test_two_models_of_one_kind_are_one_structure():
-    one, two = (program(models.mlp((6, 7, 3)).apply, models.mlp((6, 7, 3)).init(key)) for key in jax.random.split(KEY))
+    one, two = (
+        program(models.mlp((6, 7, 3)).apply, models.mlp((6, 7, 3)).init(key))
+        for key in jax.random.split(KEY)
+    )
     assert jax.tree.structure(one) == jax.tree.structure(two)
-    assert jax.tree.structure(one) != jax.tree.structure(program(models.mlp((6, 7, 3), activation="relu").apply, {}))
+    assert jax.tree.structure(one) != jax.tree.structure(
+        program(models.mlp((6, 7, 3), activation="relu").apply, {})
+    )
 
 
 def test_sequential_names_every_output():
@@ -105,22 +149,66 @@ def test_sequential_names_every_output():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: models.mlp((6,)), ValueError, r"sizes must be 2 or more positive integers, got \(6,\)"),
+        (
+            lambda: models.mlp((6,)),
+            ValueError,
+            r"sizes must be 2 or more positive integers, got \(6,\)",
+        ),
         (lambda: models.mlp(6), ValueError, "sizes must be 2 or more positive integers, got 6"),
         (lambda: models.mlp((6, 0)), ValueError, r"sizes\[1\] must be an integer >= 1, got 0"),
         (lambda: models.mlp((6, 2.0)), TypeError, r"sizes\[1\] must be an integer, got float"),
-        (lambda: models.mlp((6, 2, 2), activation="gelu"), ValueError, "activation must be one of 'sigmoid', .*got 'gelu'"),
-        (lambda: models.mlp((6, 2), initializer=3), TypeError, "initializer must be callable, got int"),
+        (
+            lambda: models.mlp((6, 2, 2), activation="gelu"),
+            ValueError,
+            "activation must be one of 'sigmoid', .*got 'gelu'",
+        ),
+        (
+            lambda: models.mlp((6, 2), initializer=3),
+            TypeError,
+            "initializer must be callable, got int",
+        ),
         (lambda: models.cnn((8, 8)), ValueError, "shape must be 3 positive integers"),
-        (lambda: models.cnn((2, 8, 1)), ValueError, "shape must have sides of at least 4 for 2 poolings"),
-        (lambda: models.cnn(channels=()), ValueError, "channels must be 1 or more positive integers"),
-        (lambda: models.cnn(hidden=(0,)), ValueError, r"hidden\[0\] must be an integer >= 1, got 0"),
+        (
+            lambda: models.cnn((2, 8, 1)),
+            ValueError,
+            "shape must have sides of at least 4 for 2 poolings",
+        ),
+        (
+            lambda: models.cnn(channels=()),
+            ValueError,
+            "channels must be 1 or more positive integers",
+        ),
+        (
+            lambda: models.cnn(hidden=(0,)),
+            ValueError,
+            r"hidden\[0\] must be an integer >= 1, got 0",
+        ),
         (lambda: models.cnn(classes=0), ValueError, "classes must be an integer >= 1, got 0"),
-        (lambda: models.cnn(pool="median"), ValueError, "pool must be one of 'max', 'average', got 'median'"),
-        (lambda: models.cnn(activation="maxout"), ValueError, "activation must keep the number of channels"),
-        (lambda: models.sequential([], shape=(1,)), ValueError, "stages must hold at least one layer"),
-        (lambda: models.sequential([("a", jnp.tanh)], shape=(1,)), TypeError, "the layer 'a' must be a Layer, got"),
-        (lambda: models.sequential([("a", backprop.tanh())] * 2, shape=(1,)), ValueError, "names of stages must differ, got 'a' twice"),
+        (
+            lambda: models.cnn(pool="median"),
+            ValueError,
+            "pool must be one of 'max', 'average', got 'median'",
+        ),
+        (
+            lambda: models.cnn(activation="maxout"),
+            ValueError,
+            "activation must keep the number of channels",
+        ),
+        (
+            lambda: models.sequential([], shape=(1,)),
+            ValueError,
+            "stages must hold at least one layer",
+        ),
+        (
+            lambda: models.sequential([("a", jnp.tanh)], shape=(1,)),
+            TypeError,
+            "the layer 'a' must be a Layer, got",
+        ),
+        (
+            lambda: models.sequential([("a", backprop.tanh())] * 2, shape=(1,)),
+            ValueError,
+            "names of stages must differ, got 'a' twice",
+        ),
     ],
 )
 def test_refuses_bad_settings(make, error, message):
@@ -131,12 +219,32 @@ def test_refuses_bad_settings(make, error, message):
 @pytest.mark.parametrize(
     ("model", "x", "error", "message"),
     [
-        (models.mlp((6, 3)), jnp.ones((2, 5)), ValueError, r"x must have shape \(batch, 6\), got \[2, 5\]"),
+        (
+            models.mlp((6, 3)),
+            jnp.ones((2, 5)),
+            ValueError,
+            r"x must have shape \(batch, 6\), got \[2, 5\]",
+        ),
         (models.mlp((6, 3)), jnp.ones((0, 6)), ValueError, "x must not be empty"),
         (models.mlp((6, 3)), jnp.full((2, 6), jnp.nan), ValueError, "x must be finite"),
-        (models.mlp((6, 3)), jnp.ones((2, 6), int), TypeError, "x must be a float array, got int32"),
-        (models.cnn(channels=(2,)), jnp.ones((2, 8, 8)), ValueError, r"x must have shape \(batch, 8, 8, 1\), got \[2, 8, 8\]"),
-        (models.cnn(channels=(2,)), jnp.ones((2, 9, 9, 1)), ValueError, r"x must have shape \(batch, 8, 8, 1\), got \[2, 9, 9, 1\]"),
+        (
+            models.mlp((6, 3)),
+            jnp.ones((2, 6), int),
+            TypeError,
+            "x must be a float array, got int32",
+        ),
+        (
+            models.cnn(channels=(2,)),
+            jnp.ones((2, 8, 8)),
+            ValueError,
+            r"x must have shape \(batch, 8, 8, 1\), got \[2, 8, 8\]",
+        ),
+        (
+            models.cnn(channels=(2,)),
+            jnp.ones((2, 9, 9, 1)),
+            ValueError,
+            r"x must have shape \(batch, 8, 8, 1\), got \[2, 9, 9, 1\]",
+        ),
         (models.cnn(channels=(2,)), jnp.ones((0, 8, 8, 1)), ValueError, "x must not be empty"),
     ],
 )
@@ -147,5 +255,7 @@ def test_apply_refuses_bad_input(model, x, error, message):
 
 @pytest.mark.parametrize("params", [None, {}, {"logits": {}, "other": {}}])
 def test_apply_refuses_the_parameters_of_another_model(params):
-    with pytest.raises(ValueError, match=r"params must be a dict with entries \['affine1', 'logits'\], got"):
+    with pytest.raises(
+        ValueError, match=r"params must be a dict with entries \['affine1', 'logits'\], got"
+    ):
         models.mlp((6, 7, 3)).apply(params, X)

@@ -10,18 +10,27 @@ from diffprog import models, nodes, program
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (2, 5, 8))
 IMAGES = jax.random.uniform(jax.random.key(2), (3, 4, 6, 2))
-S = {"gelu": lambda z: z * jax.scipy.stats.norm.cdf(z), "gelu_tanh": jax.nn.gelu, "quick_gelu": lambda z: z * jax.nn.sigmoid(1.702 * z)}
+S = {
+    "gelu": lambda z: z * jax.scipy.stats.norm.cdf(z),
+    "gelu_tanh": jax.nn.gelu,
+    "quick_gelu": lambda z: z * jax.nn.sigmoid(1.702 * z),
+}
 
 
 def drawn(model):
     """Parameters of which none is zero or one, as those that `init` draws are."""
     shapes, generator = jax.eval_shape(model.init, KEY), np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(generator.normal(0.2, 0.4, leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(generator.normal(0.2, 0.4, leaf.shape), leaf.dtype), shapes
+    )
 
 
 def norm(params, x, epsilon=1e-5):
     centred = x - x.mean(-1, keepdims=True)
-    return params["scale"] * centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) + params["shift"]
+    return (
+        params["scale"] * centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+        + params["shift"]
+    )
 
 
 def affine(params, x):
@@ -32,10 +41,14 @@ def plain(params, x, heads, s, readable):
     """The formulas of the papers, place by place and head by head."""
     for block in params.values():
         h = norm(block["norm1"], x)
-        q, k, v = (jnp.split(affine(block[name], h), heads, -1) for name in ("query", "key", "value"))
+        q, k, v = (
+            jnp.split(affine(block[name], h), heads, -1) for name in ("query", "key", "value")
+        )
         read = []
         for each in range(heads):
-            scores = jnp.where(readable, q[each] @ k[each].mT / np.sqrt(q[each].shape[-1]), -jnp.inf)
+            scores = jnp.where(
+                readable, q[each] @ k[each].mT / np.sqrt(q[each].shape[-1]), -jnp.inf
+            )
             read.append(jax.nn.softmax(scores) @ v[each])
         x = x + affine(block["output"], jnp.concatenate(read, -1))
         x = x + affine(block["out"], s(affine(block["hidden"], norm(block["norm2"], x))))
@@ -46,12 +59,22 @@ def same_values_and_gradients(functions, params, x):
     """In double precision, where rounding is far below any fault."""
     with jax.enable_x64(True):
         params, x = jax.tree.map(lambda leaf: leaf.astype("float64"), (params, x))
-        results = [jax.jit(jax.value_and_grad(lambda *args, f=f: (f(*args) ** 2).sum(), (0, 1)))(params, x) for f in functions]
-        jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9), *results)
+        results = [
+            jax.jit(jax.value_and_grad(lambda *args, f=f: (f(*args) ** 2).sum(), (0, 1)))(params, x)
+            for f in functions
+        ]
+        jax.tree.map(
+            lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9),
+            *results,
+        )
 
 
 @pytest.mark.parametrize(
-    ("activation", "depth"), [("gelu", 2), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("gelu_tanh", "quick_gelu"))]
+    ("activation", "depth"),
+    [
+        ("gelu", 2),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("gelu_tanh", "quick_gelu")),
+    ],
 )
 def test_transformer_is_the_plain_function(activation, depth):
     model = models.transformer(8, depth=depth, heads=2, hidden=12, activation=activation)
@@ -65,24 +88,32 @@ def test_causal_and_visible_say_what_is_read():
     params = drawn(model)
     visible = jnp.array([[True, True, True, False, True], [True, False, True, True, False]])
     readable = jnp.tri(5, dtype=bool) & visible[:, None, :]
-    ours, formula = jax.jit(lambda params: (model.apply(params, X, visible), plain(params, X, 4, S["gelu"], readable)))(params)
+    ours, formula = jax.jit(
+        lambda params: (model.apply(params, X, visible), plain(params, X, 4, S["gelu"], readable))
+    )(params)
     np.testing.assert_allclose(ours, formula, rtol=1e-4, atol=1e-4)
 
 
 def test_no_place_depends_on_what_it_does_not_read():
-    causal, full = (models.transformer(8, depth=2, heads=2, causal=causal) for causal in (True, False))
+    causal, full = (
+        models.transformer(8, depth=2, heads=2, causal=causal) for causal in (True, False)
+    )
     params, causal, full = drawn(causal), jax.jit(causal.apply), jax.jit(full.apply)
     other = X.at[:, 3].multiply(-1)
     np.testing.assert_array_equal(causal(params, X)[:, :3], causal(params, other)[:, :3])
     assert not jnp.allclose(full(params, X)[:, :3], full(params, other)[:, :3])
     visible = jnp.arange(5)[None] != jnp.array([[3], [3]])
-    np.testing.assert_array_equal(*(jnp.delete(full(params, x, visible), 3, axis=1) for x in (X, other)))
+    np.testing.assert_array_equal(
+        *(jnp.delete(full(params, x, visible), 3, axis=1) for x in (X, other))
+    )
 
 
 def test_a_place_that_may_read_from_none_has_finite_values_and_gradients():
     model = models.transformer(8, depth=1, heads=2)
     nothing = jnp.zeros((2, 5), bool)
-    value, gradient = jax.jit(jax.value_and_grad(lambda x: model.apply(drawn(model), x, nothing).sum()))(X)
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda x: model.apply(drawn(model), x, nothing).sum())
+    )(X)
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()
 
@@ -90,7 +121,8 @@ def test_a_place_that_may_read_from_none_has_finite_values_and_gradients():
 def test_what_is_added_is_drawn_smaller_the_deeper_the_stream():
     params = models.transformer(64, depth=2, heads=4).init(KEY)["block1"]
     deviations = {
-        name: float(params[name]["weight"].std()) * np.sqrt(params[name]["weight"].shape[1]) for name in ("hidden", "output", "out")
+        name: float(params[name]["weight"].std()) * np.sqrt(params[name]["weight"].shape[1])
+        for name in ("hidden", "output", "out")
     }
     # 4,096 numbers or more: the deviation is off by 1 / sqrt(8192), a hundredth.
     np.testing.assert_allclose([*deviations.values()], [1, 0.5, 0.5], rtol=0.05)
@@ -99,13 +131,18 @@ def test_what_is_added_is_drawn_smaller_the_deeper_the_stream():
 def test_nodes_are_named_block_by_block():
     model = models.transformer(8, depth=2, heads=2)
     names = nodes.names(model.apply, drawn(model), X)
-    assert list(names) == [f"block{k}{part}" for k in range(2) for part in (".attention", ".hidden", "")]
+    assert list(names) == [
+        f"block{k}{part}" for k in range(2) for part in (".attention", ".hidden", "")
+    ]
     assert names["block1.hidden"].shape == (2, 5, 32)
     params = drawn(model)
     _, values = nodes.read(program(model.apply, params))(X)
     added = {f"block0{part}": values[f"block0{part}"] for part in (".attention", "")}
     np.testing.assert_allclose(
-        affine(params["block0"]["hidden"], norm(params["block0"]["norm2"], X + added["block0.attention"])),
+        affine(
+            params["block0"]["hidden"],
+            norm(params["block0"]["norm2"], X + added["block0.attention"]),
+        ),
         values["block0.hidden"],
         rtol=1e-4,
         atol=1e-5,
@@ -115,16 +152,26 @@ def test_nodes_are_named_block_by_block():
 @pytest.mark.slow  # the values alone are told by tests/contrastive/test_vit.py and test_clip.py
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_vit_is_the_plain_function(norm_first):
-    model = models.vit((4, 6, 2), patch=2, width=8, depth=1, heads=2, outputs=3, norm_first=norm_first)
+    model = models.vit(
+        (4, 6, 2), patch=2, width=8, depth=1, heads=2, outputs=3, norm_first=norm_first
+    )
     params = drawn(model)
 
     def written_out(params, x):
         kernel = params["patches"]["weight"].reshape(8, 2, 2, 2).transpose(1, 2, 3, 0)
-        patches = jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        patches = jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         tokens = (patches + params["patches"]["bias"]).reshape(len(x), 6, 8)
-        tokens = jnp.concatenate([jnp.tile(params["class"], (len(x), 1, 1)), tokens], 1) + params["positions"]
+        tokens = (
+            jnp.concatenate([jnp.tile(params["class"], (len(x), 1, 1)), tokens], 1)
+            + params["positions"]
+        )
         tokens = norm(params["norm_first"], tokens) if norm_first else tokens
-        return affine(params["logits"], norm(params["norm"], plain(params["blocks"], tokens, 2, S["gelu"], True)[:, 0]))
+        return affine(
+            params["logits"],
+            norm(params["norm"], plain(params["blocks"], tokens, 2, S["gelu"], True)[:, 0]),
+        )
 
     functions = [model.apply, written_out]
     same_values_and_gradients(functions, params, IMAGES)
@@ -135,10 +182,19 @@ def test_vit_names_patches_blocks_and_what_is_read_from_the_class():
     model = models.vit((4, 6, 2), patch=2, width=8, depth=1, heads=2, outputs=None)
     params = drawn(model)
     out, values = nodes.read(program(model.apply, params))(IMAGES)
-    assert values.keys() == {"patches", "tokens", "block0.attention", "block0.hidden", "block0", "pooled"}
+    assert values.keys() == {
+        "patches",
+        "tokens",
+        "block0.attention",
+        "block0.hidden",
+        "block0",
+        "pooled",
+    }
     assert values["patches"].shape == (3, 2, 3, 8)
     np.testing.assert_array_equal(out, values["pooled"])
-    changed = nodes.read(program(model.apply, params), ["patches"])(IMAGES.at[:, 2:, 4:].add(1))[1]["patches"]
+    changed = nodes.read(program(model.apply, params), ["patches"])(IMAGES.at[:, 2:, 4:].add(1))[1][
+        "patches"
+    ]
     assert jnp.argwhere((changed != values["patches"]).any((0, 3))).tolist() == [[1, 2]]
 
 
@@ -163,16 +219,44 @@ def test_double_precision_stays_double():
     [
         (lambda: models.transformer(8, 0, 2), ValueError, "depth must be an integer >= 1, got 0"),
         (lambda: models.transformer(8.0, 1, 2), TypeError, "width must be an integer, got float"),
-        (lambda: models.transformer(8, 1, 3), ValueError, "width must be a multiple of heads, got 8 and 3 heads"),
-        (lambda: models.transformer(8, 1, 2, hidden=0), ValueError, "hidden must be an integer >= 1, got 0"),
-        (lambda: models.transformer(8, 1, 2, activation="relu"), ValueError, "activation must be one of 'gelu', .*got 'relu'"),
-        (lambda: models.transformer(8, 1, 2, causal=2), ValueError, "causal must be one of True, False, got 2"),
-        (lambda: models.transformer(8, 1, 2, epsilon=0), ValueError, "epsilon must be a finite number > 0, got 0"),
+        (
+            lambda: models.transformer(8, 1, 3),
+            ValueError,
+            "width must be a multiple of heads, got 8 and 3 heads",
+        ),
+        (
+            lambda: models.transformer(8, 1, 2, hidden=0),
+            ValueError,
+            "hidden must be an integer >= 1, got 0",
+        ),
+        (
+            lambda: models.transformer(8, 1, 2, activation="relu"),
+            ValueError,
+            "activation must be one of 'gelu', .*got 'relu'",
+        ),
+        (
+            lambda: models.transformer(8, 1, 2, causal=2),
+            ValueError,
+            "causal must be one of True, False, got 2",
+        ),
+        (
+            lambda: models.transformer(8, 1, 2, epsilon=0),
+            ValueError,
+            "epsilon must be a finite number > 0, got 0",
+        ),
         (lambda: models.vit((8, 8)), ValueError, "shape must be 3 positive integers"),
-        (lambda: models.vit((8, 9, 1), patch=4), ValueError, r"shape must have sides that are multiples of the patch, 4, got \(8, 9, 1\)"),
+        (
+            lambda: models.vit((8, 9, 1), patch=4),
+            ValueError,
+            r"shape must have sides that are multiples of the patch, 4, got \(8, 9, 1\)",
+        ),
         (lambda: models.vit(patch=0), ValueError, "patch must be an integer >= 1, got 0"),
         (lambda: models.vit(outputs=0), ValueError, "outputs must be an integer >= 1, got 0"),
-        (lambda: models.vit(norm_first=None), ValueError, "norm_first must be one of True, False, got None"),
+        (
+            lambda: models.vit(norm_first=None),
+            ValueError,
+            "norm_first must be one of True, False, got None",
+        ),
     ],
 )
 def test_refuses_bad_settings(make, error, message):
@@ -183,13 +267,29 @@ def test_refuses_bad_settings(make, error, message):
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
-        ((jnp.ones((2, 5, 7)),), ValueError, r"x must have shape \(batch, length, 8\), none of them 0, got \[2, 5, 7\]"),
-        ((jnp.ones((2, 0, 8)),), ValueError, r"x must have shape \(batch, length, 8\), none of them 0, got \[2, 0, 8\]"),
+        (
+            (jnp.ones((2, 5, 7)),),
+            ValueError,
+            r"x must have shape \(batch, length, 8\), none of them 0, got \[2, 5, 7\]",
+        ),
+        (
+            (jnp.ones((2, 0, 8)),),
+            ValueError,
+            r"x must have shape \(batch, length, 8\), none of them 0, got \[2, 0, 8\]",
+        ),
         ((jnp.ones((2, 8)),), ValueError, r"x must have rank 3, got float32\[2, 8\]"),
         ((jnp.full((2, 5, 8), jnp.nan),), ValueError, "x must be finite"),
         ((jnp.ones((2, 5, 8), int),), TypeError, "x must be a float array, got int32"),
-        ((X, jnp.ones((2, 5))), TypeError, r"visible must be bool \(batch, length\), got float32\[2, 5\]"),
-        ((X, jnp.ones((2, 4), bool)), ValueError, r"visible must have shape \[2, 5\], as x has places, got \[2, 4\]"),
+        (
+            (X, jnp.ones((2, 5))),
+            TypeError,
+            r"visible must be bool \(batch, length\), got float32\[2, 5\]",
+        ),
+        (
+            (X, jnp.ones((2, 4), bool)),
+            ValueError,
+            r"visible must have shape \[2, 5\], as x has places, got \[2, 4\]",
+        ),
     ],
 )
 def test_apply_refuses_bad_input(args, error, message):
@@ -200,21 +300,35 @@ def test_apply_refuses_bad_input(args, error, message):
 
 def test_apply_refuses_the_parameters_of_another_model():
     one, two = models.transformer(8, depth=1, heads=2), models.transformer(8, depth=2, heads=2)
-    with pytest.raises(ValueError, match=r"params must be a dict with entries \['block0'\], got \['block0', 'block1'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"params must be a dict with entries \['block0'\], got \['block0', 'block1'\]",
+    ):
         one.apply(drawn(two), X)
-    with pytest.raises(ValueError, match=r"params\['weight'\] must have shape \[32, 8\], got \[16, 8\]"):
+    with pytest.raises(
+        ValueError, match=r"params\['weight'\] must have shape \[32, 8\], got \[16, 8\]"
+    ):
         one.apply(drawn(models.transformer(8, depth=1, heads=2, hidden=16)), X)
     image = models.vit((4, 6, 2), width=8, depth=1, heads=2)
-    with pytest.raises(ValueError, match=r"params must be a dict with entries \['blocks', 'class', .*\], got \['block0'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"params must be a dict with entries \['blocks', 'class', .*\], got \['block0'\]",
+    ):
         image.apply(drawn(one), IMAGES)
-    with pytest.raises(ValueError, match=r"params\['positions'\] must have shape \[7, 8\], got \[4, 8\]"):
+    with pytest.raises(
+        ValueError, match=r"params\['positions'\] must have shape \[7, 8\], got \[4, 8\]"
+    ):
         image.apply(drawn(image) | {"positions": jnp.zeros((4, 8))}, IMAGES)
 
 
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (jnp.ones((2, 6, 4, 2)), ValueError, r"x must have shape \(batch, 4, 6, 2\), got \[2, 6, 4, 2\]"),
+        (
+            jnp.ones((2, 6, 4, 2)),
+            ValueError,
+            r"x must have shape \(batch, 4, 6, 2\), got \[2, 6, 4, 2\]",
+        ),
         (jnp.ones((0, 4, 6, 2)), ValueError, "x must not be empty"),
         (jnp.full((2, 4, 6, 2), jnp.inf), ValueError, "x must be finite"),
     ],

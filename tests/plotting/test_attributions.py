@@ -16,7 +16,9 @@ def test_a_row_for_the_images_and_one_for_each_method():
 
 
 def test_negative_is_blue_zero_white_and_positive_red():
-    colors = tiles(draw_attributions(IMAGES[:1], {"m": np.array([[[-2.0, 0.0, 2.0, 2.0]] * 4])}))[1][0]
+    colors = tiles(draw_attributions(IMAGES[:1], {"m": np.array([[[-2.0, 0.0, 2.0, 2.0]] * 4])}))[
+        1
+    ][0]
     blue, white, red = colors[0], colors[1], colors[2]
     assert blue[2] > blue[0]
     assert red[0] > red[2]
@@ -25,7 +27,9 @@ def test_negative_is_blue_zero_white_and_positive_red():
 
 def test_scale_does_not_matter_channels_are_added():
     many = np.stack([np.ones((4, 4)), -np.eye(4)], axis=-1)[None]
-    one, other = (tiles(draw_attributions(IMAGES[:1], {"m": values}))[1] for values in (many, 7 * many.sum(3)))
+    one, other = (
+        tiles(draw_attributions(IMAGES[:1], {"m": values}))[1] for values in (many, 7 * many.sum(3))
+    )
     np.testing.assert_allclose(one, other)
 
 

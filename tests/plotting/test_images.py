@@ -21,7 +21,9 @@ def texts(figure):
 
 def corners(figure):
     """Left edge and upper edge of each image, in inches."""
-    return np.array([[image.get_extent()[0], image.get_extent()[3]] for image in figure.axes[0].images])
+    return np.array(
+        [[image.get_extent()[0], image.get_extent()[3]] for image in figure.axes[0].images]
+    )
 
 
 def test_bounds_are_black_and_white():
@@ -32,8 +34,16 @@ def test_bounds_are_black_and_white():
 
 
 def test_without_bounds_each_image_has_its_own_range():
-    figure = draw_images(np.concatenate([0.4 + 0.1 * GREY[:1], 100 * GREY[1:], np.full((1, 4, 5, 1), 7.0)]), bounds=None)
-    assert [(pixels.min(), pixels.max()) for pixels in drawn(figure)] == [(0, 1), (0, 1), (0, 1), (0, 0)]
+    figure = draw_images(
+        np.concatenate([0.4 + 0.1 * GREY[:1], 100 * GREY[1:], np.full((1, 4, 5, 1), 7.0)]),
+        bounds=None,
+    )
+    assert [(pixels.min(), pixels.max()) for pixels in drawn(figure)] == [
+        (0, 1),
+        (0, 1),
+        (0, 1),
+        (0, 0),
+    ]
     assert texts(figure) == ["each image over its own range"]
 
 
@@ -115,7 +125,11 @@ def test_adversarial_rows_are_original_perturbation_adversarial():
 
 def test_positive_is_red_and_negative_its_mirror_in_blue():
     change = np.array([0.2, -0.2, 0.0, 0.1]).reshape(1, 2, 2, 1)
-    pixels = drawn(draw_adversarial(0 * change + 0.5, 0.5 + change, LABELS[:1], PROBABILITIES[:1], PROBABILITIES[:1]))[1].reshape(4, 3)
+    pixels = drawn(
+        draw_adversarial(
+            0 * change + 0.5, 0.5 + change, LABELS[:1], PROBABILITIES[:1], PROBABILITIES[:1]
+        )
+    )[1].reshape(4, 3)
     red, blue = pixels[:, 0], pixels[:, 2]
     assert red[0] > blue[0]
     assert red[1] < blue[1]
@@ -126,7 +140,9 @@ def test_positive_is_red_and_negative_its_mirror_in_blue():
 
 def test_the_magnification_is_said_and_shared():
     adversarial = np.array([0.5, 0.45]).reshape(2, 1, 1, 1) * np.ones((2, 2, 2, 3))
-    figure = draw_adversarial(0 * adversarial + 0.4, adversarial, LABELS[:2], PROBABILITIES[:2], PROBABILITIES[:2])
+    figure = draw_adversarial(
+        0 * adversarial + 0.4, adversarial, LABELS[:2], PROBABILITIES[:2], PROBABILITIES[:2]
+    )
     assert "perturbation\n× 10" in texts(figure)
     assert {"|r| ≤ 0.1", "|r| ≤ 0.05"} <= set(texts(figure))
     np.testing.assert_allclose([drawn(figure)[1].max(), drawn(figure)[4].max()], [1, 0.75])
@@ -140,7 +156,14 @@ def test_no_perturbation_is_not_magnified():
 def test_predictions_are_named_and_wrong_ones_marked():
     figure = draw_adversarial(GREY, GREY, LABELS, PROBABILITIES, 1 - PROBABILITIES, ["cat", "dog"])
     said = [text for text in texts(figure) if "%" in text]
-    assert said == ["cat (90%)", "dog (90%) ✗", "dog (80%)", "cat (80%) ✗", "cat (60%)", "dog (60%) ✗"]
+    assert said == [
+        "cat (90%)",
+        "dog (90%) ✗",
+        "dog (80%)",
+        "cat (80%) ✗",
+        "cat (60%)",
+        "dog (60%) ✗",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +184,12 @@ def test_predictions_are_named_and_wrong_ones_marked():
     ],
 )
 def test_bad_adversarial_examples_are_refused(change, error, message):
-    given = {"original": GREY, "adversarial": GREY, "labels": LABELS, "before": PROBABILITIES, "after": PROBABILITIES} | change
+    given = {
+        "original": GREY,
+        "adversarial": GREY,
+        "labels": LABELS,
+        "before": PROBABILITIES,
+        "after": PROBABILITIES,
+    } | change
     with pytest.raises(error, match=message):
         draw_adversarial(**given)

@@ -31,16 +31,29 @@ def test_the_line_falls_where_the_worst_case_does(report):
 
 
 def points(axes):
-    return {(round(float(bars.lines[0].get_xdata()[0]), 6), round(float(bars.lines[0].get_ydata()[0]), 6)) for bars in axes.containers}
+    return {
+        (
+            round(float(bars.lines[0].get_xdata()[0]), 6),
+            round(float(bars.lines[0].get_ydata()[0]), 6),
+        )
+        for bars in axes.containers
+    }
 
 
 @pytest.mark.slow
 def test_each_attack_with_a_radius_is_a_point_with_its_interval(report):
     axes = draw_robustness(report).axes[0]
-    assert points(axes) == {(outcome.epsilon, round(outcome.accuracy.value, 6)) for outcome in report.outcomes[:2]}
+    assert points(axes) == {
+        (outcome.epsilon, round(outcome.accuracy.value, 6)) for outcome in report.outcomes[:2]
+    }
     ends = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
-    np.testing.assert_allclose(ends, [report.outcomes[0].accuracy.low, report.outcomes[0].accuracy.high])
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["all attacks together", "fgsm alone"]
+    np.testing.assert_allclose(
+        ends, [report.outcomes[0].accuracy.low, report.outcomes[0].accuracy.high]
+    )
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "all attacks together",
+        "fgsm alone",
+    ]
 
 
 @pytest.mark.slow
@@ -55,7 +68,11 @@ def test_several_reports_have_a_colour_each(report):
     axes = draw_robustness({"one": report, "two": report}).axes[0]
     lines = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
     assert len({line.get_color() for line in lines}) == 2
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one, all together", "two, all together", "fgsm alone"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "one, all together",
+        "two, all together",
+        "fgsm alone",
+    ]
 
 
 def test_what_is_no_report_is_refused(report):

@@ -15,11 +15,13 @@ _checkpoint._SHARE = 0  # a checkpoint after every epoch, so that a kill often f
 def main(out: str, folder: str | None = None) -> None:
     digits = dp.data.digits()
     model = dp.models.mlp((64, 256, 10))
-    flat = lambda images: images.reshape(len(images), -1)  # noqa: E731
+    flat = lambda images: images.reshape(len(images), -1)
 
     def loss(params, x, y, key):
         kept = jax.random.bernoulli(key, 0.9, x.shape)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(model.apply(params, x * kept), y)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(
+            model.apply(params, x * kept), y
+        )
 
     print("begun", flush=True)
     found = dp.training.fit(
@@ -34,7 +36,10 @@ def main(out: str, folder: str | None = None) -> None:
         key=jax.random.key(1),
         checkpoint=folder,
     )
-    leaves = {f"leaf{k}": np.asarray(leaf) for k, leaf in enumerate(jax.tree.leaves((found.params, found.state)))}
+    leaves = {
+        f"leaf{k}": np.asarray(leaf)
+        for k, leaf in enumerate(jax.tree.leaves((found.params, found.state)))
+    }
     np.savez(out, steps=found.steps, best=found.best, **found.history, **leaves)
 
 

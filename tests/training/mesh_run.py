@@ -38,11 +38,17 @@ def main(
     batches = [(x[k : k + 64][share], y[k : k + 64][share]) for k in range(0, 640, 64)]
 
     def rows(path, leaf):
-        return PartitionSpec("model") if path.endswith("weight") and leaf.shape[0] % 2 == 0 else PartitionSpec()
+        return (
+            PartitionSpec("model")
+            if path.endswith("weight") and leaf.shape[0] % 2 == 0
+            else PartitionSpec()
+        )
 
     print("begun", flush=True)
     found = dp.training.fit(
-        lambda params, x, y: optax.losses.softmax_cross_entropy_with_integer_labels(model.apply(params, x), y),
+        lambda params, x, y: optax.losses.softmax_cross_entropy_with_integer_labels(
+            model.apply(params, x), y
+        ),
         model.init(jax.random.key(0)),
         (x, y) if source == "arrays" else batches,
         optimizer=optax.adam(1e-3),

@@ -36,7 +36,11 @@ def every_epoch(monkeypatch):
 
 
 def train(folder, data=(X, Y), start=START, key=KEY, **options):
-    given = {"batch_size": None if isinstance(data, list) else 5, "epochs": 6, "optimizer": optax.adam(0.1)} | options
+    given = {
+        "batch_size": None if isinstance(data, list) else 5,
+        "epochs": 6,
+        "optimizer": optax.adam(0.1),
+    } | options
     return fit(squares, start, data, key=key, checkpoint=folder, **given)
 
 
@@ -45,13 +49,19 @@ def plain(leaf):
 
 
 def assert_same(found, expected):
-    ours, theirs = (jax.tree.map(plain, (fitted.params, fitted.state)) for fitted in (found, expected))
+    ours, theirs = (
+        jax.tree.map(plain, (fitted.params, fitted.state)) for fitted in (found, expected)
+    )
     jax.tree.map(np.testing.assert_array_equal, (ours, found.best), (theirs, expected.best))
     assert found.history.keys() == expected.history.keys()
     jax.tree.map(np.testing.assert_array_equal, found.history, expected.history)
 
 
-@pytest.mark.parametrize("options", [{}, {"held_out": (X, Y)}, {"held_out": (X, Y), "patience": 4}], ids=["bare", "held out", "patience"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"held_out": (X, Y)}, {"held_out": (X, Y), "patience": 4}],
+    ids=["bare", "held out", "patience"],
+)
 def test_goes_on_where_it_was(tmp_path, options):
     train(tmp_path, epochs=2, **options)
     assert_same(train(tmp_path, **options), train(None, **options))
@@ -70,7 +80,9 @@ def test_a_stream_goes_on_in_the_middle_of_an_epoch(tmp_path):
 
 @pytest.mark.slow
 def test_a_rule_that_keeps_a_random_key(tmp_path):
-    noisy = {"optimizer": optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(0.01))}
+    noisy = {
+        "optimizer": optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(0.01))
+    }
     train(tmp_path, epochs=2, **noisy)
     assert_same(train(tmp_path, **noisy), train(None, **noisy))
 
@@ -82,7 +94,10 @@ def test_a_rule_that_keeps_a_random_key(tmp_path):
         ({"data": (X, Y + 1)}, "checksum"),
         ({"key": jax.random.key(1)}, "key data"),
         ({"optimizer": optax.sgd(0.1)}, "state optimizer/0/count: int32.* there, nothing here"),
-        ({"start": {"w": jnp.zeros((3, 1))}}, "state variable/w: float32.3. there, float32.3, 1. here"),
+        (
+            {"start": {"w": jnp.zeros((3, 1))}},
+            "state variable/w: float32.3. there, float32.3, 1. here",
+        ),
     ],
 )
 def test_refuses_the_checkpoint_of_another_run(tmp_path, other, differs):
@@ -94,7 +109,11 @@ def test_refuses_the_checkpoint_of_another_run(tmp_path, other, differs):
 @pytest.mark.slow
 def test_one_that_was_spoiled_is_refused_or_as_good_as_new(tmp_path):
     train(tmp_path / "whole", epochs=1)
-    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file() and path.stat().st_size]
+    files = [
+        path.relative_to(tmp_path / "whole")
+        for path in (tmp_path / "whole").rglob("*")
+        if path.is_file() and path.stat().st_size
+    ]
     refused = set()
     for number, path in enumerate(files):
         folder = shutil.copytree(tmp_path / "whole", tmp_path / f"spoiled{number}")
@@ -105,7 +124,7 @@ def test_one_that_was_spoiled_is_refused_or_as_good_as_new(tmp_path):
             found = train(folder)
         except ValueError as error:
             refused.add(path.parts[1])
-            assert "spoiled" in str(error), error  # noqa: PT017
+            assert "spoiled" in str(error), error
         else:
             assert_same(found, train(None))
     gc.collect()  # so that what orbax has left is complained of here
@@ -139,7 +158,11 @@ def test_refuses_a_file_and_a_missing_orbax(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(tmp_path):
     def started(out, *folder):
-        return subprocess.Popen([sys.executable, Path(__file__).with_name("long_run.py"), out, *folder], stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("long_run.py"), out, *folder],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     with started(tmp_path / "whole.npz") as run:
         run.stdout.readline()
@@ -187,7 +210,12 @@ def test_what_was_said_is_sealed(tmp_path):
     train(tmp_path, epochs=1, held_out=(X, Y))
     (file,) = tmp_path.glob("3/standing/metadata")
     said = json.loads(file.read_text())
-    for other in ({}, [], said | {"measured": {"loss": ["0x1.0p+5"]}}, {name: value for name, value in said.items() if name != "best"}):
+    for other in (
+        {},
+        [],
+        said | {"measured": {"loss": ["0x1.0p+5"]}},
+        {name: value for name, value in said.items() if name != "best"},
+    ):
         file.write_text(json.dumps(other))
         with pytest.raises(ValueError, match=r"is corrupt|cannot be read"):
             train(tmp_path, held_out=(X, Y))

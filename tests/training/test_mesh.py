@@ -21,22 +21,43 @@ X, Y, START = jnp.ones((4, 3)), jnp.ones(4), jnp.zeros(3)
 
 
 def train(**options):
-    return fit(lambda w, x, y: (x @ w - y) ** 2, START, (X, Y), key=jax.random.key(0), epochs=3, optimizer=optax.sgd(0.1), **options)
+    return fit(
+        lambda w, x, y: (x @ w - y) ** 2,
+        START,
+        (X, Y),
+        key=jax.random.key(0),
+        epochs=3,
+        optimizer=optax.sgd(0.1),
+        **options,
+    )
 
 
 def test_a_mesh_of_one_device_changes_nothing():
-    rule = lambda path, leaf: PartitionSpec("batch")  # noqa: E731
-    np.testing.assert_array_equal(train(mesh=distributed.mesh({"batch": 1}), partition=rule).params, train().params)
+    rule = lambda path, leaf: PartitionSpec("batch")
+    np.testing.assert_array_equal(
+        train(mesh=distributed.mesh({"batch": 1}), partition=rule).params, train().params
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"mesh": 8}, TypeError, "mesh must be a jax.sharding.Mesh"),
-        ({"partition": lambda path, leaf: PartitionSpec()}, ValueError, "partition must be None without a mesh"),
-        ({"mesh": distributed.mesh({"batch": 1}), "partition": lambda path, leaf: "batch"}, TypeError, "PartitionSpec, got str"),
         (
-            {"mesh": distributed.mesh({"batch": 1}), "partition": lambda path, leaf: PartitionSpec(None, "batch")},
+            {"partition": lambda path, leaf: PartitionSpec()},
+            ValueError,
+            "partition must be None without a mesh",
+        ),
+        (
+            {"mesh": distributed.mesh({"batch": 1}), "partition": lambda path, leaf: "batch"},
+            TypeError,
+            "PartitionSpec, got str",
+        ),
+        (
+            {
+                "mesh": distributed.mesh({"batch": 1}),
+                "partition": lambda path, leaf: PartitionSpec(None, "batch"),
+            },
             ValueError,
             "partition must fit",
         ),
@@ -57,7 +78,9 @@ def started(out, processes=1, **options):
     """The processes of a run, all of which have begun."""
     given = {"out": str(out), "processes": processes, "port": free_port(), **options}
     script = [sys.executable, str(Path(__file__).with_name("mesh_run.py"))]
-    begin = lambda k: subprocess.Popen([*script, json.dumps({**given, "process": k})], stdout=-1, stderr=-1, text=True)  # noqa: E731
+    begin = lambda k: subprocess.Popen(
+        [*script, json.dumps({**given, "process": k})], stdout=-1, stderr=-1, text=True
+    )
     runs = [begin(k) for k in range(processes)]
     for run in runs:
         assert run.stdout.readline() == "begun\n", run.communicate()[1]
@@ -84,7 +107,11 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"model_axis": 2}], ids=["plain", "accumulated", "parameters divided"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate": 2}, {"model_axis": 2}],
+    ids=["plain", "accumulated", "parameters divided"],
+)
 def test_eight_devices_are_one(tmp_path, alone, options):
     found = ended(tmp_path / "eight.npz", devices=8, **options)
     assert_near(found, alone)
@@ -100,14 +127,17 @@ def test_processes_are_one(tmp_path, alone, processes):
 
 @pytest.mark.slow
 def test_processes_each_give_their_part_of_a_stream(tmp_path):
-    assert_near(ended(tmp_path / "two.npz", processes=2, source="stream"), ended(tmp_path / "one.npz", source="stream"))
+    assert_near(
+        ended(tmp_path / "two.npz", processes=2, source="stream"),
+        ended(tmp_path / "one.npz", source="stream"),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_death_ends_the_others_and_the_run_goes_on_with_another_number(tmp_path, victim):
     folder = tmp_path / "checkpoints"
-    saved = lambda: [int(path.name) for path in folder.glob("*") if path.name.isdigit()]  # noqa: E731
+    saved = lambda: [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     runs = started(tmp_path / "never.npz", processes=2, epochs=100_000, checkpoint=str(folder))
     limit = time.monotonic() + 300
     try:

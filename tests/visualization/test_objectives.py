@@ -24,37 +24,57 @@ def score(objective, x=X):
 
 
 def test_logit_is_an_output():
-    np.testing.assert_allclose(score(vis.logit([0, 1, 0])), np.asarray(program(X))[[0, 1, 2], [0, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        score(vis.logit([0, 1, 0])), np.asarray(program(X))[[0, 1, 2], [0, 1, 0]], rtol=1e-6
+    )
 
 
 def test_channel_is_a_mean_over_positions():
-    np.testing.assert_allclose(score(vis.channel("h", [1, 0, 1])), 2 * np.asarray(X).mean((1, 2))[[0, 1, 2], [1, 0, 1]], rtol=1e-5)
+    np.testing.assert_allclose(
+        score(vis.channel("h", [1, 0, 1])),
+        2 * np.asarray(X).mean((1, 2))[[0, 1, 2], [1, 0, 1]],
+        rtol=1e-5,
+    )
 
 
 def test_unit_is_the_middle_or_the_position_given():
-    np.testing.assert_allclose(score(vis.unit("h", [1, 0, 1])), 2 * np.asarray(X)[[0, 1, 2], 2, 2, [1, 0, 1]], rtol=1e-6)
-    np.testing.assert_allclose(score(vis.unit("h", [1, 0, 1], (3, 0))), 2 * np.asarray(X)[[0, 1, 2], 3, 0, [1, 0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        score(vis.unit("h", [1, 0, 1])), 2 * np.asarray(X)[[0, 1, 2], 2, 2, [1, 0, 1]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        score(vis.unit("h", [1, 0, 1], (3, 0))),
+        2 * np.asarray(X)[[0, 1, 2], 3, 0, [1, 0, 1]],
+        rtol=1e-6,
+    )
 
 
 def test_unit_of_a_vector_has_no_position():
-    np.testing.assert_allclose(score(vis.unit("flat", [1, 0, 1])), np.asarray(program(X))[[0, 1, 2], [1, 0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        score(vis.unit("flat", [1, 0, 1])), np.asarray(program(X))[[0, 1, 2], [1, 0, 1]], rtol=1e-6
+    )
 
 
 def test_direction_is_an_inner_product():
     vector = jnp.array([1.0, -3.0])
     expected = (2 * np.asarray(X) @ np.asarray(vector)).mean((1, 2))
-    np.testing.assert_allclose(score(vis.direction("h", jnp.tile(vector, (3, 1)))), expected, rtol=2e-5)
+    np.testing.assert_allclose(
+        score(vis.direction("h", jnp.tile(vector, (3, 1)))), expected, rtol=2e-5
+    )
 
 
 def test_a_direction_with_a_cosine_prefers_the_direction_to_the_length():
     vector, straight, long = jnp.array([[1.0, 0.0]]), jnp.array([1.0, 0.0]), jnp.array([1.2, 3.0])
-    of = lambda h, power: float(score(vis.direction("h", vector, cosine=power), jnp.broadcast_to(h, (1, 4, 5, 2)))[0])  # noqa: E731
+    of = lambda h, power: float(
+        score(vis.direction("h", vector, cosine=power), jnp.broadcast_to(h, (1, 4, 5, 2)))[0]
+    )
     assert of(long, 0) > of(straight, 0)
     assert of(long, 2) < of(straight, 2)
 
 
 def test_deep_dream_is_a_mean_square():
-    np.testing.assert_allclose(score(vis.deep_dream("h").take([0] * 3)), 4 * np.square(X).mean((1, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(
+        score(vis.deep_dream("h").take([0] * 3)), 4 * np.square(X).mean((1, 2, 3)), rtol=1e-6
+    )
 
 
 def test_inversion_is_zero_at_its_target_and_minus_one_at_nothing():
@@ -81,7 +101,9 @@ def test_alignment_looks_at_neighbours():
     np.testing.assert_allclose(score(vis.alignment("h").take([0] * 3), line), -4, rtol=1e-6)
     # Only the first differs from its neighbour: it and, by half, the second.
     step = line.at[1:].set(5.0)
-    np.testing.assert_allclose(score(vis.alignment("h").take([0] * 3), step), [-100, -50, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        score(vis.alignment("h").take([0] * 3), step), [-100, -50, 0], rtol=1e-6
+    )
 
 
 def test_a_minus_b_is_a_minus_b():
@@ -98,8 +120,12 @@ def test_a_minus_b_is_a_minus_b():
 
 def test_numbers_for_each_image():
     a = vis.channel("h", [0, 1, 0])
-    np.testing.assert_allclose(score(a * jnp.array([1.0, 2.0, 3.0])), score(a) * [1, 2, 3], rtol=1e-6)
-    np.testing.assert_allclose(score(np.array([1.0, 2.0, 3.0]) * a), score(a) * [1, 2, 3], rtol=1e-6)
+    np.testing.assert_allclose(
+        score(a * jnp.array([1.0, 2.0, 3.0])), score(a) * [1, 2, 3], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        score(np.array([1.0, 2.0, 3.0]) * a), score(a) * [1, 2, 3], rtol=1e-6
+    )
     assert len(vis.logit(0) * jnp.ones(4)) == 4
 
 
@@ -141,7 +167,11 @@ def test_sizes_of_objectives():
         (lambda: vis.direction("h", jnp.ones(2), cosine=-1), ValueError, "cosine"),
         (lambda: vis.inversion("h", jnp.full((1, 2), jnp.inf)), ValueError, "target"),
         (lambda: vis.caricature("h", jnp.zeros((0, 2))), ValueError, "target"),
-        (lambda: vis.interpolate(vis.logit([1, 2]), vis.logit(3), 4), ValueError, "a must be an objective of one image"),
+        (
+            lambda: vis.interpolate(vis.logit([1, 2]), vis.logit(3), 4),
+            ValueError,
+            "a must be an objective of one image",
+        ),
         (lambda: vis.interpolate(vis.logit(1), vis.logit(3), 1), ValueError, "images"),
         (lambda: vis.custom(3), TypeError, "score"),
         (lambda: vis.logit([1, 2]) + vis.logit([1, 2, 3]), ValueError, "2 and 3 images"),

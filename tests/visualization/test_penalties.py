@@ -9,10 +9,24 @@ from scipy import ndimage
 
 from diffprog import descent
 from diffprog.program import program
-from diffprog.visualization._penalties import OfVariable, blur, l1, l2, of_variable, to_reference, total_variation
+from diffprog.visualization._penalties import (
+    OfVariable,
+    blur,
+    l1,
+    l2,
+    of_variable,
+    to_reference,
+    total_variation,
+)
 
 REFERENCE = jax.random.uniform(jax.random.key(7), (5, 6, 2))
-PENALTIES = {"l1": l1, "l2": l2, "total_variation": total_variation, "blur": blur, "to_reference": to_reference(REFERENCE)}
+PENALTIES = {
+    "l1": l1,
+    "l2": l2,
+    "total_variation": total_variation,
+    "blur": blur,
+    "to_reference": to_reference(REFERENCE),
+}
 GRADIENTS = {name: jax.jit(jax.value_and_grad(penalty)) for name, penalty in PENALTIES.items()}
 SMOOTHING = ("total_variation", "blur")
 every_penalty = pytest.mark.parametrize("name", PENALTIES)
@@ -89,7 +103,7 @@ def test_the_total_variation_of_an_edge_is_its_height_times_its_length():
 
 def test_a_linear_unit_with_an_l2_penalty_ends_at_its_weights_over_twice_lambda():
     w, lam = image(), 0.7
-    cost = lambda x, _: lam * l2(x) - (w * x).sum()  # noqa: E731
+    cost = lambda x, _: lam * l2(x) - (w * x).sum()
     found = descent.run(descent.descent(cost, optax.sgd(0.3)), jnp.zeros_like(w), 40).variable
     # Each step leaves |1 - 2 · 0.7 · 0.3| = 0.58 of the error: 4e-10 after 40.
     np.testing.assert_allclose(found, w / (2 * lam), rtol=1e-5, atol=1e-6)
@@ -97,7 +111,7 @@ def test_a_linear_unit_with_an_l2_penalty_ends_at_its_weights_over_twice_lambda(
 
 def test_a_linear_unit_with_an_l2_penalty_to_a_reference_ends_that_far_from_it():
     w, near = image(), to_reference(REFERENCE)
-    cost = lambda x, _: near(x) - (w * x).sum()  # noqa: E731
+    cost = lambda x, _: near(x) - (w * x).sum()
     found = descent.run(descent.descent(cost, optax.sgd(0.3)), jnp.zeros_like(w), 40).variable
     np.testing.assert_allclose(found, REFERENCE + w / 2, rtol=1e-5, atol=1e-6)
 
@@ -122,7 +136,11 @@ def test_norms_of_a_variable_take_pytrees():
         (lambda: blur(jnp.zeros((4, 4, 1), int)), TypeError, "image must be a float array"),
         (lambda: l2([]), ValueError, "image must hold at least one array"),
         (lambda: l1(jnp.zeros(3, int)), TypeError, "image must be a float array"),
-        (lambda: to_reference(jnp.full((2, 2, 1), jnp.nan)), ValueError, "reference must be finite"),
+        (
+            lambda: to_reference(jnp.full((2, 2, 1), jnp.nan)),
+            ValueError,
+            "reference must be finite",
+        ),
         (lambda: to_reference(jnp.zeros((2, 2))), ValueError, "reference must have rank 3"),
         (lambda: to_reference(REFERENCE)(jnp.zeros((4, 4, 1))), ValueError, "shapes must agree"),
         (lambda: of_variable(0.1), TypeError, "penalty must be callable"),

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from diffprog.visualization._resampling import bilinear
-from diffprog.visualization._transforms import compose, crop, default_transforms, flip, jitter, noise, pad, rotate, scale, similar, warp
+from diffprog.visualization._transforms import (
+    compose,
+    crop,
+    default_transforms,
+    flip,
+    jitter,
+    noise,
+    pad,
+    rotate,
+    scale,
+    similar,
+    warp,
+)
 
 KEEP_SIZE = {
     "jitter": jitter(2),
@@ -20,14 +32,20 @@ KEEP_SIZE = {
     "noise": noise(0.1),
     "default": compose(default_transforms()),
 }
-CHANGE_SIZE = {"pad": (pad(2), (12, 10)), "crop": (crop((5, 3)), (5, 3)), "both": (compose([pad(2), crop(9)]), (9, 9))}
+CHANGE_SIZE = {
+    "pad": (pad(2), (12, 10)),
+    "crop": (crop((5, 3)), (5, 3)),
+    "both": (compose([pad(2), crop(9)]), (9, 9)),
+}
 INSIDE = ("jitter", "warp", "flip")
 moved = jax.jit(similar)
 SMALL = [(8, 8, 1), (5, 7, 3), (3, 3, 2)]
 
 JITTED = {name: jax.jit(transform) for name, transform in KEEP_SIZE.items()}
 # What the others are made of.
-KINDS = {name: KEEP_SIZE[name] for name in ("jitter", "warp", "flip", "noise")} | {name: t for name, (t, _) in CHANGE_SIZE.items()}
+KINDS = {name: KEEP_SIZE[name] for name in ("jitter", "warp", "flip", "noise")} | {
+    name: t for name, (t, _) in CHANGE_SIZE.items()
+}
 
 every_kind = pytest.mark.parametrize("transform", KINDS.values(), ids=KINDS)
 slow = pytest.mark.slow
@@ -50,15 +68,21 @@ def test_sizes_change_by_the_arguments_alone(name, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name if name in ("jitter", "warp", "both") else pytest.param(name, marks=slow) for name in KINDS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("jitter", "warp", "both") else pytest.param(name, marks=slow)
+        for name in KINDS
+    ],
+)
 def test_the_batch_is_one_by_one_each_with_its_own_draw_from_its_key_alone(name):
     transform = KINDS[name]
     keys, same = jax.random.split(jax.random.key(3), 16), jnp.broadcast_to(image(), (16, 8, 6, 2))
-    before, single = np.random.get_state()[1].copy(), jax.jit(transform)  # noqa: NPY002
+    before, single = np.random.get_state()[1].copy(), jax.jit(transform)
     batch = jax.jit(jax.vmap(transform))(same, keys)
     np.testing.assert_allclose(batch, jnp.stack([single(image(), key) for key in keys]), atol=1e-6)
     np.testing.assert_array_equal(single(image(), keys[0]), single(image(), keys[0]))
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
     if name != "pad":
         assert len(np.unique(np.round(np.asarray(batch).reshape(16, -1), 4), axis=0)) > 1
 
@@ -91,8 +115,16 @@ def test_bilinear_is_scipys(shape):
     rng, x = np.random.default_rng(0), np.asarray(image(shape))
     rows, columns = (rng.uniform(-2, side + 1, (6, 4)).astype(np.float32) for side in shape[:2])
     # SciPy clamps a coordinate only where it lies outside; so do we.
-    want = np.stack([ndimage.map_coordinates(x[..., c], [rows, columns], order=1, mode="nearest") for c in range(shape[2])], -1)
-    np.testing.assert_allclose(jax.jit(bilinear)(jnp.asarray(x), jnp.asarray(rows), jnp.asarray(columns)), want, atol=2e-6)
+    want = np.stack(
+        [
+            ndimage.map_coordinates(x[..., c], [rows, columns], order=1, mode="nearest")
+            for c in range(shape[2])
+        ],
+        -1,
+    )
+    np.testing.assert_allclose(
+        jax.jit(bilinear)(jnp.asarray(x), jnp.asarray(rows), jnp.asarray(columns)), want, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -125,10 +157,17 @@ def test_a_turn_there_and_back_returns_a_smooth_image():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "places"), [((2, 3), 3 * 2), pytest.param((4, 4), 1, marks=slow), pytest.param((1, 1), 16, marks=slow)])
+@pytest.mark.parametrize(
+    ("size", "places"),
+    [((2, 3), 3 * 2), pytest.param((4, 4), 1, marks=slow), pytest.param((1, 1), 16, marks=slow)],
+)
 def test_crops_are_windows_and_every_place_is_drawn(size, places):
     x = jnp.arange(16.0).reshape(4, 4, 1)
-    windows = {bytes(np.asarray(x[r : r + size[0], c : c + size[1]])) for r in range(5 - size[0]) for c in range(5 - size[1])}
+    windows = {
+        bytes(np.asarray(x[r : r + size[0], c : c + size[1]]))
+        for r in range(5 - size[0])
+        for c in range(5 - size[1])
+    }
     drawn = jax.jit(jax.vmap(crop(size), (None, 0)))(x, jax.random.split(jax.random.key(0), 400))
     assert {bytes(np.asarray(window)) for window in drawn} == windows
     assert len(windows) == places
@@ -144,7 +183,9 @@ def test_jitter_draws_every_whole_shift():
 
 def test_flips_half_of_the_time():
     x = jnp.array([0.0, 1.0]).reshape(1, 2, 1)
-    flipped = jax.jit(jax.vmap(flip(), (None, 0)))(x, jax.random.split(jax.random.key(0), 1000))[:, 0, 0, 0]
+    flipped = jax.jit(jax.vmap(flip(), (None, 0)))(x, jax.random.split(jax.random.key(0), 1000))[
+        :, 0, 0, 0
+    ]
     assert abs(flipped.mean() - 0.5) < 5 * 0.5 / np.sqrt(1000)
 
 
@@ -154,7 +195,9 @@ def test_noise_has_its_deviation(key):
 
 
 def test_pad_frames_with_its_value(key):
-    np.testing.assert_array_equal(pad(1, 0.25)(image(), key), np.pad(image(), ((1, 1), (1, 1), (0, 0)), constant_values=0.25))
+    np.testing.assert_array_equal(
+        pad(1, 0.25)(image(), key), np.pad(image(), ((1, 1), (1, 1), (0, 0)), constant_values=0.25)
+    )
 
 
 def test_compose_is_one_after_another_with_keys_of_their_own(key):
@@ -166,9 +209,15 @@ def test_compose_is_one_after_another_with_keys_of_their_own(key):
     np.testing.assert_array_equal(compose([])(x, key), x)
 
 
-@pytest.mark.parametrize("make", [lambda: crop(9), lambda: crop((3, 7)), lambda: jitter(6)], ids=["crop", "crop side", "jitter"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: crop(9), lambda: crop((3, 7)), lambda: jitter(6)],
+    ids=["crop", "crop side", "jitter"],
+)
 def test_an_image_too_small_is_refused_with_both_sizes(make, key):
-    with pytest.raises(ValueError, match=r"image must be at least \d x \d for (crop|jitter)\(.*\), got 8 x 6"):
+    with pytest.raises(
+        ValueError, match=r"image must be at least \d x \d for (crop|jitter)\(.*\), got 8 x 6"
+    ):
         make()(image(), key)
 
 

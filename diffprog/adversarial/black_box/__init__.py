@@ -1,0 +1,9 @@
+"""Attacks that use logits or labels only, no gradients."""
+
+from diffprog.adversarial.black_box._hop_skip_jump import hop_skip_jump
+from diffprog.adversarial.black_box._square import square
+
+__all__ = [
+    "hop_skip_jump",
+    "square",
+]

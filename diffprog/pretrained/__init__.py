@@ -1,0 +1,11 @@
+"""Pretrained networks: ViT and ResNet checkpoints from disk as programs of images."""
+
+from diffprog.pretrained._preprocessing import Pretrained
+from diffprog.pretrained._resnet import load_resnet
+from diffprog.pretrained._vit import load_vit
+
+__all__ = [
+    "Pretrained",
+    "load_resnet",
+    "load_vit",
+]

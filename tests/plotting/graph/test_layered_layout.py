@@ -1,0 +1,180 @@
+"""The layout: every edge goes forward, nothing overlaps, few crossings; blocks depend on each other without a circle."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffprog import tap
+from diffprog.graph import trace
+from diffprog.plotting.graph._collapse import blocks
+from diffprog.plotting.graph._layered_layout import layered
+from diffprog.plotting.graph._scene import picture
+
+EDGES = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, max_size=40)
+
+
+def sized(edges):
+    nodes = sorted({node for edge in edges for node in edge})
+    return {node: (1.0 + node % 3, 1.0 + node % 2) for node in nodes}
+
+
+@given(EDGES)
+@settings(max_examples=40, deadline=None)
+def test_edges_go_forward_and_blocks_are_apart(edges):
+    edges = [(min(edge), max(edge)) for edge in edges if edge[0] != edge[1]]
+    sizes = sized(edges)
+    if not edges:
+        return
+    layout = layered(sizes, edges, [2.0] * len(edges), between=0.5)
+    for k, (source, target) in enumerate(edges):
+        stops = [
+            layout.places[source][0] + sizes[source][0],
+            *(along for along, _ in layout.trunks[source][: layout.passed[k]]),
+            layout.places[target][0],
+        ]
+        assert all(a <= b + 1e-9 for a, b in itertools.pairwise(stops))
+        assert layout.places[target][0] - stops[-2] >= 2.0 - 1e-9
+    for a, b in itertools.combinations(sizes, 2):
+        (along_a, across_a), (along_b, across_b) = layout.places[a], layout.places[b]
+        apart_along = (
+            along_a + sizes[a][0] <= along_b + 1e-9 or along_b + sizes[b][0] <= along_a + 1e-9
+        )
+        assert (
+            apart_along or abs(across_a - across_b) >= (sizes[a][1] + sizes[b][1]) / 2 + 0.5 - 1e-9
+        )
+    assert all(
+        across - sizes[node][1] / 2 + 1e-9 >= 0 and across <= layout.extent[1]
+        for node, (_, xlabel) in layout.places.items()
+    )
+
+
+def test_a_planar_graph_is_drawn_without_crossings():
+    edges = [("a", "d"), ("b", "c"), ("c", "e"), ("d", "f"), ("e", "g"), ("f", "g")]
+    layout = layered(dict.fromkeys("abcdefg", (1.0, 1.0)), edges, [1.0] * len(edges), between=1.0)
+    across = {node: place[1] for node, place in layout.places.items()}
+    assert (across["a"] < across["b"]) == (across["d"] < across["c"]) == (across["f"] < across["e"])
+
+
+def test_a_chain_is_straight():
+    layout = layered(
+        dict.fromkeys("abc", (1.0, 2.0)), [("a", "b"), ("b", "c")], [1.0, 1.0], between=1.0
+    )
+    assert layout.places == {"a": (0.0, 1.0), "b": (2.0, 1.0), "c": (4.0, 1.0)}
+
+
+def deep(scoped, tapped):
+    def f(weights, x):
+        for k, weight in enumerate(weights):
+            with jax.named_scope(f"layer{k}" if scoped else ""):
+                x = jnp.tanh(x @ weight + 0.1)
+            x = tap(x, f"h{k}") if tapped else x
+        return x.sum()
+
+    return trace(f, [np.eye(2)] * 24, np.ones(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scoped", "tapped", "name"), [(True, False, "layer3"), (False, True, "h3"), (False, False, "")]
+)
+def test_large_graphs_come_in_blocks(scoped, tapped, name):
+    graph = deep(scoped, tapped)
+    found = blocks(graph, 60)
+    assert len(graph.nodes) > 60 >= len(found)
+    assert name in [block.name for block in found]
+    assert sorted(node.name for block in found for node in block.nodes) == sorted(
+        node.name for node in graph.nodes
+    )
+    order = {node.name: index for index, block in enumerate(found) for node in block.nodes}
+    assert all(order[edge.source] <= order[edge.target] for edge in graph.edges)
+
+
+def test_small_graphs_stay_as_they_are():
+    graph = trace(lambda x: jnp.sin(x) * x, 1.0)
+    assert [block.nodes for block in blocks(graph, 60)] == [(node,) for node in graph.nodes]
+
+
+def test_texts_of_a_picture_of_sixty_nodes_do_not_hide_each_other():
+    def f(weights, x):
+        for weight in weights:
+            x = x + jnp.tanh(weight * x)
+        return x * x
+
+    graph = trace(f, [np.float32(0.1 * k) for k in range(14)], 0.5)
+    assert 50 <= len(graph.nodes) <= 60
+    drawn = picture(graph, 60)
+    corners = [text.corners for text in drawn.texts if text.text]
+    hidden = [
+        (a, b)
+        for a, b in itertools.combinations(corners, 2)
+        if min(a[2], b[2]) - max(a[0], b[0]) > 1 and min(a[3], b[3]) - max(a[1], b[1]) > 1
+    ]
+    assert hidden == []
+    assert all(
+        left >= 0 and right <= drawn.width and upper >= 0 and lower <= drawn.height
+        for left, upper, right, lower in corners
+    )
+
+
+def read_at_every_depth(depth):
+    def f(w, x):
+        for _ in range(depth):
+            x = jnp.tanh(w * x)
+        return x
+
+    return trace(f, 0.5, 0.7)
+
+
+def test_pictures_grow_with_the_graph_though_an_argument_is_read_at_every_depth():
+    short, long = (
+        picture(graph, len(graph.nodes)) for graph in map(read_at_every_depth, (25, 100))
+    )
+    size = lambda drawn: sum(len(curve.points) for curve in drawn.curves)
+    assert 3.5 < size(long) / size(short) < 4.5
+
+
+def test_edges_that_share_a_way_still_reach_their_targets():
+    graph = read_at_every_depth(6)
+    drawn = picture(graph, 60)
+    boxes = {box.name: box for box in drawn.boxes}
+    ends = [
+        curve.points[-1] for curve in drawn.curves if curve.kind == "edge" and curve.name == "w"
+    ]
+    targets = [boxes[edge.target] for edge in graph.out_edges("w")]
+    assert len(ends) == len(targets) == 6
+    for (x, y), box in zip(ends, targets, strict=True):
+        assert box.x - 1e-6 <= x <= box.x + box.width
+        assert box.y - 1e-6 <= y <= box.y + box.height
+    points = {point for curve in drawn.curves if curve.name == "w" for point in curve.points[3::3]}
+    begun = [
+        curve.points[0] for curve in drawn.curves if curve.kind == "edge" and curve.name == "w"
+    ]
+    assert all(point in points for point in begun)
+
+
+@pytest.mark.parametrize("count", [61, 70, 200])
+def test_arguments_alone_are_a_block(count):
+    (block,) = blocks(trace(lambda p: p[0], [1.0] * count), 60)
+    assert (block.name, len(block.nodes)) == ("p", count)
+    tree, more = [1.0] * 40, [1.0] * 40
+    assert [block.name for block in blocks(trace(lambda a, b: a[0], tree, more), 60)] == ["a", "b"]
+
+
+def test_many_arguments_that_several_blocks_read_are_blocks():
+    def f(params, x):
+        for step in range(2):
+            with jax.named_scope(f"step{step}"):
+                for weight in params:
+                    x = x * weight
+        return x
+
+    assert [block.name for block in blocks(trace(f, [1.0] * 70, 0.5), 60)] == [
+        "params",
+        "step0",
+        "step1",
+    ]

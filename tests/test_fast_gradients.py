@@ -1,0 +1,532 @@
+"""Faster gradients: the numbers are those of JAX's own rules, in every mode and order, in every construct and framework."""
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from diffprog import _loops, backprop, descent, models
+from diffprog._jaxpr import find_equations
+from diffprog.fast_gradients import faster
+from diffprog.program import program
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def whole_numbers(seed, shape):
+    """Small whole numbers: their sums and products are exact in any order, and many are equal."""
+    return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
+
+
+def pulled(f, dy, *operands):
+    """f and its gradient, compiled."""
+    return jax.jit(lambda dy, *operands: (lambda y, pull: (y, pull(dy)))(*jax.vjp(f, *operands)))(
+        dy, *operands
+    )
+
+
+def same(got, expected):
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def compare_on_whole_numbers(f, *operands):
+    dy = whole_numbers(9, jax.eval_shape(f, *operands).shape)
+    same(pulled(faster(f), dy, *operands), pulled(f, dy, *operands))
+
+
+def rewritten(f, *args):
+    """How many equations of f have a fast gradient."""
+    boxes = find_equations(
+        jax.make_jaxpr(f)(*args),
+        lambda equation: equation.primitive.name == "custom_jvp_call" and "_push_" in str(equation),
+    )
+    return len(boxes)
+
+
+# Any convolution, any pooling
+
+
+class Axis(NamedTuple):
+    """Of a convolution or pooling."""
+
+    side: int
+    window: int
+    stride: int = 1
+    low: int = 0
+    high: int = 0
+    spread: int = 1
+    window_spread: int = 1
+
+
+def any_convolution(axes, groups, order):
+    """A function of images and kernel with any order of axes, and both, for (batch, features, ...) and (outputs, inputs, ...)."""
+    sides, window, strides, low, high, spread, window_spread = zip(*axes, strict=True)
+    order = [axis for axis in order if axis < len(axes) + 2]
+    x = whole_numbers(0, (2, 2 * groups, *sides)).transpose(np.argsort(order))
+    kernel = whole_numbers(1, (2 * groups, 2, *window)).transpose(np.argsort(order))
+    layout = lax.ConvDimensionNumbers(tuple(order), tuple(order), tuple(order[::-1]))
+    how = {
+        "lhs_dilation": spread,
+        "rhs_dilation": window_spread,
+        "dimension_numbers": layout,
+        "feature_group_count": groups,
+    }
+    pads = tuple(zip(low, high, strict=True))
+    return (lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, pads, **how)), x, kernel
+
+
+CONVOLUTIONS = {
+    "one axis": ([Axis(7, 3, 2, 1, 2)], 1, range(5)),
+    "channels last": ([Axis(6, 3, 2, 1, 0), Axis(5, 2, 3, 0, 2)], 1, (0, 3, 1, 2, 4)),
+    "pixels left over": ([Axis(8, 2, 3), Axis(6, 3, 2, -1, 0)], 1, range(5)),
+    "spread": ([Axis(4, 3, 1, 2, 1, 2, 2), Axis(5, 2, 2, 1, 1, 3, 1)], 1, (3, 1, 0, 2, 4)),
+    "three axes": ([Axis(4, 2, 2, 1, 0), Axis(3, 3, 1, 1, 1), Axis(2, 1)], 1, range(5)),
+    "groups": ([Axis(5, 3, 1, 1, 1), Axis(4, 2)], 2, range(5)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("axes", "groups", "order"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_a_convolution_has_its_own_gradient(axes, groups, order):
+    f, x, kernel = any_convolution(axes, groups, order)
+    compare_on_whole_numbers(f, x, kernel)
+    assert rewritten(faster(f), x, kernel) == (
+        groups == 1 and 0 not in jax.eval_shape(f, x, kernel).shape
+    )
+
+
+some_axes = st.builds(
+    Axis,
+    *(st.integers(*ends) for ends in ((1, 6), (1, 3), (1, 3), (-1, 3), (0, 3), (1, 2), (1, 2))),
+)
+
+
+@pytest.mark.slow
+@given(
+    st.lists(some_axes, min_size=1, max_size=3),
+    st.sampled_from([1, 1, 2]),
+    st.permutations(range(5)),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_convolution_has_its_own_gradient(axes, groups, order):
+    test_a_convolution_has_its_own_gradient(axes, groups, order)
+
+
+def any_pooling(axes):
+    sides, window, strides, low, high = zip(*(axis[:5] for axis in axes), strict=True)
+    pads = tuple(zip(low, high, strict=True))
+    return (
+        lambda x: lax.reduce_window(x, -np.float32(np.inf), lax.max, window, strides, pads)
+    ), whole_numbers(0, sides)
+
+
+POOLINGS = {
+    "apart": [Axis(7, 2, 2), Axis(6, 3, 3)],
+    "apart, padded": [Axis(5, 2, 2, 1, 0), Axis(6, 3, 3, 1, 1)],
+    "overlapping": [Axis(7, 3, 2, 1, 1), Axis(6, 2, 1)],
+    "with gaps": [Axis(7, 2, 3), Axis(5, 1, 2, 0, 1)],
+    "large": [Axis(8, 6, 2), Axis(8, 5, 1)],
+}
+
+
+@pytest.mark.parametrize("axes", POOLINGS.values(), ids=POOLINGS)
+def test_max_pooling_sends_the_gradient_to_the_first_maximum(axes):
+    f, x = any_pooling(axes)
+    compare_on_whole_numbers(f, x)
+    assert rewritten(faster(f), x) == (
+        math.prod(axis.window for axis in axes) <= 25 and 0 not in jax.eval_shape(f, x).shape
+    )
+
+
+some_windows = st.builds(
+    Axis, *(st.integers(*ends) for ends in ((3, 7), (1, 3), (1, 3), (0, 1), (0, 1)))
+)
+
+
+@pytest.mark.slow
+@given(st.lists(some_windows, min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_any_max_pooling_sends_the_gradient_to_the_first_maximum(axes):
+    test_max_pooling_sends_the_gradient_to_the_first_maximum(axes)
+
+
+@pytest.mark.parametrize("strides", [2, 3])
+def test_pooling_of_equal_values_and_of_nothing_but_minus_infinity(strides):
+    def pool(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (3,), (strides,), ((1, 1),))
+
+    for x in (np.ones(8, np.float32), np.full(8, -np.inf, np.float32)):
+        compare_on_whole_numbers(pool, x)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_dtypes_are_kept(dtype):
+    x, kernel = (
+        jnp.asarray(whole_numbers(0, (2, 6, 6, 2)), dtype),
+        jnp.asarray(whole_numbers(1, (3, 3, 2, 2)), dtype),
+    )
+    gradients = jax.jit(jax.grad(lambda x, kernel: faster(network)(kernel, x).sum(), (0, 1)))(
+        x, kernel
+    )
+    assert [gradient.dtype for gradient in gradients] == [dtype, dtype]
+
+
+# Every mode, every order
+
+
+def convolve(x, kernel, **how):
+    return lax.conv_general_dilated(
+        x, kernel, how.pop("strides", (1, 1)), "SAME", dimension_numbers=LAYOUT, **how
+    )
+
+
+def max_pool(x, window=2, strides=2):
+    return lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, window, window, 1), (1, strides, strides, 1), "SAME"
+    )
+
+
+def network(kernel, x):
+    return max_pool(max_pool(jnp.tanh(convolve(x, kernel, strides=(1, 2)))), strides=1)
+
+
+def cost(f):
+    return lambda kernel, x: (jnp.sin(f(kernel, x)) ** 2).sum()
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def along(f, kernel, x):
+    directions = draw(5, *kernel.shape), draw(6, *x.shape)
+    return lambda *operands: jax.jvp(f, operands, directions)[1]
+
+
+TRANSFORMED = {
+    "value": lambda f: lambda kernel, x: f(kernel, x),
+    "gradient": lambda f: jax.grad(cost(f), (0, 1)),
+    "one gradient": lambda f: jax.grad(cost(f), 1),
+    "jvp": lambda f: lambda kernel, x: along(f, kernel, x)(kernel, x),
+    "jacfwd": lambda f: lambda kernel, x: jax.jacfwd(f, 0)(kernel, x[:1]),
+    "forward over reverse": lambda f: (
+        lambda kernel, x: along(jax.grad(cost(f), (0, 1)), kernel, x)(kernel, x)
+    ),
+    "reverse over forward": lambda f: (
+        lambda kernel, x: jax.grad(along(cost(f), kernel, x), (0, 1))(kernel, x)
+    ),
+    "reverse over reverse": lambda f: jax.grad(
+        lambda kernel, x: (jax.grad(cost(f))(kernel, x) ** 2).sum(), (0, 1)
+    ),
+    "vmap of x": lambda f: (
+        lambda kernel, x: jax.vmap(jax.grad(cost(f), (0, 1)), (None, 0))(
+            kernel, jnp.stack([x, x + 1])
+        )
+    ),
+    "vmap of the kernel": lambda f: (
+        lambda kernel, x: jax.vmap(jax.grad(cost(f), (0, 1)), (0, None))(
+            jnp.stack([kernel, -kernel]), x
+        )
+    ),
+    "per example": lambda f: (
+        lambda kernel, x: jax.vmap(jax.grad(lambda k, x: cost(f)(k, x[None])), (None, 0))(kernel, x)
+    ),
+    "remat": lambda f: jax.grad(cost(jax.checkpoint(f)), (0, 1)),
+}
+
+
+SLOW = ("one gradient", "reverse over reverse", "vmap of x", "vmap of the kernel", "remat")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRANSFORMED]
+)
+def test_every_transformation_gives_what_it_gives_of_the_plain_function(name):
+    with jax.enable_x64(True):
+        kernel, x = draw(0, 3, 3, 2, 3), draw(1, 2, 8, 7, 2)
+        got, expected = (
+            jax.jit(TRANSFORMED[name](f))(kernel, x) for f in (faster(network), network)
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), got, expected
+        )
+
+
+# Every construct
+
+
+def in_jit(kernel, x):
+    return jax.jit(network)(kernel, x)
+
+
+def in_remat(kernel, x):
+    return jax.checkpoint(network)(kernel, x)
+
+
+def in_scan(kernel, x):
+    return lax.scan(
+        lambda carry, scale: (carry + network(scale * kernel, x), None),
+        0.0 * network(kernel, x),
+        jnp.arange(3.0),
+    )[0]
+
+
+def in_cond(kernel, x):
+    return lax.cond(x.sum() > 0, network, lambda kernel, x: -network(kernel, x), kernel, x)
+
+
+@jax.custom_vjp
+def ruled(kernel, x):
+    return network(kernel, x)
+
+
+ruled.defvjp(
+    lambda kernel, x: (network(kernel, x), (kernel, x)),
+    lambda kept, dy: (kept[0] * 100, kept[1] * dy.sum()),
+)
+
+
+def in_while(kernel, x):
+    return (
+        lax.while_loop(
+            lambda y: y.sum() < -1e9, lambda y: network(kernel, x) + y, network(kernel, x) * 0
+        )
+        + convolve(x, kernel).sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("f", "count"),
+    [
+        (in_jit, 3),
+        (in_remat, 3),
+        (in_scan, 6),
+        pytest.param(in_cond, 6, marks=pytest.mark.slow),
+        (ruled, 0),
+    ],
+)
+def test_constructs_are_entered_and_custom_rules_stay(f, count):
+    with jax.enable_x64(True):
+        kernel, x = draw(0, 3, 3, 1, 2), draw(1, 2, 6, 6, 1)
+        assert rewritten(faster(f), kernel, x) == count
+        got, expected = (jax.jit(jax.grad(cost(g), (0, 1)))(kernel, x) for g in (faster(f), f))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), got, expected
+        )
+
+
+def test_loops_of_unknown_length_stay():
+    kernel, x = whole_numbers(0, (3, 3, 1, 2)), whole_numbers(1, (2, 6, 6, 1))
+    assert rewritten(faster(in_while), kernel, x) == 4
+    same(jax.jit(faster(in_while))(kernel, x), jax.jit(in_while)(kernel, x))
+
+
+def test_remat_stays_a_remat():
+    assert "prevent_cse" in str(
+        jax.make_jaxpr(faster(in_remat))(jnp.ones((3, 3, 1, 2)), jnp.ones((2, 6, 6, 1)))
+    )
+
+
+# What stays as it is
+
+
+def test_outside_of_jit_a_function_may_ask_for_values():
+    def f(x):
+        return max_pool(x) if x.sum() > 0 else x
+
+    x = jnp.ones((1, 2, 2, 1))
+    np.testing.assert_array_equal(faster(f)(-x), -x)
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: faster(f)(x).sum())(x)[0, ..., 0], [[1, 0], [0, 0]]
+    )
+
+
+def test_arguments_and_results_that_are_no_arrays_pass():
+    def f(x, mode, *, double=False, mask):
+        assert isinstance(mask, np.ndarray)
+        return {
+            "y": max_pool(2 * x if double else x),
+            "mode": mode,
+            "none": None,
+            "number": 3,
+            "mask": mask,
+        }
+
+    mask, returned = np.ones(2), []
+    jax.jit(
+        lambda x: returned.append(jax.tree.map(str, faster(f)(x, "big", double=True, mask=mask)))
+    )(jnp.ones((1, 2, 2, 1)))
+    assert (returned[0]["mode"], returned[0]["number"], returned[0]["none"]) == ("big", "3", None)
+
+
+def test_a_function_runs_once_and_keeps_no_traced_value():
+    count = itertools.count()
+
+    def f(x):
+        next(count)
+        return max_pool(x)
+
+    with jax.checking_leaks():
+        jax.jit(jax.grad(lambda x: faster(f)(x).sum()))(jnp.ones((1, 2, 2, 1)))
+    assert next(count) == 1
+
+
+def test_a_gpu_keeps_the_rules_of_jax(monkeypatch):
+    kernel, x = jnp.ones((3, 3, 1, 2)), jnp.ones((2, 6, 6, 1))
+    assert rewritten(faster(network), kernel, x) == 3
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert rewritten(faster(network), kernel, x) == 0
+
+
+def test_our_own_layers_are_left_alone():
+    model = models.cnn((8, 8, 1), channels=(2,), hidden=())
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    assert rewritten(faster(model.apply), params, jnp.ones((2, 8, 8, 1))) == 0
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "f"])
+def test_refuses_what_cannot_be_called(wrong):
+    with pytest.raises(TypeError, match="f must be callable, got"):
+        faster(wrong)
+
+
+# Models that nobody rewrote
+
+
+class LinenCNN(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.max_pool(linen.relu(linen.Conv(4, (3, 3))(x)), (2, 2), (2, 2))
+        x = linen.max_pool(
+            linen.relu(linen.Conv(3, (3, 3), strides=2)(x)), (3, 3), (2, 2), padding="SAME"
+        )
+        return linen.Dense(3)(x.reshape(len(x), -1))
+
+
+class NnxCNN(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Conv(1, 4, (3, 3), rngs=rngs, param_dtype=jnp.float64)
+        self.second = nnx.Conv(4, 3, (3, 3), rngs=rngs, param_dtype=jnp.float64)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.relu(self.first(x)), (2, 2), (2, 2))
+        return nnx.relu(self.second(x)).mean((1, 2))
+
+
+class EquinoxCNN(equinox.Module):
+    first: equinox.nn.Conv2d
+    second: equinox.nn.Conv2d
+    pool: equinox.nn.MaxPool2d
+
+    def __call__(self, x):
+        x = self.pool(jax.nn.relu(self.first(x.transpose(2, 0, 1))))
+        return self.second(x).mean((1, 2))
+
+
+def linen_model(x):
+    return LinenCNN().apply, jax.eval_shape(LinenCNN().init, jax.random.key(0), x)
+
+
+def nnx_model(x):
+    graph, params = nnx.split(nnx.eval_shape(NnxCNN))
+    return lambda params, x: nnx.merge(graph, params)(x), params
+
+
+def equinox_model(x):
+    keys = jax.random.split(jax.random.key(0))
+    made = [
+        equinox.filter_eval_shape(equinox.nn.Conv2d, i, o, 3, padding=1, key=key)
+        for (i, o), key in zip(((1, 4), (4, 3)), keys, strict=True)
+    ]
+    params, rest = equinox.partition(
+        EquinoxCNN(*made, equinox.nn.MaxPool2d(2, 2)),
+        lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct),
+    )
+    return lambda params, x: jax.vmap(equinox.combine(params, rest))(x), params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [linen_model, nnx_model, equinox_model])
+def test_an_unmodified_model_has_its_values_and_gradients_and_may_loop_on_the_device(make):
+    with jax.enable_x64(True):
+        x = draw(1, 2, 9, 8, 1)
+        apply, params = make(x)
+        params = jax.tree.map(lambda leaf: draw(2, *leaf.shape), params)
+
+        def gradients(fast):
+            return lambda params, x: jax.value_and_grad(
+                lambda params, x: (program(apply, params, fast_gradients=fast)(x) ** 2).sum(),
+                (0, 1),
+            )(params, x)
+
+        got, expected = (jax.jit(gradients(fast))(params, x) for fast in (True, False))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), got, expected
+        )
+        steps = [jax.make_jaxpr(gradients(fast))(params, x) for fast in (True, False)]
+        assert [_loops.scan_is_fast(step) for step in steps] == [True, False]
+        assert [
+            "select_and_scatter" in str(step) or "select_and_gather" in str(step) for step in steps
+        ] == [False, True]
+
+
+def test_a_descent_on_a_cost_with_plain_convolutions_loops_on_the_device(monkeypatch):
+    def squared(groups):
+        return lambda kernel, k: (
+            convolve(whole_numbers(0, (2, 8, 8, 2)), kernel, feature_group_count=groups) ** 2
+        ).mean()
+
+    used = []
+    for name in ("python_loop", "compiled_loop"):
+        real = getattr(loops, name)
+        monkeypatch.setattr(
+            loops,
+            name,
+            lambda *args, name=name, real=real, **options: (
+                used.append(name) or real(*args, **options)
+            ),
+        )
+    for groups in (1, 2):
+        descent.run(
+            descent.descent(squared(groups), optax.sgd(0.01)), jnp.ones((3, 3, 2 // groups, 2)), 2
+        )
+    assert used == ["compiled_loop", "python_loop"]
+
+
+def test_the_layer_and_the_rewritten_convolution_have_one_gradient():
+    layer = backprop.convolution(2, 3, stride=2)
+    x, params = (
+        whole_numbers(0, (2, 7, 6, 2)),
+        {"weight": whole_numbers(1, (3, 3, 2, 3)), "bias": np.zeros(3, np.float32)},
+    )
+    dz = whole_numbers(2, (2, 4, 3, 3))
+    _, (dx, dkernel) = pulled(
+        faster(functools.partial(convolve, strides=(2, 2))), dz, x, params["weight"]
+    )
+    dparams, by_hand = layer.backward(params, layer.forward(params, x)[1], dz)
+    same((dx, dkernel), (by_hand, dparams["weight"]))
+
+
+def test_an_equation_without_operands_and_results_is_left_alone():
+    seen = []
+
+    def f(x):
+        jax.debug.callback(lambda: seen.append(1))
+        return (2 * x).sum()
+
+    np.testing.assert_array_equal(jax.jit(jax.grad(faster(f)))(jnp.ones(2)), [2.0, 2.0])
+    jax.effects_barrier()
+    assert seen

@@ -1,0 +1,311 @@
+"""The walk: programs run again unchanged, actions inside every kind of sub-program, side values through their walls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental.compute_on import compute_on
+
+from diffprog._jaxpr import as_function, evaluate_equation, find_equations, interpret
+
+X = jnp.asarray([0.3, -0.7, 1.1])
+
+
+@jax.custom_vjp
+def doubled(x):
+    return 2 * jnp.sin(x)
+
+
+doubled.defvjp(lambda x: (doubled(x), None), lambda _, g: (100.0 * g,))
+
+
+def step(carry, x):
+    carry = jnp.sin(carry) * x
+    return carry, (jnp.cos(carry), x)
+
+
+def scanned(x):
+    return lax.scan(step, x, jnp.arange(4.0), reverse=True, unroll=2)
+
+
+def nested_scan(x):
+    def outer(carry, _):
+        carry, ys = lax.scan(lambda c, s: (jnp.sin(c) * s, c), carry, jnp.arange(1.0, 3.0))
+        return carry, ys
+
+    return lax.scan(outer, x, None, length=3)
+
+
+def branched(x):
+    return lax.cond(x[0] > 0, lambda x: jnp.sin(x) ** 2, lambda x: jnp.cos(x), x)
+
+
+def rematted(x):
+    return jax.checkpoint(
+        lambda x: jnp.sin(jnp.sin(x)),
+        policy=jax.checkpoint_policies.dots_saveable,
+        prevent_cse=False,
+    )(x)
+
+
+def jitted(x):
+    inner = jax.jit(lambda x, s: jnp.sin(x) * s)
+    return inner(inner(x, 2.0), 3.0)
+
+
+def ruled(x):
+    return doubled(x) + jax.nn.relu(jnp.sin(x))
+
+
+def plain(x):
+    y, _ = lax.top_k(jnp.sin(x), 2)
+    return jnp.concatenate([y * y, jnp.sin(x) + 1.0]), jnp.sin(2.0), 3
+
+
+PROGRAMS = {f.__name__: f for f in (scanned, nested_scan, branched, rematted, jitted, ruled, plain)}
+
+
+def is_sine(equation):
+    return equation.primitive.name == "sin"
+
+
+def pass_on(equation, inputs, given):
+    return evaluate_equation(equation, inputs), None
+
+
+def see(equation, inputs, given):
+    outputs = evaluate_equation(equation, inputs)
+    return outputs, outputs[0]
+
+
+def walked(f, action, given=None):
+    """f, run again with `action` at every sine: its outputs, flat, and the side values."""
+
+    def run(*args):
+        program = jax.make_jaxpr(f)(*args)
+        return interpret(
+            program,
+            {site.path: action for site in find_equations(program, is_sine)},
+            jax.tree.leaves(args),
+            given,
+        )
+
+    return run
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(dict(equation.params)):
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_walking_through_everything_changes_nothing(name):
+    f = PROGRAMS[name]
+    outputs, _ = walked(f, pass_on)(X)
+    jax.tree.map(np.testing.assert_array_equal, outputs, jax.tree.leaves(jax.jit(f)(X)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_gradient_and_batching_are_those_of_the_program(name):
+    def total(f):
+        return lambda x: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(f(x)))
+
+    def again(x):
+        return walked(PROGRAMS[name], pass_on)(x)[0]
+
+    batch = jnp.stack([X, -X])
+    got = jax.jit(jax.vmap(jax.grad(total(again))))(batch)
+    np.testing.assert_allclose(got, jax.vmap(jax.grad(total(PROGRAMS[name])))(batch), rtol=1e-6)
+
+
+def test_sites_stand_in_program_order_with_their_surroundings():
+    def f(x):
+        with jax.named_scope("Net"):
+            x = jnp.sin(x)
+            with jax.named_scope("Loop"):
+                x, _ = lax.scan(lambda c, _: (jax.jit(jnp.sin)(c), None), x, None, length=4)
+            return lax.while_loop(lambda c: c[0] < 0, jnp.sin, ruled(x))
+
+    found = find_equations(jax.make_jaxpr(f)(X), is_sine)
+    assert [site.scope for site in found] == ["Net", "Net/Loop", "Net", "Net", "Net"]
+    assert [site.steps for site in found] == [(), (4,), (), (), ()]
+    assert [site.inside for site in found] == [
+        (),
+        ("scan", "jit"),
+        ("custom_vjp_call",),
+        (),
+        ("while",),
+    ]
+    assert [site.opaque_primitive for site in found] == [None] * 4 + ["while"]
+    assert [site.custom_rule_primitive for site in found] == [
+        None,
+        None,
+        "custom_vjp_call",
+        None,
+        None,
+    ]
+    assert len({site.path for site in found}) == 5
+
+
+def test_a_function_called_twice_has_two_paths():
+    program = jax.make_jaxpr(jitted)(X)
+    first, second = (site.path for site in find_equations(program, is_sine))
+    outputs, _ = interpret(
+        program, {second: lambda equation, inputs, given: ([inputs[0]], None)}, [X]
+    )
+    assert first != second
+    np.testing.assert_allclose(outputs[0], 2.0 * jnp.sin(X) * 3.0, rtol=1e-6)
+
+
+def test_side_values_of_nested_scans_are_stacked_outermost_first():
+    _, side = walked(nested_scan, see)(X)
+    (seen,) = side.values()
+    carry, expected = np.asarray(X), np.zeros((3, 2, 3))
+    for i in range(3):
+        for j in range(2):
+            expected[i, j] = np.sin(carry)
+            carry = expected[i, j] * (j + 1)
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+
+
+def test_a_reversed_scan_hands_each_step_what_is_its_own():
+    program = jax.make_jaxpr(scanned)(X)
+    (site,) = find_equations(program, is_sine)
+    given = jnp.arange(12.0).reshape(4, 3)
+    (end, ys, xs), side = interpret(
+        program,
+        {site.path: lambda equation, inputs, given: ([given], inputs[0])},
+        [X],
+        {site.path: given},
+    )
+    np.testing.assert_allclose(ys, jnp.cos(given * jnp.arange(4.0)[:, None]), rtol=1e-5)
+    np.testing.assert_array_equal(xs, jnp.arange(4.0))
+    np.testing.assert_array_equal(end, 0 * X)
+    np.testing.assert_array_equal(side[site.path][-1], X)
+
+
+def test_a_branch_not_taken_hands_out_zeros():
+    for x in (X, -X):
+        outputs, side = walked(branched, see)(x)
+        np.testing.assert_allclose(
+            next(iter(side.values())), jnp.where(x[0] > 0, jnp.sin(x), 0), rtol=1e-6
+        )
+        np.testing.assert_allclose(outputs[0], branched(x), rtol=1e-6)
+
+
+def test_remat_keeps_its_policy():
+    program = jax.make_jaxpr(lambda x: walked(rematted, see)(x)[0])(X)
+    (remat,) = [
+        equation
+        for equation in equations(program)
+        if "remat" in equation.primitive.name or equation.primitive.name == "checkpoint"
+    ]
+    assert remat.params["policy"] is jax.checkpoint_policies.dots_saveable
+    assert remat.params["prevent_cse"] is False
+    assert not any(map(is_sine, program.eqns))
+
+
+def test_scan_keeps_its_form():
+    program = jax.make_jaxpr(lambda x: walked(scanned, see)(x)[0])(X)
+    (scan,) = [equation for equation in program.eqns if equation.primitive.name == "scan"]
+    assert (scan.params["length"], scan.params["reverse"], scan.params["unroll"]) == (4, True, 2)
+
+
+def test_where_an_equation_runs_is_kept():
+    def python_loop(x):
+        with compute_on("device_host"):
+            return scanned(x)
+
+    program = jax.make_jaxpr(lambda x: walked(python_loop, see)(x)[0])(X)
+    assert {
+        equation.ctx.compute_type for equation in program.eqns if equation.primitive.name == "scan"
+    } == {"device_host"}
+
+
+def test_custom_rules_stay_when_their_bodies_are_read():
+    def again(x):
+        return walked(ruled, see)(x)[0][0].sum()
+
+    assert len(walked(ruled, see)(X)[1]) == 2
+    np.testing.assert_allclose(
+        jax.grad(again)(jnp.zeros(3)), 100.0
+    )  # relu'(0) is 0 by its rule and 1/2 without
+
+
+def test_only_what_holds_an_action_is_entered():
+    def f(x):
+        return jnp.sin(jax.jit(jnp.cos)(x))
+
+    names = [
+        equation.primitive.name
+        for equation in jax.make_jaxpr(lambda x: walked(f, see)(x)[0])(X).eqns
+    ]
+    assert names == ["jit", "sin"]
+
+
+def test_names_of_scopes_survive():
+    def f(x):
+        with jax.named_scope("Net"):
+            return jax.jit(jnp.sin)(x)
+
+    (site,) = find_equations(jax.make_jaxpr(lambda x: walked(f, see)(x)[0])(X), is_sine)
+    assert site.scope == "Net"
+
+
+def test_evaluate_takes_an_equation_as_it_is():
+    for equation in jax.make_jaxpr(lambda x: (x * x, jnp.maximum(x, 0.0), jnp.split(x, 3)[0]))(
+        X
+    ).eqns:
+        inputs = [getattr(atom, "val", X) for atom in equation.invars]
+        assert [output.shape for output in evaluate_equation(equation, inputs)] == [
+            variable.aval.shape for variable in equation.outvars
+        ]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_literals_keep_their_dtype(dtype):
+    def f(x):
+        return lax.scan(lambda c, x: (jax.jit(lambda c: c * 2 - c)(c), -x), jnp.ones((), dtype), x)
+
+    def run(x):
+        program = jax.make_jaxpr(f)(x)
+        found = find_equations(program, lambda equation: equation.primitive.name in ("mul", "neg"))
+        return interpret(program, {site.path: see for site in found}, [x])[0]
+
+    assert {str(output.dtype) for output in run(jnp.ones(3, dtype))} == {dtype}
+
+
+def test_what_cannot_be_entered_is_named():
+    with pytest.raises(NotImplementedError, match="'while'"):
+        walked(lambda x: lax.while_loop(lambda c: c[0] < 1, jnp.sin, x), see)(X)
+
+
+def test_a_function_of_an_equation_has_an_argument_for_every_operand():
+    for equation in jax.make_jaxpr(lambda x: (x * x, jnp.maximum(x, 0.5), 2.0 - x))(X).eqns:
+        a, b = X + 1, 3 * X
+        np.testing.assert_array_equal(
+            as_function([equation])(a, b)[0], equation.primitive.bind(a, b, **equation.params)
+        )
+
+
+def test_a_stretch_of_a_program_is_a_function_with_its_rules():
+    def f(x):
+        y = jnp.cos(x)
+        return ruled(y) + y
+
+    jaxpr = jax.make_jaxpr(f)(X).jaxpr
+    first, *rest = jaxpr.eqns
+    tail = as_function(rest, first.outvars, jaxpr.outvars)
+    np.testing.assert_allclose(tail(jnp.cos(X))[0], f(X), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(lambda y: tail(y)[0].sum())(X),
+        jax.grad(lambda y: (ruled(y) + y).sum())(X),
+        rtol=1e-6,
+    )
+    (only,) = as_function([first], jaxpr.invars)(X)
+    np.testing.assert_array_equal(only, jnp.cos(X))
