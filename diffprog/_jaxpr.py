@@ -1,22 +1,29 @@
-"""The one walk over a jaxpr: run a traced program again, with other things done at chosen equations.
+"""Interpret a jaxpr, with handlers in place of chosen equations.
 
-`jax.make_jaxpr` turns a function into a list of equations, some of which (`scan`, `cond`, `jit`, ...) hold programs of their own. The place
-of an equation in this tree is its `Path`: (3,) is equation 3, and (3, 0, 2) equation 2 of the first sub-program in equation 3. A function
-called twice has two paths.
+`jax.make_jaxpr` turns a function into a list of equations. Some of them (`scan`, `cond`, `jit`, ...)
+hold jaxprs of their own, so the equations form a tree. The `Path` of an equation is its position in
+that tree: (3,) is equation 3, and (3, 0, 2) is equation 2 of the first sub-jaxpr of equation 3.
+A function that is called twice has two paths.
 
-    find_equations(program, wanted)                           finds equations
-    interpret(program, actions, arguments, given)    runs the program with `actions[path]` in place of the equation at `path`
+    find_equations(program, predicate)         the equations that satisfy a predicate
+    interpret(program, handlers, arguments)    run the program, with handlers[path] for that equation
 
-An action may return something on the side, and be given something. Both pass the walls of sub-programs, of each kind as its meaning asks:
+A handler can return a side output and can be given a side input. Both cross the borders of
+sub-jaxprs:
 
-    jit, closed_call    inlined
-    remat               stays a remat with its policy
-    scan                a side value has one more leading axis, and so has a given one: the steps
-    cond                a side value is zero where its branch was not taken
-    custom derivatives  outputs come from the equation as it is, so the custom rule stays; a copy of the body yields the side values
+    jit, closed_call      the body is inlined
+    remat                 stays a remat with the same policy
+    scan                  a side input or output gains a leading axis, the iterations
+    cond                  a side output is zero if its branch was not taken
+    custom derivatives    the outputs are those of the original equation, which keeps its rule; a
+                          second evaluation of the body gives the side outputs
 
-Every other primitive that holds a program, such as a `while` of unknown length, can be run but not entered. The walk enters a sub-program
-only when an action lies inside it, and everything it does is traceable: it runs under jit, grad and vmap like the program itself.
+No other primitive with a sub-jaxpr, such as a `while` loop of unknown length, can be entered; it runs
+unchanged. A sub-jaxpr is entered only if it contains a handled equation. The interpreter is traceable:
+it works under jit, grad and vmap.
+
+Everything the package knows of JAX's internals is here: other files neither import `jax.extend` nor
+name an equation's parameters if two of them would need the same one.
 """
 
 import contextlib
@@ -31,109 +38,127 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 _EMPTY = jax.make_jaxpr(lambda: ())().jaxpr
 
 Path: TypeAlias = tuple[int, ...]
-Side: TypeAlias = dict[Path, Any]
+ByPath: TypeAlias = dict[Path, Any]
 Handler: TypeAlias = Callable[[JaxprEqn, list[Any], Any], tuple[Sequence[Any], Any]]
-"""(equation, inputs, what is given for its path or None) -> (outputs, what to hand out on the side or None)."""
+"""(equation, inputs, side input or None) -> (outputs, side output or None)."""
 
 
 class EquationSite(NamedTuple):
-    """An equation and where it stands.
+    """An equation and its position in a program.
 
     Attributes:
-        path: its place, as `interpret` takes it.
+        path: position, as `interpret` takes it.
         equation: the equation.
-        scope: the name stack from the outermost program inwards, as "CNN/Conv_0"; empty where nothing was named.
-        inside: the primitives entered on the way, outermost first.
-        steps: the lengths of the scans among them: the axes that its values gain in front.
+        scope: name stack from the outermost program inwards, as "CNN/Conv_0"; may be empty.
+        enclosing: names of the primitives that enclose the equation, outermost first.
+        scan_lengths: lengths of the enclosing scans, the leading axes that its values gain.
     """
 
     path: Path
     equation: JaxprEqn
     scope: str
-    inside: tuple[str, ...]
-    steps: tuple[int, ...]
+    enclosing: tuple[str, ...]
+    scan_lengths: tuple[int, ...]
 
     @property
     def opaque_primitive(self) -> str | None:
-        """The outermost primitive around it that `interpret` cannot enter."""
-        return next((primitive for primitive in self.inside if primitive not in _ENTERING), None)
+        """Outermost enclosing primitive that `interpret` cannot enter."""
+        return next((name for name in self.enclosing if name not in _ENTER), None)
 
     @property
     def custom_rule_primitive(self) -> str | None:
-        """The outermost primitive around it that has its own derivative: only side values come out of it."""
-        return next(
-            (primitive for primitive in self.inside if _ENTERING.get(primitive) is _beside), None
-        )
+        """Outermost enclosing primitive with a custom derivative, which fixes the outputs inside."""
+        return next((name for name in self.enclosing if _ENTER.get(name) is _custom_rule), None)
 
 
-def find_equations(program: ClosedJaxpr, wanted: Callable[[JaxprEqn], bool]) -> list[EquationSite]:
-    """The equations for which `wanted` holds, in program order, sub-programs included."""
-    return list(_sites(program, wanted))
+class ScanParameters(NamedTuple):
+    """Parameters of a `scan` equation; its inputs are (*constants, *initial carry, *xs)."""
+
+    num_consts: int
+    num_carry: int
+    length: int
+    reverse: bool
+    unroll: Any
 
 
-def _sites(
-    program: ClosedJaxpr | Jaxpr,
-    wanted: Callable[[JaxprEqn], bool],
-    path: Path = (),
-    scope: str = "",
-    inside: tuple[str, ...] = (),
-    steps: tuple[int, ...] = (),
-) -> Iterator[EquationSite]:
-    for index, equation in enumerate(program.eqns):
-        here, named, entered = (
-            (*path, index),
-            str(equation.source_info.name_stack),
-            (*inside, equation.primitive.name),
-        )
-        longer = (*steps, equation.params["length"]) if equation.primitive.name == "scan" else steps
-        full = "/".join(filter(None, (scope, named)))
-        if wanted(equation):
-            yield EquationSite(here, equation, full, inside, steps)
-        for number, inner in enumerate(sub_jaxprs(equation)):
-            yield from _sites(inner, wanted, (*here, number), full, entered, longer)
+def scan_parameters(equation: JaxprEqn) -> ScanParameters:
+    """Return the parameters of a `scan` equation."""
+    return ScanParameters(*(equation.params[name] for name in ScanParameters._fields))
 
 
-def interpret(
-    program: ClosedJaxpr,
-    actions: Mapping[Path, Handler],
-    arguments: Sequence[Any],
-    given: Mapping[Path, Any] | None = None,
-) -> tuple[list[Any], Side]:
-    """Run `program` with `actions[path]` in place of the equation at `path`.
+def convolution_dimensions(equation: JaxprEqn) -> jax.lax.ConvDimensionNumbers:
+    """Return the axis order of the operands and the output of a convolution."""
+    return equation.params["dimension_numbers"]
 
-    Args:
-        program: a traced function, from `jax.make_jaxpr`.
-        actions: what to do, by path. Inside a function with its own derivative rule the outputs of an action are dropped.
-        arguments: the arrays the program takes, flat.
-        given: what each action is handed, by path; inside a scan with a leading axis of its steps.
 
-    Returns:
-        The outputs of the program, flat, and what each action handed out, by path.
+def dot_dimensions(equation: JaxprEqn) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Return the (contracted, batch) axes of a `dot_general`, each as a pair (left, right)."""
+    return equation.params["dimension_numbers"]
 
-    Raises:
-        NotImplementedError: an action lies inside a primitive that cannot be entered.
 
-    >>> program = jax.make_jaxpr(lambda x: jnp.exp(jnp.sin(x)))(0.0)
-    >>> interpret(program, {(0,): lambda equation, inputs, given: ([inputs[0] + given], "seen")}, [0.0], {(0,): 1.0})
-    ([Array(2.7182817, dtype=float32, weak_type=True)], {(0,): 'seen'})
-    """
-    return _walk(program, actions, given or {}, arguments)
+def reduced_axes(equation: JaxprEqn) -> tuple[int, ...]:
+    """Return the axes over which an equation reduces or accumulates."""
+    params = equation.params
+    return params["axes"] if "axes" in params else (params["axis"],)
+
+
+def tap_name(equation: JaxprEqn) -> str:
+    """Return the name in a `name` equation, the primitive behind `checkpoint_name`."""
+    return equation.params["name"]
+
+
+def sub_jaxprs(equation: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
+    """Return the jaxprs among the parameters of an equation."""
+    leaves = jax.tree.leaves(dict(equation.params))
+    return [leaf for leaf in leaves if isinstance(leaf, ClosedJaxpr | Jaxpr)]
+
+
+def find_equations(
+    program: ClosedJaxpr | Jaxpr, predicate: Callable[[JaxprEqn], bool]
+) -> list[EquationSite]:
+    """Return the equations that satisfy `predicate`, in program order, sub-jaxprs included."""
+
+    def search(
+        program: ClosedJaxpr | Jaxpr,
+        path: Path,
+        scope: str,
+        enclosing: tuple[str, ...],
+        scan_lengths: tuple[int, ...],
+    ) -> Iterator[EquationSite]:
+        for index, equation in enumerate(program.eqns):
+            primitive, here = equation.primitive.name, (*path, index)
+            names = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
+            if predicate(equation):
+                yield EquationSite(here, equation, names, enclosing, scan_lengths)
+            is_scan = primitive == "scan"
+            lengths = (scan_parameters(equation).length,) if is_scan else ()
+            for number, inner in enumerate(sub_jaxprs(equation)):
+                yield from search(
+                    inner,
+                    (*here, number),
+                    names,
+                    (*enclosing, primitive),
+                    (*scan_lengths, *lengths),
+                )
+
+    return list(search(program, (), "", (), ()))
 
 
 def evaluate_equation(equation: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
-    """The outputs of one equation as it is, in the context it was traced in.
+    """Evaluate one equation unchanged, in the context it was traced in.
 
-    One input for each of `equation.invars`. Literals stay the equation's own; a variable that it takes twice has one value, the last.
+    `inputs` has one value per entry of `equation.invars`. Literals keep their own values, and a
+    variable that occurs twice takes the last of its two.
     """
     values = {
         variable: value
         for variable, value in zip(equation.invars, inputs, strict=True)
         if not isinstance(variable, Literal)
     }
-    alone = _EMPTY.replace(
+    single = _EMPTY.replace(
         invars=list(values), outvars=equation.outvars, eqns=[equation], effects=equation.effects
     )
-    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*values.values())
+    return jaxpr_as_fun(ClosedJaxpr(single, ()))(*values.values())
 
 
 def as_function(
@@ -141,13 +166,14 @@ def as_function(
     operands: Sequence[Any] | None = None,
     results: Sequence[Any] | None = None,
 ) -> Callable[..., list[Any]]:
-    """A stretch of a program as a function of its own.
+    """Turn consecutive equations of a program into a function.
 
     Args:
         equations: in program order.
-        operands: the variables it takes, each once. By default those of a single equation, in their places: one argument for each, also for
-            a literal, and two for a variable that is taken twice, so that x * x is a function of two arguments.
-        results: the variables it returns; by default the outputs of the last equation.
+        operands: distinct variables that become the arguments. By default there must be one equation,
+            and each of its operands becomes an argument, literals too; a variable that occurs twice
+            becomes two arguments, so that x * x is a function of two.
+        results: variables to return; by default the outputs of the last equation.
 
     >>> (square,) = jax.make_jaxpr(lambda x: x * x)(0.0).eqns
     >>> jax.grad(lambda a, b: as_function([square])(a, b)[0], (0, 1))(2.0, 3.0)
@@ -155,176 +181,180 @@ def as_function(
     """
     if operands is None:
         avals: list[Any] = [atom.aval for atom in equations[0].invars]
-        operands = _variables(
+        operands = _fresh_variables(
             tuple((aval.shape, aval.dtype, getattr(aval, "weak_type", False)) for aval in avals)
         )
         equations = [equations[0].replace(invars=list(operands))]
-    outvars = list(equations[-1].outvars if results is None else results)
-    effects = frozenset().union(*(equation.effects for equation in equations))
-    return jaxpr_as_fun(
-        ClosedJaxpr(
-            _EMPTY.replace(
-                invars=list(operands), outvars=outvars, eqns=list(equations), effects=effects
-            ),
-            (),
-        )
+    jaxpr = _EMPTY.replace(
+        invars=list(operands),
+        outvars=list(equations[-1].outvars if results is None else results),
+        eqns=list(equations),
+        effects=frozenset().union(*(equation.effects for equation in equations)),
     )
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
 
 
 @functools.lru_cache(maxsize=4096)
-def _variables(shapes: tuple[tuple[Any, Any, bool], ...]) -> tuple[Any, ...]:
-    """New variables; `make_jaxpr` is the public way to them."""
-    arrays = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in shapes]
+def _fresh_variables(avals: tuple[tuple[Any, Any, bool], ...]) -> tuple[Any, ...]:
+    """Return new variables of the given (shape, dtype, weak type)."""
+    # There is no public constructor of variables; those of a traced identity are new ones.
+    arrays = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in avals]
     return tuple(jax.make_jaxpr(lambda *arrays: arrays)(*arrays).jaxpr.invars)
 
 
-def _walk(
+def interpret(
     program: ClosedJaxpr | Jaxpr,
-    actions: Mapping[Path, Handler],
-    given: Mapping[Path, Any],
+    handlers: Mapping[Path, Handler],
     arguments: Sequence[Any],
-) -> tuple[list[Any], Side]:
+    side_inputs: Mapping[Path, Any] | None = None,
+) -> tuple[list[Any], ByPath]:
+    """Run a program with `handlers[path]` in place of the equation at `path`.
+
+    Args:
+        program: a traced function, from `jax.make_jaxpr`.
+        handlers: by path. Inside a function with a custom derivative, the outputs of a handler are
+            ignored.
+        arguments: the flat arrays that the program takes.
+        side_inputs: last argument of each handler, by path; inside a scan with a leading axis of
+            its iterations.
+
+    Returns:
+        The flat outputs of the program, and the side outputs of the handlers, by path.
+
+    Raises:
+        NotImplementedError: a handled equation is inside a primitive that cannot be entered.
+
+    >>> program = jax.make_jaxpr(lambda x: jnp.exp(jnp.sin(x)))(0.0)
+    >>> shift = lambda equation, inputs, amount: ([inputs[0] + amount], "shifted")
+    >>> interpret(program, {(0,): shift}, [0.0], {(0,): 1.0})
+    ([Array(2.7182817, dtype=float32, weak_type=True)], {(0,): 'shifted'})
+    """
     jaxpr, constants = (
         (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
     )
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
-    actions_at, given_at = _by_head(actions), _by_head(given)
-    side: Side = {}
+    handlers_at, side_inputs_at = _by_first_index(handlers), _by_first_index(side_inputs or {})
+    side_outputs: ByPath = {}
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for index, equation in enumerate(jaxpr.eqns):
-        outputs, seen = _do(
+        outputs, side = _interpret_equation(
             equation,
             [read(atom) for atom in equation.invars],
-            actions_at.get(index, {}),
-            given_at.get(index, {}),
+            handlers_at.get(index, {}),
+            side_inputs_at.get(index, {}),
         )
         values.update(zip(equation.outvars, outputs, strict=True))
-        side |= {(index, *path): value for path, value in seen.items()}
-    return [read(atom) for atom in jaxpr.outvars], side
+        side_outputs |= {(index, *path): value for path, value in side.items()}
+    return [read(atom) for atom in jaxpr.outvars], side_outputs
 
 
-def _do(
-    equation: JaxprEqn,
-    inputs: list[Any],
-    actions: Mapping[Path, Handler],
-    given: Mapping[Path, Any],
-) -> tuple[Sequence[Any], Side]:
-    if not actions:
+def _interpret_equation(
+    equation: JaxprEqn, inputs: list[Any], handlers: Mapping[Path, Handler], side_inputs: ByPath
+) -> tuple[Sequence[Any], ByPath]:
+    if not handlers:
         return evaluate_equation(equation, inputs), {}
-    if () in actions:
-        outputs, seen = actions[()](equation, inputs, given.get(()))
-        return outputs, {(): seen}
-    enter = _ENTERING.get(equation.primitive.name)
+    if () in handlers:
+        outputs, side_output = handlers[()](equation, inputs, side_inputs.get(()))
+        return outputs, {(): side_output}
+    enter = _ENTER.get(equation.primitive.name)
     if enter is None:
         raise NotImplementedError(
-            f"the program inside {equation.primitive.name!r} can be run, but not entered"
+            f"cannot enter primitive {equation.primitive.name!r}; it can only run unchanged"
         )
+
+    def body(
+        number: int, program: ClosedJaxpr | Jaxpr, side_inputs: ByPath, *arguments: Any
+    ) -> tuple[list[Any], ByPath]:
+        """Interpret sub-jaxpr `number`, with paths relative to the equation."""
+        outputs, side = interpret(
+            program,
+            _by_first_index(handlers).get(number, {}),
+            arguments,
+            _by_first_index(side_inputs).get(number, {}),
+        )
+        return outputs, {(number, *path): value for path, value in side.items()}
+
     bodies = [
-        functools.partial(_body, number, program, actions)
+        functools.partial(body, number, program)
         for number, program in enumerate(sub_jaxprs(equation))
     ]
-    with _context(equation):
-        return enter(equation, bodies, dict(given), inputs)
+    with _tracing_context(equation):
+        return enter(equation, bodies, side_inputs, inputs)
 
 
-def _body(
-    number: int,
-    program: ClosedJaxpr | Jaxpr,
-    actions: Mapping[Path, Handler],
-    given: Side,
-    *arguments: Any,
-) -> tuple[list[Any], Side]:
-    """Sub-program `number` of an equation, with paths as the equation sees them."""
-    outputs, side = _walk(
-        program, _by_head(actions).get(number, {}), _by_head(given).get(number, {}), arguments
-    )
-    return outputs, {(number, *path): value for path, value in side.items()}
+# One function per kind of sub-jaxpr: (equation, bodies, side inputs, inputs) -> (outputs, side outputs).
 
 
 def _inline(
-    equation: JaxprEqn, bodies: list[Any], given: Side, inputs: list[Any]
-) -> tuple[Sequence[Any], Side]:
-    return bodies[0](given, *inputs)
+    equation: JaxprEqn, bodies: list[Any], side_inputs: ByPath, inputs: list[Any]
+) -> tuple[Sequence[Any], ByPath]:
+    return bodies[0](side_inputs, *inputs)
 
 
 def _remat(
-    equation: JaxprEqn, bodies: list[Any], given: Side, inputs: list[Any]
-) -> tuple[Sequence[Any], Side]:
-    prevent = equation.params["prevent_cse"]
-    prevent = (True, *prevent) if isinstance(prevent, tuple) else prevent
-    return jax.checkpoint(bodies[0], policy=equation.params["policy"], prevent_cse=prevent)(
-        given, *inputs
-    )
+    equation: JaxprEqn, bodies: list[Any], side_inputs: ByPath, inputs: list[Any]
+) -> tuple[Sequence[Any], ByPath]:
+    policy, prevent_cse = equation.params["policy"], equation.params["prevent_cse"]
+    if isinstance(prevent_cse, tuple):  # one flag per argument, and the side inputs are one more
+        prevent_cse = (True, *prevent_cse)
+    return jax.checkpoint(bodies[0], policy=policy, prevent_cse=prevent_cse)(side_inputs, *inputs)
 
 
 def _scan(
-    equation: JaxprEqn, bodies: list[Any], given: Side, inputs: list[Any]
-) -> tuple[Sequence[Any], Side]:
-    carries, split = equation.params["num_carry"], equation.params["num_consts"]
-    constants, start, xs = (
-        inputs[:split],
-        inputs[split : split + carries],
-        inputs[split + carries :],
+    equation: JaxprEqn, bodies: list[Any], side_inputs: ByPath, inputs: list[Any]
+) -> tuple[Sequence[Any], ByPath]:
+    num_consts, num_carry, length, reverse, unroll = scan_parameters(equation)
+    split = num_consts + num_carry
+    constants, init, xs = inputs[:num_consts], inputs[num_consts:split], inputs[split:]
+
+    def step(carry: list[Any], x: tuple[ByPath, list[Any]]) -> tuple[list[Any], Any]:
+        side_input, slices = x
+        outputs, side = bodies[0](side_input, *constants, *carry, *slices)
+        return outputs[:num_carry], (outputs[num_carry:], side)
+
+    carry, (ys, side) = jax.lax.scan(
+        step, init, (side_inputs, xs), length=length, reverse=reverse, unroll=unroll
     )
-
-    def step(
-        carry: list[Any], now: tuple[Side, list[Any]]
-    ) -> tuple[list[Any], tuple[list[Any], Side]]:
-        outputs, side = bodies[0](now[0], *constants, *carry, *now[1])
-        return outputs[:carries], (outputs[carries:], side)
-
-    kept = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
-    end, (ys, side) = jax.lax.scan(step, start, (given, xs), **kept)
-    return [*end, *ys], side
+    return [*carry, *ys], side
 
 
 def _cond(
-    equation: JaxprEqn, bodies: list[Any], given: Side, inputs: list[Any]
-) -> tuple[Sequence[Any], Side]:
-    branch, *operands = inputs
-    zeros: Side = {}
+    equation: JaxprEqn, bodies: list[Any], side_inputs: ByPath, inputs: list[Any]
+) -> tuple[Sequence[Any], ByPath]:
+    index, *operands = inputs
+    zeros: ByPath = {}
     for body in bodies:
-        zeros |= jax.tree.map(jnp.zeros_like, jax.eval_shape(body, given, *operands)[1])
+        zeros |= jax.tree.map(jnp.zeros_like, jax.eval_shape(body, side_inputs, *operands)[1])
 
-    def padded(body: Callable[..., Any], *operands: Any) -> tuple[Sequence[Any], Side]:
+    def with_all_side_outputs(body: Callable[..., Any], *operands: Any) -> tuple[Any, ByPath]:
         outputs, side = body(*operands)
         return outputs, zeros | side
 
-    return jax.lax.switch(
-        branch, [functools.partial(padded, body) for body in bodies], given, *operands
-    )
+    branches = [functools.partial(with_all_side_outputs, body) for body in bodies]
+    return jax.lax.switch(index, branches, side_inputs, *operands)
 
 
-def _beside(
-    equation: JaxprEqn, bodies: list[Any], given: Side, inputs: list[Any]
-) -> tuple[Sequence[Any], Side]:
-    return evaluate_equation(equation, inputs), bodies[0](given, *inputs)[1]
+def _custom_rule(
+    equation: JaxprEqn, bodies: list[Any], side_inputs: ByPath, inputs: list[Any]
+) -> tuple[Sequence[Any], ByPath]:
+    return evaluate_equation(equation, inputs), bodies[0](side_inputs, *inputs)[1]
 
 
-_ENTERING: dict[str, Callable[..., tuple[Sequence[Any], Side]]] = {
+_ENTER: dict[str, Callable[..., tuple[Sequence[Any], ByPath]]] = {
     **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), _inline),
     **dict.fromkeys(("checkpoint", "remat", "remat2"), _remat),
     "scan": _scan,
     "cond": _cond,
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), _beside),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), _custom_rule),
 }
 
 
-def sub_jaxprs(equation: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
-    """The sub-programs of an equation, wherever its parameters hold them."""
-    return [
-        leaf
-        for leaf in jax.tree.leaves(dict(equation.params))
-        if isinstance(leaf, ClosedJaxpr | Jaxpr)
-    ]
-
-
 @contextlib.contextmanager
-def _context(equation: JaxprEqn) -> Iterator[None]:
-    """The name stack and the settings under which an equation was traced."""
+def _tracing_context(equation: JaxprEqn) -> Iterator[None]:
+    """Restore the name stack and the settings under which an equation was traced."""
     scope = str(equation.source_info.name_stack)
     with (
         jax.named_scope(scope) if scope else contextlib.nullcontext(),
@@ -333,9 +363,9 @@ def _context(equation: JaxprEqn) -> Iterator[None]:
         yield
 
 
-def _by_head(mapping: Mapping[Path, Any]) -> dict[int, dict[Path, Any]]:
-    """The entries by the first number of their path, each under the rest of it."""
-    grouped: dict[int, dict[Path, Any]] = {}
-    for (head, *rest), value in mapping.items():
-        grouped.setdefault(head, {})[tuple(rest)] = value
+def _by_first_index(mapping: Mapping[Path, Any]) -> dict[int, ByPath]:
+    """Group entries by the first index of their path, keyed by the rest of it."""
+    grouped: dict[int, ByPath] = {}
+    for (first, *rest), value in mapping.items():
+        grouped.setdefault(first, {})[tuple(rest)] = value
     return grouped

@@ -97,7 +97,7 @@ def scan_is_fast(step: _jaxpr.ClosedJaxpr) -> bool:
 def _is_slow_in_a_loop(equation: _jaxpr.JaxprEqn) -> bool:
     if equation.primitive.name != "conv_general_dilated":
         return False
-    layout = equation.params["dimension_numbers"]
+    layout = _jaxpr.convolution_dimensions(equation)
     return layout != fast_layout(len(layout.lhs_spec))
 
 

@@ -208,7 +208,7 @@ def run(
     """
     results = list(
         run_in_chunks(
-            descent, start, xs, until=until, at_once=_FIRST_PIECE, loop=loop, progress=progress
+            descent, start, xs, until=until, first_chunk=_FIRST_PIECE, loop=loop, progress=progress
         )
     )
     costs, aux = jax.tree.map(
@@ -224,8 +224,8 @@ def run_in_chunks(
     *,
     steps: int | None = None,
     until: float | None = None,
-    after: float = np.nan,
-    at_once: int = 1,
+    previous_cost: float = np.nan,
+    first_chunk: int = 1,
     loop: Literal["auto", "device", "host"] = "auto",
     progress: bool | None = None,
 ) -> Iterator[Result]:
@@ -234,8 +234,8 @@ def run_in_chunks(
     Args:
         descent, start, xs, until, loop, progress: as for `run`.
         steps: of the xs only the first so many; the others are there so that all pieces have one shape, for which to compile.
-        after: the cost of the step before the first, for `until`.
-        at_once: how many steps the first piece has, before it is known how long a step takes.
+        previous_cost: the cost of the step before the first, for `until`.
+        first_chunk: how many steps the first piece has, before it is known how long a step takes.
 
     Returns:
         An iterator of at least one `Result`, each of its piece alone: its costs, and its steps. All but the last end with "steps".
@@ -275,8 +275,8 @@ def run_in_chunks(
         source,
         state,
         until,
-        after,
-        _validation.integer("at_once", at_once, low=1),
+        previous_cost,
+        _validation.integer("first_chunk", first_chunk, low=1),
         longest,
         progress,
     )

@@ -42,6 +42,7 @@ from diffprog._jaxpr import (
     evaluate_equation,
     find_equations,
     interpret,
+    tap_name,
 )
 from diffprog.program import Program, program
 
@@ -161,7 +162,7 @@ def as_name_tuple(names: str | Iterable[str]) -> tuple[str, ...]:
 def differentiable(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """The taps of f that have an adjoint: floats outside of functions with their own derivative rule; nothing is run.
 
-    >>> changeable(lambda x: tap(x, "h") * tap(jnp.argmax(x), "i"), jnp.ones(3))
+    >>> differentiable(lambda x: tap(x, "h") * tap(jnp.argmax(x), "i"), jnp.ones(3))
     {'h': ShapeDtypeStruct(shape=(3,), dtype=float32)}
     """
     listed = {
@@ -340,7 +341,7 @@ def _keyed(nodes: list[EquationSite]) -> dict[str, EquationSite]:
 
 def _label(node: EquationSite) -> str:
     kind = fast_gradients.operation(node.equation)
-    return f"{_OPERATIONS[kind]}:" if kind in _OPERATIONS else f"{node.equation.params['name']}#"
+    return f"{_OPERATIONS[kind]}:" if kind in _OPERATIONS else f"{tap_name(node.equation)}#"
 
 
 def find_nodes(names: Iterable[str], traced: ClosedJaxpr) -> dict[str, EquationSite]:
@@ -384,7 +385,7 @@ def _find_by_meaning(
 
 def _means(name: str, node: EquationSite) -> bool:
     if node.equation.primitive.name == _TAP:
-        return node.equation.params["name"] == name
+        return tap_name(node.equation) == name
     return node.scope != "" and f"/{_module_path(node)}".endswith(f"/{name}")
 
 
@@ -396,7 +397,7 @@ def _module_path(node: EquationSite) -> str:
 def node_shape(node: EquationSite) -> jax.ShapeDtypeStruct:
     """What `read` returns for the node, before it has values."""
     output: Any = node.equation.outvars[0].aval
-    return jax.ShapeDtypeStruct((*node.steps, *output.shape), output.dtype)
+    return jax.ShapeDtypeStruct((*node.scan_lengths, *output.shape), output.dtype)
 
 
 def _require_changeable(name: str, value: Array, node: EquationSite) -> None:

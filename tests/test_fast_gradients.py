@@ -491,9 +491,9 @@ def test_a_descent_on_a_cost_with_plain_convolutions_loops_on_the_device(monkeyp
 
     used = []
     for name in ("python_loop", "compiled_loop"):
-        real = getattr(loops, name)
+        real = getattr(_loops, name)
         monkeypatch.setattr(
-            loops,
+            _loops,
             name,
             lambda *args, name=name, real=real, **options: (
                 used.append(name) or real(*args, **options)

@@ -133,8 +133,8 @@ def test_sites_stand_in_program_order_with_their_surroundings():
 
     found = find_equations(jax.make_jaxpr(f)(X), is_sine)
     assert [site.scope for site in found] == ["Net", "Net/Loop", "Net", "Net", "Net"]
-    assert [site.steps for site in found] == [(), (4,), (), (), ()]
-    assert [site.inside for site in found] == [
+    assert [site.scan_lengths for site in found] == [(), (4,), (), (), ()]
+    assert [site.enclosing for site in found] == [
         (),
         ("scan", "jit"),
         ("custom_vjp_call",),

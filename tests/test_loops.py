@@ -48,9 +48,9 @@ def test_autodiff_of_a_convolution_is_slow_in_a_loop_and_the_hand_written_one_is
 def test_run_chooses_that_form(f, form, monkeypatch):
     used = []
     for name in ("python_loop", "compiled_loop"):
-        real = getattr(loops, name)
+        real = getattr(_loops, name)
         monkeypatch.setattr(
-            loops,
+            _loops,
             name,
             lambda *args, name=name, real=real, **options: (
                 used.append(name) or real(*args, **options)

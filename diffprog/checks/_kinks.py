@@ -22,7 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffprog._jaxpr import JaxprEqn, evaluate_equation, find_equations, interpret
+from diffprog._jaxpr import (
+    JaxprEqn,
+    evaluate_equation,
+    find_equations,
+    interpret,
+    reduced_axes,
+)
 from diffprog.checks._gradient_function import Claim, Variables, compiled
 from diffprog.program import Program
 
@@ -148,7 +154,7 @@ def _jumping(equation: JaxprEqn, a: Array) -> Choice:
 
 
 def _extreme(equation: JaxprEqn, a: Array) -> Choice:
-    axes = equation.params["axes"]
+    axes = reduced_axes(equation)
     rows = jnp.moveaxis(a, axes, range(-len(axes), 0))
     rows = rows.reshape(*rows.shape[: a.ndim - len(axes)], -1)
     rows = -rows if equation.primitive.name in ("reduce_min", "argmin") else rows

@@ -25,9 +25,12 @@ from diffprog._jaxpr import (
     Handler,
     JaxprEqn,
     Path,
+    convolution_dimensions,
+    dot_dimensions,
     evaluate_equation,
     find_equations,
     interpret,
+    reduced_axes,
 )
 from diffprog.checks._gradient_function import Claim, Variables, compiled
 from diffprog.program import Program
@@ -162,13 +165,11 @@ def _terms(equation: JaxprEqn) -> float:
         [getattr(variable.aval, "shape", ()) for variable in equation.invars],
     )
     if name == "dot_general":
-        return math.prod(shapes[0][axis] for axis in equation.params["dimension_numbers"][0][0])
+        return math.prod(shapes[0][axis] for axis in dot_dimensions(equation)[0][0])
     if name == "conv_general_dilated":
-        return math.prod(shapes[1]) / shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
+        return math.prod(shapes[1]) / shapes[1][convolution_dimensions(equation).rhs_spec[0]]
     if name in ("reduce_sum", "cumsum"):
-        return math.prod(
-            shapes[0][axis] for axis in equation.params.get("axes", (equation.params.get("axis"),))
-        )
+        return math.prod(shapes[0][axis] for axis in reduced_axes(equation))
     return 1.0
 
 

@@ -28,7 +28,9 @@ from diffprog._jaxpr import (
     Literal,
     as_function,
     jaxpr_as_fun,
+    scan_parameters,
     sub_jaxprs,
+    tap_name,
 )
 from diffprog.graph._format import operation_label
 from diffprog.graph._jax_nn_calls import (
@@ -188,7 +190,7 @@ def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[W
         branches = sub_jaxprs(equation)
         taken = int(np.clip(int(wires[0].value), 0, len(branches) - 1))
         return _enter(branches[taken], wires[1:], tape, scope)
-    if primitive == "scan" and equation.params["length"] <= tape.longest:
+    if primitive == "scan" and scan_parameters(equation).length <= tape.longest:
         return _scan(equation, wires, tape, scope)
     if primitive == "while" and any(_inexact(variable) for variable in equation.outvars):
         return _while(equation, wires, tape, scope)
@@ -207,7 +209,7 @@ def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[W
         )
     constants = {slot: wire.value for slot, wire in enumerate(wires) if wire.place is None}
     label = (
-        f"scan, {equation.params['length']} steps"
+        f"scan, {scan_parameters(equation).length} steps"
         if primitive == "scan"
         else operation_label(primitive, equation.params, constants)
     )
@@ -227,12 +229,10 @@ def _enter(
 
 
 def _scan(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
-    constants, carries, length = (
-        equation.params[name] for name in ("num_consts", "num_carry", "length")
-    )
+    constants, carries, length, reverse, _ = scan_parameters(equation)
     (body,) = sub_jaxprs(equation)
     carry, xs = wires[constants : constants + carries], wires[constants + carries :]
-    order = reversed(range(length)) if equation.params["reverse"] else range(length)
+    order = reversed(range(length)) if reverse else range(length)
     ys: dict[int, list[Wire]] = {}
     for step in order:
         here = _joined(scope, f"step {step}")
@@ -291,7 +291,7 @@ def _unless_private(name: str, scope: str) -> str:
 
 def _tap(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
     """Give a tap's name to what it names; an argument, and what has a name already, is copied for it."""
-    name = equation.params["name"]
+    name = tap_name(equation)
     free = wires[0].place in tape.made and wires[0].place not in tape.taps
     tapped = wires if free else tape.do("name", as_function([equation]), wires, scope, "copy")
     if tapped[0].place is not None:

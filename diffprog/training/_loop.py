@@ -109,8 +109,8 @@ def _results(
     known = {
         "steps": piece.steps,
         "until": until,
-        "after": standing.latest_cost,
-        "at_once": at_once,
+        "previous_cost": standing.latest_cost,
+        "first_chunk": at_once,
     }
     return descent.run_in_chunks(engine, standing.state, xs, progress=False, **known)  # type: ignore[arg-type]
 

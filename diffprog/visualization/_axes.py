@@ -16,7 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffprog import fast_gradients
-from diffprog._jaxpr import EquationSite, JaxprEqn, sub_jaxprs
+from diffprog._jaxpr import (
+    EquationSite,
+    JaxprEqn,
+    convolution_dimensions,
+    dot_dimensions,
+    sub_jaxprs,
+)
 from diffprog.nodes import find_nodes, node_shape, trace_program
 from diffprog.program import Program
 from diffprog.visualization._filters import Axes
@@ -45,7 +51,7 @@ def _axes(f: Program, images: Any, name: str, site: EquationSite) -> Axes:
     kind, rank = fast_gradients.operation(site.equation), len(node_shape(site).shape)
     if kind == "conv_general_dilated":
         batch, channel = _axes_of_convolution(site.equation)
-        return batch + len(site.steps), channel + len(site.steps)
+        return batch + len(site.scan_lengths), channel + len(site.scan_lengths)
     if kind == "dot_general":
         batch = _axis_of_images(f, images, name, site)
         return batch, _axis_of_columns(site, batch)
@@ -62,7 +68,7 @@ def _axes_of_convolution(equation: JaxprEqn) -> Axes:
     number = next(
         k for k, step in enumerate(inner) if step.primitive.name == "conv_general_dilated"
     )
-    batch, channel, *_ = inner[number].params["dimension_numbers"].out_spec
+    batch, channel, *_ = convolution_dimensions(inner[number]).out_spec
     for transpose in inner[number + 1 :]:
         order = list(transpose.params["permutation"])
         batch, channel = order.index(batch), order.index(channel)
@@ -95,9 +101,9 @@ def _with_one_more(f: Program, images: Any, name: str) -> tuple[int, ...] | None
 
 def _axis_of_columns(site: EquationSite, images: int) -> int:
     """The output has the axes that both operands share, those of the first alone, and those of the second alone."""
-    (summed, _), (shared, _) = site.equation.params["dimension_numbers"]
+    (summed, _), (shared, _) = dot_dimensions(site.equation)
     operand: Any = site.equation.invars[0].aval
-    first, end = len(site.steps) + len(shared), len(node_shape(site).shape)
+    first, end = len(site.scan_lengths) + len(shared), len(node_shape(site).shape)
     second = first + operand.ndim - len(summed) - len(shared)
     own, other = range(first, second), range(second, end)
     columns = other if images in own else own if images in other else ()

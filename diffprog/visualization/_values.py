@@ -65,7 +65,7 @@ def _operations(program: Any) -> list[Path]:
     return [
         site.path
         for site in find_equations(program, _is_operation)
-        if _INLINED.issuperset(site.inside)
+        if _INLINED.issuperset(site.enclosing)
     ]
 
 
