@@ -1,12 +1,16 @@
-"""What every attack is: a search for a perturbation, and the honest arrays that come of it.
+"""The common frame of all attacks: checks, flattening, keys, compilation and the final evaluation.
 
-    find r  with  f(x + r) wrong (or the target),  ||r|| <= ε  and  low <= x + r <= high       (or the smallest such r, for ε = ∞)
+    find r  with  f(x + r) misclassified, or the target,   ||r|| <= ε,   low <= x + r <= high
 
-An attack's own part is its search, a pure function of a `Problem`. Everything else stands here, once: the checks, examples of any shape or
-pytree as rows of numbers, a key for each example, what is compiled, and the last word. What is returned is judged in the arrays
-returned: `adversarial` lies in the box, its distance from x in the ball, and success is what f says of `adversarial` itself.
+    minimum-norm attacks have ε = ∞ and look for the shortest such r
 
-The key of an example is folded with the example's own bits, so that its result depends neither on the batch it comes in nor on its place.
+An attack consists of a search, a pure function Problem -> Search; `make_attack` does the rest. It
+flattens examples of any shape or pytree to rows, gives every example its own random key, compiles
+the search once, and computes the result from the arrays that are returned: `adversarial` lies in
+the box, its distance from x is at most ε, and `success` is what f predicts for `adversarial`.
+
+The key of an example is derived from the example's values. Its result therefore depends neither on
+the other examples in the batch nor on its position.
 """
 
 import dataclasses
@@ -22,7 +26,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Integer
 
 from diffprog import _validation, distributed, norms
-from diffprog.adversarial._losses import Labels, Logits, cross_entropy, is_adversarial
+from diffprog.adversarial._losses import Labels, Logits, cross_entropy, is_adversarial, margin
 from diffprog.program import Program, program
 
 Flat = Float[Array, "batch n"]
@@ -31,19 +35,19 @@ Bounds = tuple[float, float]
 
 
 class Problem(NamedTuple):
-    """What a search is given: everything as rows, one for each example.
+    """The attack problem handed to a search; every example is a flat row.
 
     Attributes:
-        logits: rows (batch, n) -> (batch, classes).
-        x: (batch, n), inside the box.
-        y: (batch,), the label to leave, or the target to reach.
-        epsilon: (batch,), the radius of the ball; infinite for a search for the smallest perturbation.
-        keys: (batch,), a random key for each example.
-        norm: the norm.
-        bounds: (low, high).
-        targeted: whether y is the target.
-        shape: of one example, where it is an array; () for other pytrees.
-        clean: (batch, classes), the logits of x.
+        logits: function from rows (batch, n) to logits (batch, classes).
+        x: (batch, n), the examples, inside the bounds.
+        y: (batch,), the labels, or the target classes of a targeted attack.
+        epsilon: (batch,), the radii; infinite for a minimum-norm attack.
+        keys: (batch,), one PRNG key per example.
+        norm: the norm object, with `project`, `length`, `ascent` and `sample`.
+        bounds: (low, high) of every value of x + r.
+        targeted: whether y holds targets.
+        shape: the shape of one example, or () if examples are pytrees.
+        clean_logits: (batch, classes), the logits of x.
     """
 
     logits: Callable[[Flat], Logits]
@@ -55,30 +59,38 @@ class Problem(NamedTuple):
     bounds: Bounds
     targeted: bool
     shape: tuple[int, ...]
-    clean: Logits
+    clean_logits: Logits
 
     def perturbed_logits(self, r: Flat) -> Logits:
-        """The logits of x + r, as it would be returned."""
+        """Compute the logits of x + r, rounded as the attack's result will be."""
         return self.logits(add_rounded_toward_x(self.x, r))
 
+    def is_adversarial(self, logits: Logits) -> Bool[Array, "batch"]:
+        """Check which logits are misclassified, or predict the target; NaN logits never do."""
+        return is_adversarial(logits, self.y, self.targeted)
+
+    def margin(self, logits: Logits) -> PerExample:
+        """Compute the margin to maximize: positive where the attack has succeeded."""
+        return margin(logits, self.y, self.targeted)
+
     def project(self, r: Flat) -> Flat:
-        """The nearest perturbation in ball and box; for a radius of 0, no perturbation."""
+        """Project r onto the intersection of the epsilon-ball and the box."""
         return self.norm.project_in_box(r, self.x, self.epsilon, self.bounds)
 
     def clip_to_box(self, r: Flat) -> Flat:
-        """The nearest perturbation in the box alone; x + r does not leave it by a rounding either."""
+        """Clip r such that x + r lies within the bounds exactly, in floating point too."""
         return norms.linf.project_in_box(r, self.x, float(jnp.finfo(r.dtype).max), self.bounds)
 
 
 class Search(NamedTuple):
-    """What a search comes back with.
+    """Result of a search; the leading axis is the example.
 
     Attributes:
         r: (batch, n), the perturbations.
-        step: (batch,), the step that found each; -1 where there is none.
-        restart: (batch,), the restart that did.
-        gradients: (batch,), how many gradients each example took, each with its value.
-        queries: (batch,), how many values of f beside them.
+        step: (batch,), the step at which each was found; -1 for none.
+        restart: (batch,), the restart in which it was found.
+        gradients: (batch,), the number of gradient evaluations, forward passes included.
+        queries: (batch,), the number of further forward passes.
     """
 
     r: Flat
@@ -89,20 +101,22 @@ class Search(NamedTuple):
 
 
 class AttackResult(NamedTuple):
-    """What an attack comes back with; leading axis example.
+    """Result of an attack; the leading axis is the example.
 
     Attributes:
-        adversarial: like x, inside the bounds.
-        perturbation: like x, adversarial - x; zero for an example that f misread from the start (or read as its target).
-        success: (batch,), whether f reads `adversarial` wrongly, or as the target; never where a logit is NaN.
+        adversarial: like x, the perturbed examples, inside the bounds.
+        perturbation: like x, adversarial - x. Zero for initially misclassified examples.
+        success: (batch,), whether `adversarial` is misclassified, or classified as the target.
+            False where a logit is NaN.
         distance: (batch,), the norm of the perturbation.
-        loss: (batch,), what the attack makes large: the cross-entropy of the label at `adversarial`, or minus that of the target; where
-            softmax has rounded to 1, the margin.
-        initially_misclassified: (batch,), whether f was wrong (or right about the target) before: such an example is left alone.
-        step: (batch,), the step that found it; -1 where there is none.
-        restart: (batch,), the restart that did.
-        gradients: (batch,), how many gradients were taken for it.
-        queries: (batch,), how many values of f beside them.
+        loss: (batch,), the cross-entropy of the label at `adversarial`, or minus that of the
+            target. Where the softmax saturates it is the margin.
+        initially_misclassified: (batch,), whether x itself is misclassified, or classified as the
+            target. Such an example is not perturbed, and counts as a success.
+        step: (batch,), the step at which the perturbation was found; -1 for none.
+        restart: (batch,), the restart in which it was found.
+        gradients: (batch,), the number of gradient evaluations, forward passes included.
+        queries: (batch,), the number of further forward passes.
     """
 
     adversarial: Any
@@ -122,16 +136,18 @@ Run = Callable[[Program, Any, Labels, PerExample, jax.Array], AttackResult]
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """An attack: a function (f, x, y, key=key) -> AttackResult, with the numbers it was made of.
+    """Attack with fixed settings: a function (f, x, y, key=key) -> AttackResult.
 
     Attributes:
-        name: of the method.
+        name: the name of the method.
         norm: "linf", "l2" or "l1".
-        epsilon: the radius, one for all or one for each example; None for a search for the smallest perturbation.
-        bounds: (low, high) of every number of an example.
-        targeted: whether y is what f shall say, and not what it shall no longer say.
-        run: (f, x, y, epsilon, key) -> AttackResult, of arguments that have been checked.
-        draws: for an attack on f of (x, key), how many keys stand for all; None for one on f of x.
+        epsilon: the radius, a number or an array (batch,); None for a minimum-norm attack.
+        bounds: (low, high) of every value of x.
+        targeted: whether y holds the classes to reach, rather than the labels to leave.
+        run: (f, x, y, epsilon, key) -> AttackResult, without argument checks.
+        draws: number of keys averaged over, for an attack on a program f(x, key); None for an
+            attack on f(x).
+        uses_gradients: whether it evaluates gradients of f.
     """
 
     name: str
@@ -141,6 +157,7 @@ class Attack:
     targeted: bool
     run: Run
     draws: int | None = None
+    uses_gradients: bool = True
 
     def __call__(
         self,
@@ -152,38 +169,38 @@ class Attack:
         labels: Labels | None = None,
         mesh: Mesh | None = None,
     ) -> AttackResult:
-        """Attack each example.
+        """Attack every example of a batch.
 
         Args:
-            f: a program of a batch of examples, returning logits (batch, classes).
-            x: float examples, an array (batch, ...) or a pytree of them, inside the bounds. What leaves them by rounding alone is clipped.
-            y: integer labels (batch,); the targets, for a targeted attack.
-            key: a random key.
-            labels: the true labels of a targeted attack, to refuse a target that is one.
-            mesh: devices among which the examples are divided, from `distributed.mesh()`.
+            f: program from a batch of examples to logits (batch, classes).
+            x: float array (batch, ...), or a pytree of them, inside the bounds. Values that exceed
+                the bounds by rounding errors are clipped.
+            y: integer labels (batch,), or target classes if the attack is targeted.
+            key: PRNG key.
+            labels: true labels, for targeted attacks: raises if a target equals its label.
+            mesh: devices to split the batch over, from `distributed.mesh()`.
 
         Raises:
-            TypeError, ValueError: x that is not finite floats of one dtype or lies outside the bounds, y that is not integers in
-                0 .. classes - 1, an f that does not return logits, an epsilon that does not fit the batch, a target equal to the label,
-                labels of an attack that has no targets.
+            TypeError, ValueError: x is not finite, not floating, of several dtypes or outside the
+                bounds; y are not integers in 0 .. classes - 1; f does not return logits; epsilon
+                does not fit the batch; a target equals its label; labels for an untargeted attack.
         """
         f = program(_validation.function("f", f))
         _validation.key("key", key)
         x, y = validate_examples(f, x, y, self.bounds)
         batch = len(y)
         if labels is not None:
-            _require_other(y, labels, self.targeted)
+            _validate_targets(y, labels, self.targeted)
         dtype = jnp.result_type(*jax.tree.leaves(x))
         epsilon = (
             jnp.full(batch, jnp.inf, dtype)
             if self.epsilon is None
             else per_example_epsilon(self.epsilon, batch, dtype)
         )
-        if mesh is None:
-            return self.run(f, x, y, epsilon, key)
-        return self.run(
-            *distributed.replicate(distributed.validate_mesh(mesh), (f, x, y, epsilon, key))
-        )
+        args = (f, x, y, epsilon, key)
+        if mesh is not None:
+            args = distributed.replicate(distributed.validate_mesh(mesh), args)
+        return self.run(*args)
 
 
 def make_attack(
@@ -194,36 +211,88 @@ def make_attack(
     epsilon: Any = None,
     bounds: Bounds = (0.0, 1.0),
     targeted: bool = False,
+    uses_gradients: bool = True,
 ) -> Attack:
-    """The attack that a search makes. What the search holds besides numbers must be arrays where it should not be compiled in."""
+    """Build an attack from a search function.
+
+    The search works on flat rows and is traced by `jax.jit`. It need not check anything, nor treat
+    initially misclassified examples: they are left unperturbed, and success, distance and loss are
+    computed from the arrays returned. It should return an r inside ball and box, as
+    `Problem.project` does. Arrays that it closes over are traced; numbers are compiled in.
+
+    Args:
+        name: name of the method, for reports.
+        search: function Problem -> Search.
+        norm: "linf", "l2" or "l1".
+        epsilon: radius >= 0, a number or an array (batch,); None for a minimum-norm attack.
+        bounds: (low, high) of every value of x.
+        targeted: whether y holds targets.
+        uses_gradients: whether the search differentiates `Problem.logits`. `evaluate` uses it to
+            compare attacks with and without gradients.
+
+    Returns:
+        An `Attack`, which `evaluate`, `cascade`, `expectation` and `transfer` accept.
+
+    Raises:
+        TypeError, ValueError: an invalid norm, epsilon, bounds, targeted or uses_gradients.
+
+    An attack by random search:
+
+    >>> def random_search(problem):
+    ...     margin = lambda r: problem.margin(problem.perturbed_logits(r))
+    ...     def step(k, r):
+    ...         keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, k)
+    ...         noise = jax.vmap(lambda key: jax.random.normal(key, problem.x.shape[1:]))(keys)
+    ...         proposal = problem.project(r + problem.epsilon[:, None] * noise)
+    ...         return jnp.where((margin(proposal) > margin(r))[:, None], proposal, r)
+    ...     r = jax.lax.fori_loop(0, 50, step, jnp.zeros_like(problem.x))
+    ...     zeros = jnp.zeros(len(r), int)
+    ...     return Search(r, step=zeros + 50, restart=zeros, gradients=zeros, queries=zeros + 100)
+    >>> attack = make_attack(
+    ...     "random_search", random_search, norm="linf", epsilon=0.25, uses_gradients=False
+    ... )
+    >>> x, y = jnp.array([[0.6, 0.5], [0.9, 0.1]]), jnp.array([0, 0])
+    >>> print(attack(lambda x: x, x, y, key=jax.random.key(0)).success)
+    [ True False]
+    """
     norms.named(norm)
-    if not isinstance(targeted, bool):
-        raise TypeError(f"targeted must be True or False, got {targeted!r}")
+    for flag, value in (("targeted", targeted), ("uses_gradients", uses_gradients)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{flag} must be True or False, got {value!r}")
     if epsilon is not None:
         per_example_epsilon(epsilon, None, jnp.float32)
     bounds = _validation.bounds("bounds", bounds)
-    opened = program(search, fast_gradients=False)
+    search_program = program(search, fast_gradients=False)
 
     def run(f: Program, x: Any, y: Labels, epsilon: PerExample, key: jax.Array) -> AttackResult:
-        def found(x: Any, y: Labels, epsilon: PerExample) -> AttackResult:
-            clean = _said(f, x)
-            already, _ = _judged(clean, y, targeted)
-            result = _searched(
-                opened, f, x, y, epsilon, _keys(key, x), clean, norm, bounds, targeted
+        def attack_batch(x: Any, y: Labels, epsilon: PerExample) -> AttackResult:
+            clean_logits = _call(f, x)
+            initial, _ = _success_and_loss(clean_logits, y, targeted)
+            result = _run_search(
+                search_program,
+                f,
+                x,
+                y,
+                epsilon,
+                _example_keys(key, x),
+                clean_logits,
+                norm,
+                bounds,
+                targeted,
             )
-            adversarial, perturbation, distance = _moved(x, result.r, already, norm)
-            success, loss = _judged(_said(f, adversarial), y, targeted)
+            adversarial, perturbation, distance = _perturb(x, result.r, initial, norm)
+            success, loss = _success_and_loss(_call(f, adversarial), y, targeted)
             return AttackResult(
-                adversarial, perturbation, success, distance, loss, already, *result[1:]
+                adversarial, perturbation, success, distance, loss, initial, *result[1:]
             )
 
-        return distributed.parallel_over_batch(found)(x, y, epsilon)
+        return distributed.parallel_over_batch(attack_batch)(x, y, epsilon)
 
-    return Attack(name, norm, epsilon, bounds, targeted, run)
+    return Attack(name, norm, epsilon, bounds, targeted, run, uses_gradients=uses_gradients)
 
 
 def per_example_epsilon(epsilon: Any, batch: int | None, dtype: Any) -> PerExample:
-    """One radius for each example; of whatever length where the batch is not known."""
+    """Broadcast the radius to one per example, after checking it; a batch of None allows any."""
     if isinstance(epsilon, int | float):
         return jnp.full(batch or 1, _validation.number("epsilon", epsilon, low=0), dtype)
     _validation.floating("epsilon", epsilon, rank=(0, 1))
@@ -231,23 +300,24 @@ def per_example_epsilon(epsilon: Any, batch: int | None, dtype: Any) -> PerExamp
     _validation.within("epsilon", epsilon, 0, np.inf)
     if batch is not None and jnp.shape(epsilon) not in ((), (batch,)):
         raise ValueError(
-            f"epsilon must be a number or have one value for each of {batch} examples, got {list(jnp.shape(epsilon))}"
+            f"epsilon must be a number or have one value for each of {batch} examples, "
+            f"got shape {list(jnp.shape(epsilon))}"
         )
     return jnp.broadcast_to(jnp.asarray(epsilon, dtype), batch or jnp.size(epsilon))
 
 
 def validate_examples(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, Labels]:
-    """Examples inside the box and labels of f's classes, or an error."""
+    """Check x, y and the output of f; return x clipped to the bounds, and y as int32."""
     _validation.floating_leaves("x", x)
     _validation.array("y", y)
     _validation.batch(x=x, y=y)
     if not any(np.size(leaf) for leaf in jax.tree.leaves(x)):
-        raise ValueError("x must hold numbers, got arrays of size 0")
+        raise ValueError("x must have at least one value per example, got arrays of size 0")
     _validation.finite("x", x)
-    x = jax.tree.map(functools.partial(_inside, bounds=bounds), x)
+    x = jax.tree.map(functools.partial(_clip_rounding_errors, bounds=bounds), x)
     if len(dtypes := {str(leaf.dtype) for leaf in jax.tree.leaves(x)}) > 1:
         raise TypeError(f"x must be of one dtype, got {', '.join(sorted(dtypes))}")
-    logits = _said.eval_shape(f, x)
+    logits = _call.eval_shape(f, x)
     if (
         getattr(logits, "ndim", 0) != 2
         or len(logits) != len(y)
@@ -261,66 +331,70 @@ def validate_examples(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, 
     return x, jnp.asarray(y, jnp.int32)
 
 
-def _inside(leaf: Any, bounds: Bounds) -> Array:
-    given, known = jnp.asarray(leaf), _validation.values(leaf)
+def _clip_rounding_errors(leaf: Any, bounds: Bounds) -> Array:
+    """Clip values that exceed the bounds by rounding errors; raise if some exceed them by more."""
+    x, values = jnp.asarray(leaf), _validation.values(leaf)
     low, high = bounds
-    if known is not None:
-        out = np.maximum(low - known, known - high)
-        if not (out > 0).any():
-            return given
-        slack = 4 * float(jnp.finfo(given.dtype).eps) * max(abs(low), abs(high))
-        if (out > slack).any():
-            worst = known.flat[out.argmax()]
+    if values is not None:
+        excess = np.maximum(low - values, values - high)
+        if not (excess > 0).any():
+            return x
+        slack = 4 * float(jnp.finfo(x.dtype).eps) * max(abs(low), abs(high))
+        if (excess > slack).any():
             raise ValueError(
-                f"x must lie in {low:g} .. {high:g}, got {int((out > slack).sum())} numbers outside, the worst {worst:g}"
+                f"x must lie in {low:g} .. {high:g}, got {int((excess > slack).sum())} values "
+                f"outside, the worst {values.flat[excess.argmax()]:g}"
             )
-    # Only what is outside: clipping flushes the smallest numbers to zero, and what is inside comes back bit for bit.
-    return jnp.where((given < low) | (given > high), jnp.clip(given, low, high), given)
+    # Not simply `jnp.clip`, which flushes subnormal values inside the bounds to zero.
+    return jnp.where((x < low) | (x > high), jnp.clip(x, low, high), x)
 
 
-def _require_other(y: Labels, labels: Any, targeted: bool) -> None:
+def _validate_targets(y: Labels, labels: Any, targeted: bool) -> None:
     if not targeted:
-        raise ValueError("labels must be None for an attack without targets: there y is the labels")
+        raise ValueError("labels must be None for an untargeted attack, where y are the labels")
     _validation.same_shape(y=y, labels=labels)
     if not jnp.issubdtype(_validation.array("labels", labels).dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {labels.dtype}")
-    known = _validation.values(labels), _validation.values(y)
-    if known[0] is not None and known[1] is not None and (same := known[0] == known[1]).any():
+    label_values, targets = _validation.values(labels), _validation.values(y)
+    if label_values is None or targets is None:
+        return
+    if (equal := label_values == targets).any():
         raise ValueError(
-            f"y must be targets other than the labels, got {same.sum()} equal to theirs"
+            f"y must be targets that differ from the labels, got {equal.sum()} equal to theirs"
         )
 
 
 @jax.jit
-def _said(f: Program, x: Any) -> Any:
+def _call(f: Program, x: Any) -> Any:
     return f(x)
 
 
 def add_rounded_toward_x(x: Flat, r: Flat) -> Flat:
-    """x + r, rounded towards x: its distance from x, in the numbers of its dtype, is never more than r says."""
+    """Compute x + r, rounded such that |(x + r) - x| <= |r| holds in floating point."""
     rounded = x + r
-    known = jax.lax.stop_gradient(rounded)
-    # One unit in the last place, which is exact to add.
-    back = jnp.where(jnp.abs(known - x) > jnp.abs(r), jnp.nextafter(known, x) - known, 0)
-    return rounded + jax.lax.stop_gradient(back)
+    value = jax.lax.stop_gradient(rounded)
+    # Where rounding went outward, go back by one unit in the last place; that difference is exact.
+    correction = jnp.where(jnp.abs(value - x) > jnp.abs(r), jnp.nextafter(value, x) - value, 0)
+    return rounded + jax.lax.stop_gradient(correction)
 
 
 def per_example_keys(key: jax.Array, rows: Flat) -> jax.Array:
-    """A key for each example, folded with its bits."""
+    """Derive a PRNG key for each row from a hash of its bits."""
     bits = jax.lax.bitcast_convert_type(rows.astype(jnp.float32), jnp.uint32)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
-    places = (2 * jnp.arange(rows.shape[1], dtype=jnp.uint32) + 1) * jnp.uint32(0x9E3779B1)
+    # Odd multipliers, another one for each position: a permuted row has another hash.
+    multipliers = (2 * jnp.arange(rows.shape[1], dtype=jnp.uint32) + 1) * jnp.uint32(0x9E3779B1)
     return jax.vmap(jax.random.fold_in, (None, 0))(
-        key, ((bits ^ (bits >> 13)) * places).sum(1, dtype=jnp.uint32)
+        key, ((bits ^ (bits >> 13)) * multipliers).sum(1, dtype=jnp.uint32)
     )
 
 
 def flatten_examples(x: Any) -> tuple[Flat, Callable[[Flat], Any]]:
-    """A batch of examples as rows of numbers, and the way back."""
+    """Flatten a batch of examples to rows; return the rows and the inverse function."""
     leaves, structure = jax.tree.flatten(x)
     sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
 
-    def back(rows: Flat) -> Any:
+    def unflatten(rows: Flat) -> Any:
         parts = jnp.split(rows, list(np.cumsum(sizes)[:-1]), axis=1) if len(leaves) > 1 else [rows]
         shaped = [
             part.reshape(len(part), *leaf.shape[1:]).astype(leaf.dtype)
@@ -329,57 +403,58 @@ def flatten_examples(x: Any) -> tuple[Flat, Callable[[Flat], Any]]:
         return jax.tree.unflatten(structure, shaped)
 
     dtype = jnp.result_type(*leaves)
-    return jnp.concatenate(
-        [leaf.reshape(len(leaf), -1).astype(dtype) for leaf in leaves], axis=1
-    ), back
+    flat = [leaf.reshape(len(leaf), -1).astype(dtype) for leaf in leaves]
+    return jnp.concatenate(flat, axis=1), unflatten
 
 
 @jax.jit
-def _keys(key: jax.Array, x: Any) -> jax.Array:
+def _example_keys(key: jax.Array, x: Any) -> jax.Array:
     return per_example_keys(key, flatten_examples(x)[0])
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "bounds", "targeted"))
-def _searched(
+def _run_search(
     search: Program,
     f: Program,
     x: Any,
     y: Labels,
     epsilon: PerExample,
     keys: jax.Array,
-    clean: Logits,
+    clean_logits: Logits,
     norm: str,
     bounds: Bounds,
     targeted: bool,
 ) -> Search:
-    rows, back = flatten_examples(x)
-    shape = x.shape[1:] if isinstance(x, jax.Array) else ()
+    rows, unflatten = flatten_examples(x)
     return search(
         Problem(
-            lambda rows: f(back(rows)),
-            rows,
-            y,
-            epsilon,
-            keys,
-            norms.named(norm),
-            bounds,
-            targeted,
-            shape,
-            clean,
+            logits=lambda rows: f(unflatten(rows)),
+            x=rows,
+            y=y,
+            epsilon=epsilon,
+            keys=keys,
+            norm=norms.named(norm),
+            bounds=bounds,
+            targeted=targeted,
+            shape=x.shape[1:] if isinstance(x, jax.Array) else (),
+            clean_logits=clean_logits,
         )
     )
 
 
 @functools.partial(jax.jit, static_argnames=("norm",))
-def _moved(x: Any, r: Flat, alone: Bool[Array, "batch"], norm: str) -> tuple[Any, Any, PerExample]:
-    """x + r but for the examples to leave alone, how far it is from x, and that distance."""
-    rows, back = flatten_examples(x)
-    adversarial = jnp.where(alone[:, None] | (r == 0), rows, add_rounded_toward_x(rows, r))
+def _perturb(
+    x: Any, r: Flat, unperturbed: Bool[Array, "batch"], norm: str
+) -> tuple[Any, Any, PerExample]:
+    """Compute x + r, the difference to x after rounding, and its norm; skip `unperturbed` ones."""
+    rows, unflatten = flatten_examples(x)
+    adversarial = jnp.where(unperturbed[:, None] | (r == 0), rows, add_rounded_toward_x(rows, r))
     perturbation = adversarial - rows
-    return back(adversarial), back(perturbation), norms.named(norm).length(perturbation)
+    return unflatten(adversarial), unflatten(perturbation), norms.named(norm).length(perturbation)
 
 
 @functools.partial(jax.jit, static_argnames=("targeted",))
-def _judged(logits: Logits, y: Labels, targeted: bool) -> tuple[Bool[Array, "batch"], PerExample]:
-    """Whether the logits are what is wanted, and their loss."""
+def _success_and_loss(
+    logits: Logits, y: Labels, targeted: bool
+) -> tuple[Bool[Array, "batch"], PerExample]:
     return is_adversarial(logits, y, targeted), cross_entropy(logits, y, targeted)

@@ -243,13 +243,13 @@ UNFIT = {
         with_number(1.5, 3),
         Y,
         ValueError,
-        r"x must lie in 0 .. 1, got 3 numbers outside, the worst 1.5",
+        r"x must lie in 0 .. 1, got 3 values outside, the worst 1.5",
     ),
     "below": (
         with_number(-1e-3),
         Y,
         ValueError,
-        r"x must lie in 0 .. 1, got 1 numbers outside, the worst -0.001",
+        r"x must lie in 0 .. 1, got 1 values outside, the worst -0.001",
     ),
     "nan": (with_number(np.nan), Y, ValueError, "x must be finite, got 1 NaN"),
     "infinite": (with_number(np.inf), Y, ValueError, "x must be finite"),
@@ -317,7 +317,9 @@ def test_what_is_no_program_or_no_key_is_refused(key):
 
 def test_targets_that_are_the_labels_are_refused(key):
     targets = np.where(np.arange(6) < 2, Y, (Y + 1) % 3)
-    with pytest.raises(ValueError, match="y must be targets other than the labels, got 2 equal"):
+    with pytest.raises(
+        ValueError, match="y must be targets that differ from the labels, got 2 equal"
+    ):
         attack(targeted=True)(F, X, targets, key=key, labels=Y)
     with pytest.raises(ValueError, match="shapes must agree"):
         attack(targeted=True)(F, X, targets, key=key, labels=Y[:2])
@@ -345,7 +347,7 @@ def test_radii_are_refused_at_once(epsilon, error, says):
 
 
 def test_radii_that_do_not_fit_the_batch_are_refused(key):
-    with pytest.raises(ValueError, match="one value for each of 6 examples, got \\[4\\]"):
+    with pytest.raises(ValueError, match="one value for each of 6 examples, got shape \\[4\\]"):
         attack(epsilon=np.full(4, 0.1))(F, X, Y, key=key)
 
 

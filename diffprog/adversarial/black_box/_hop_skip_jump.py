@@ -85,7 +85,14 @@ def hop_skip_jump(
         # From here on there is no f but what it decides.
         return _hopped(decide, problem._replace(logits=_no_logits), count, first, starts)
 
-    return make_attack("hop_skip_jump", search, norm=norm, bounds=bounds, targeted=targeted)
+    return make_attack(
+        "hop_skip_jump",
+        search,
+        norm=norm,
+        bounds=bounds,
+        targeted=targeted,
+        uses_gradients=False,
+    )
 
 
 def _no_logits(_: Flat) -> Any:

@@ -131,7 +131,13 @@ def square(
         return Search(kept.r, kept.step, kept.restart, none, kept.queries)
 
     return make_attack(
-        "square", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted
+        "square",
+        search,
+        norm=norm,
+        epsilon=epsilon,
+        bounds=bounds,
+        targeted=targeted,
+        uses_gradients=False,
     )
 
 

@@ -69,7 +69,7 @@ def evaluate(
     if not isinstance(flags, bool):
         raise TypeError(f"flags must be True or False, got {type(flags).__name__}")
     _validation.function("f", f)
-    seen = program(f) if draws is None else cast(Any, first).judge(f, jax.random.fold_in(key, 0))
+    seen = program(f) if draws is None else cast(Any, first).mean_program(f, jax.random.fold_in(key, 0))
     x, y = validate_examples(seen, x, y, first.bounds)
     for _, attack in pairs:
         _require_radii(attack, len(y))

@@ -141,7 +141,7 @@ TOWARDS: dict[str, Lead] = {
 
 def _towards(problem: Problem, to: Lead, most: Array) -> tuple[Array, Callable[[Array], Ascended]]:
     """How many classes there are to try, and what run k ascends: the lead of the k-th likeliest."""
-    clean = problem.clean
+    clean = problem.clean_logits
     order = jnp.argsort(
         jnp.where(jax.nn.one_hot(problem.y, clean.shape[1], dtype=bool), jnp.inf, -clean), axis=1
     )
@@ -181,9 +181,7 @@ class _Halving(NamedTuple):
         """With one more step."""
         return self._replace(rises=self.rises + rose)
 
-    def validate_examples(
-        self, top: _Point, period: Array
-    ) -> tuple["_Halving", Bool[Array, "batch"]]:
+    def at_checkpoint(self, top: _Point, period: Array) -> tuple["_Halving", Bool[Array, "batch"]]:
         """After a checkpoint; and which examples go back."""
         stalled = (self.rises < 0.75 * period) | (~self.halved & (top.value <= self.reached))
         return _Halving(
@@ -217,9 +215,7 @@ class _Sparse(NamedTuple):
         """Itself: only the best point counts."""
         return self
 
-    def validate_examples(
-        self, top: _Point, period: Array
-    ) -> tuple["_Sparse", Bool[Array, "batch"]]:
+    def at_checkpoint(self, top: _Point, period: Array) -> tuple["_Sparse", Bool[Array, "batch"]]:
         """After a checkpoint; and which examples go back."""
         used = (top.r != 0).sum(1).astype(self.used.dtype)
         sparser = used < 0.95 * self.used
@@ -284,7 +280,7 @@ def _run(
         gradient, (value, logits) = jax.grad(value_of, has_aux=True)(now.r)
         here, due = _Point(now.r, value, gradient), k == now.due
         top, pace = select(value > now.top.value, here, now.top), now.pace.noted(value > now.value)
-        checked, back = pace.checked(top, now.period)
+        checked, back = pace.at_checkpoint(top, now.period)
         pace = jax.tree.map(lambda new, old: jnp.where(due, new, old), checked, pace)
         here, before = select(due & back, (top, top.r), (here, now.before))
         period = jnp.where(due, jnp.maximum(now.period - sooner, soonest), now.period)

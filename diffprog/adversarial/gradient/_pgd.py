@@ -244,7 +244,7 @@ def run_restarts(
         restart, best, runs = carried
         return restart + 1, select(best.success, best, once(best, restart)), runs + ~best.success
 
-    clean = look(jnp.zeros_like(problem.x), problem.clean, -1, 0)
+    clean = look(jnp.zeros_like(problem.x), problem.clean_logits, -1, 0)
     open_still = lambda carried: (carried[0] < restarts) & ~carried[1].success.all()
     _, best, runs = jax.lax.while_loop(
         open_still, again, (jnp.int32(0), clean, jnp.zeros_like(clean.step))

@@ -82,7 +82,7 @@ def box_lbfgs(
         problem: Problem, c: PerExample, aim: Labels, start: Flat, round: Array
     ) -> tuple[Best, Array]:
         low, high = (bound - problem.x for bound in problem.bounds)
-        unit = jnp.maximum(jnp.abs(jnp.nan_to_num(ahead(problem, problem.clean))), 1e-6) / _SHARP
+        unit = jnp.maximum(jnp.abs(jnp.nan_to_num(ahead(problem, problem.clean_logits))), 1e-6) / _SHARP
 
         def cost(r: Flat) -> tuple[PerExample, Logits]:
             logits = problem.perturbed_logits(r)

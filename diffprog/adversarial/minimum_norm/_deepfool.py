@@ -125,7 +125,7 @@ def deep_fool(
 
 def likeliest(problem: Problem, most: int) -> Integer[Array, "classes batch"]:
     """(classes, batch): those to step towards, the likeliest first; of a targeted attack those to rise above with the target."""
-    logits = problem.clean
+    logits = problem.clean_logits
     others = jnp.where(
         jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool), -jnp.inf, jnp.nan_to_num(logits)
     )

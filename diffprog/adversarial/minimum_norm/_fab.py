@@ -194,7 +194,7 @@ class _Kept(NamedTuple):
 
 def _rivals(problem: Problem) -> Integer[Array, "batch others"]:
     """The classes other than y, those with the largest logits at x first."""
-    logits = jnp.nan_to_num(problem.clean)
+    logits = jnp.nan_to_num(problem.clean_logits)
     others = jnp.where(jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool), -jnp.inf, logits)
     return jnp.argsort(-others, axis=1)[:, :-1]
 

@@ -72,7 +72,7 @@ def expectation(attack: Attack, draws: int = 16) -> Attack:
 class _Expectation(Attack):
     draws: int = 1
 
-    def judge(self, f: Callable[..., Any], key: jax.Array) -> Program:
+    def mean_program(self, f: Callable[..., Any], key: jax.Array) -> Program:
         """The program that says what was found, for the key of the attack."""
         return program(_averaged(f, jax.random.split(key)[1], _JUDGES * self.draws))
 
@@ -88,14 +88,14 @@ class _Expectation(Attack):
     ) -> AttackResult:
         _validation.function("f", f)
         _validation.key("key", key)
-        search_key, judge = jax.random.split(key)[0], self.judge(f, key)
+        search_key, judge = jax.random.split(key)[0], self.mean_program(f, key)
 
         def run(
             seen: Program, x: Any, y: Labels, epsilon: PerExample, key: jax.Array
         ) -> AttackResult:
             return _judged(judge, self.run(seen, x, y, epsilon, key), x, y, self.targeted)
 
-        alone = Attack(self.name, self.norm, self.epsilon, self.bounds, self.targeted, run)
+        alone = dataclasses.replace(Attack(**vars(self)), run=run, draws=None)
         return alone(_averaged(f, search_key, self.draws), x, y, key=key, labels=labels, mesh=mesh)
 
 
@@ -378,7 +378,9 @@ def transfer(attack: Attack, source: Callable[..., Any]) -> Attack:
         validate_examples(opened, x, y, attack.bounds)
         return _judged(f, attack.run(opened, x, y, epsilon, key), x, y, attack.targeted)
 
-    return dataclasses.replace(attack, name=f"transfer of {attack.name}", run=run)
+    return dataclasses.replace(
+        attack, name=f"transfer of {attack.name}", run=run, uses_gradients=False
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("targeted",))

@@ -193,7 +193,7 @@ def test_a_program_that_reads_nothing_rightly():
             [adv.fgsm()],
             {"x": jnp.full((30, 8), 1.5)},
             ValueError,
-            "240 numbers outside, the worst 1.5",
+            "240 values outside, the worst 1.5",
         ),
     ],
 )

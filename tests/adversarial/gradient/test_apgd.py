@@ -252,7 +252,7 @@ def test_the_rate_is_halved_where_the_loss_stopped_rising():
         jnp.array([0.0, 0.0, 1.0, 1.0]),
         jnp.array([False, False, False, True]),
     )
-    pace, back = _Halving(jnp.full(4, 2.0), rises, reached, halved).checked(
+    pace, back = _Halving(jnp.full(4, 2.0), rises, reached, halved).at_checkpoint(
         point([1.0, 1.0, 1.0, 1.0]), jnp.int32(10)
     )
     # 8 rises of 10 and a better best; 7 rises; no better best; no better best, but halved the last time.
@@ -267,7 +267,7 @@ def test_the_l1_pace_starts_again_where_the_best_grew_sparser():
     r = jnp.where(jnp.arange(10) < jnp.array([10, 5, 5, 3])[:, None], 1.0, 0.0)
     pace, back = _Sparse(
         jnp.array([1, 0.5, 0.12, 0.5]), jnp.full(4, 0.2), jnp.array([10.0, 10, 5, 3])
-    ).checked(point(0 * r[:, 0], r), 4)
+    ).at_checkpoint(point(0 * r[:, 0], r), 4)
     np.testing.assert_array_equal(back, [False, True, False, False])
     np.testing.assert_allclose(pace.rate, [1 / 1.5, 1, 0.1, 0.5 / 1.5], rtol=1e-6)
     np.testing.assert_allclose(pace.share, np.array([10, 5, 5, 3]) / 10 / 1.5, rtol=1e-6)
