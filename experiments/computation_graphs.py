@@ -323,7 +323,7 @@ def _main(folder: Path, fast: bool) -> dict[str, Any]:
         graph = trace(example.f, *example.args, **example.options)
         figure = dp.plotting.draw_graph(graph)
         figure.savefig(folder / f"{name}.png", dpi=150)
-        (folder / f"{name}.html").write_text(graph.to_html(), encoding="utf-8")
+        (folder / f"{name}.html").write_text(dp.plotting.graph_html(graph), encoding="utf-8")
         (folder / f"{name}.dot").write_text(graph.to_dot(), encoding="utf-8")
         numbers[name] = said(graph)
         text = f"{example.text}\n\nTo click through it, open {name}.html."

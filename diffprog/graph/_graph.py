@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffprog.graph._dot import to_dot
 from diffprog.graph._types import Array, Edge, Node, Summary
 
 _MOST_PATHS = 10_000
@@ -165,16 +166,8 @@ class Graph:
         ]
 
     def to_dot(self) -> str:
-        """The graph in Graphviz' language; the same graph gives the same bytes."""
-        from diffprog.graph._dot import to_dot
-
-        return to_dot(self)
-
-    def to_html(self) -> str:
-        """A page that needs nothing else: click a node to see its value, adjoint and incoming derivatives; drag to pan, scroll to zoom."""
-        from diffprog.graph._dot import to_html
-
-        return to_html(self)
+        """Return the graph in the DOT language of Graphviz; equal graphs give equal bytes."""
+        return to_dot(self.nodes, self.edges)
 
     def _gate(self, node: Node, edges: list[Edge]) -> Gate:
         sources = tuple(edge.source for edge in edges)

@@ -11,7 +11,7 @@ import numpy as np
 from diffprog import _validation
 from diffprog._jaxpr import ClosedJaxpr
 from diffprog.graph._purity import held_by, without_side_effects
-from diffprog.graph._types import has_64_bits
+from diffprog.graph._types import is_x64_enabled
 
 _NUMBERS = (np.bool_, np.number, jax.dtypes.extended)
 
@@ -140,7 +140,7 @@ def _require_taken(f: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 def _require_array(name: str, leaf: Any) -> None:
-    if isinstance(leaf, int) and abs(leaf) >= 2 ** (63 if has_64_bits() else 31):
+    if isinstance(leaf, int) and abs(leaf) >= 2 ** (63 if is_x64_enabled() else 31):
         raise ValueError(f"{name} must fit into an integer of JAX, got {leaf}: give it as a float")
     if isinstance(leaf, (bool, int, float, complex)):
         _validation.finite(name, leaf)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from diffprog.graph._flatten import Operation
-from diffprog.graph._types import Summary, in_this_precision
+from diffprog.graph._types import Summary, preserve_x64
 
 _COUNTED = 2**20  # entries of a derivative that is computed for its norm
 _PROBES = range(4, 17)  # fewest and most
@@ -63,7 +63,7 @@ def norms_of(operation: Operation, slots: list[int], output: Any, pull: Pull) ->
     ]
     shapes = [(*output.shape, *operation.inputs[slot].shape) for slot in slots]
     return [
-        Summary(shape, in_this_precision(norm), exact)
+        Summary(shape, preserve_x64(norm), exact)
         for shape, (norm, exact) in zip(shapes, ways, strict=True)
     ]
 

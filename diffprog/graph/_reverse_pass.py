@@ -16,7 +16,7 @@ import numpy as np
 
 from diffprog.graph._flatten import Operation
 from diffprog.graph._jacobian_norms import is_diagonal, norms_of, ones, unit
-from diffprog.graph._types import Summary, in_this_precision
+from diffprog.graph._types import Summary, preserve_x64
 
 _FULL = 1024  # entries of a derivative that is listed
 
@@ -109,7 +109,7 @@ def _pull_one(pull: Any, dtype: Any, place: int, adjoint: Any) -> np.ndarray:
 
 def _vjp(operation: Operation, run: Callable[..., Any], inputs: list[Any]) -> Callable[[Any], Any]:
     try:
-        return in_this_precision(jax.vjp(run, *inputs)[1])
+        return preserve_x64(jax.vjp(run, *inputs)[1])
     except (TypeError, ValueError, NotImplementedError) as error:
         said = str(error).partition("\n")[0]
         raise TypeError(

@@ -1,4 +1,4 @@
-"""What a graph is made of: nodes, edges, and what is said of a derivative that is too large to be listed."""
+"""Nodes and edges of a computation graph, and the summary of a large local derivative."""
 
 import dataclasses
 import functools
@@ -14,12 +14,12 @@ Array: TypeAlias = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Summary:
-    """A local derivative too large to be listed.
+    """Shape and Frobenius norm of a local derivative too large to be stored.
 
     Attributes:
-        shape: that of the target, then that of the source.
-        measure: computes the norm, which takes as long as a few steps back through the operation.
-        exact: whether the norm is computed or, to a few percent, estimated.
+        shape: the shape of the target followed by that of the source.
+        measure: computes the norm, at the cost of a few backward passes through the operation.
+        exact: True if the norm is computed, False if it is estimated to within about ten percent.
     """
 
     shape: tuple[int, ...]
@@ -28,24 +28,8 @@ class Summary:
 
     @functools.cached_property
     def norm(self) -> float:
-        """The square root of the sum of its squared entries (Frobenius); NaN for complex numbers."""
+        """Frobenius norm, the root of the sum of squared entries; NaN for complex numbers."""
         return self.measure()
-
-
-def has_64_bits() -> bool:
-    """Whether 64-bit numbers are enabled now."""
-    return jnp.result_type(float) == jnp.float64
-
-
-def in_this_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, run with 64-bit numbers if they are enabled now, whenever it is called."""
-    enabled = has_64_bits()
-
-    def run(*args: Any) -> Any:
-        with jax.enable_x64(enabled):
-            return function(*args)
-
-    return run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,16 +37,18 @@ class Node:
     """A value of the computation.
 
     Attributes:
-        name: the path of an argument, "params['weight']"; the name of a tap, numbered as `diffprog.nodes` does it where it is used several
-            times, "h#0"; or the operation, numbered where it would share its name, "mul:0".
-        op: "argument", "constant" (an array that the function closes over), a JAX primitive such as "mul", or the function of a box. Where
-            f takes derivatives itself, "jvp(softmax)" is the function with what its derivative needs, "transpose(softmax)" the derivative.
+        name: the path of an argument, "params['weight']"; the name of a tap, numbered as
+            `diffprog.nodes` does if it is used several times, "h#0"; else the operation,
+            numbered if several nodes would share the name, "mul:0".
+        op: "argument", "constant" (an array that the function closes over), a JAX primitive such
+            as "mul", or the name of the function of a box.
         value: its value.
         adjoint: dJ/dvalue, of the same shape; None for integers, booleans and random keys.
-        label: the operation as one reads it, "× 2" for a product with the number 2.
-        scope: where it was computed, by the program's named scopes and the steps of unrolled loops: "Net/Dense_0", "step 2".
+        label: the operation in short notation, "× 2" for a product with the number 2.
+        scope: where it was computed: named scopes and steps of unrolled loops, "Net/Dense_0".
         tap: the name that a tap gave it, "" if none did.
-        kind: "argument", "constant", "operation", "box" (a function shown whole) or "rule" (a box with a derivative rule of its own).
+        kind: "argument", "constant", "operation", "box" (a function shown as one node) or "rule"
+            (a box with a custom derivative rule).
     """
 
     name: str
@@ -81,14 +67,17 @@ class Edge:
 
     Attributes:
         source, target: names of nodes.
-        slot: which operand of the target the source is.
-        local: d target / d source, an array of the target's shape followed by the source's; a `Summary` where that is large; None where
-            source or target is an integer, a boolean or a key. A rule that is not linear in the adjoint, such as one that clips it, has no
-            derivative: here is what it makes of ones, and `flow` is what it does.
-        flow: adjoint of the target times `local`: what this edge adds to the adjoint of the source; None as `local`.
-        pull: any adjoint of the target times `local`, a function; None as `local`.
-        cut: whether derivatives are stopped here, by `stop_gradient`.
-        wrong: why a hand-written derivative is wrong here, from the report that the graph was held against; "" elsewhere.
+        slot: position of the source among the operands of the target.
+        local: d target / d source, an array of the target's shape followed by the source's; a
+            `Summary` if that is large; None if source or target is an integer, a boolean or a
+            key. For a custom rule that is not linear in the adjoint (gradient clipping, say),
+            which no array can represent, it is the rule applied to ones; `flow` is exact.
+        flow: adjoint of the target times `local`: the contribution of this edge to the adjoint of
+            the source; None if `local` is None.
+        pull: function that multiplies any adjoint of the target with `local`; None if `local` is.
+        cut: True if `stop_gradient` stops the derivative here.
+        wrong: why the hand-written derivative is wrong here, according to the report given to
+            `trace`; else "".
     """
 
     source: str
@@ -99,3 +88,19 @@ class Edge:
     pull: Callable[[Array], Array] | None = dataclasses.field(default=None, repr=False)
     cut: bool = False
     wrong: str = ""
+
+
+def is_x64_enabled() -> bool:
+    """Check whether 64-bit numbers are enabled."""
+    return jnp.result_type(float) == jnp.float64
+
+
+def preserve_x64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `function` so that later calls use the 64-bit setting of now."""
+    enabled = is_x64_enabled()
+
+    def wrapped(*args: Any) -> Any:
+        with jax.enable_x64(enabled):
+            return function(*args)
+
+    return wrapped

@@ -9,6 +9,7 @@ from diffprog.plotting._robustness import draw_robustness
 from diffprog.plotting._taylor_test import draw_slopes
 from diffprog.plotting._trajectories import draw_clouds, draw_paths, draw_rates
 from diffprog.plotting.graph._figure import draw_graph
+from diffprog.plotting.graph._html import graph_html
 
 __all__ = [
     "Panel",
@@ -27,5 +28,6 @@ __all__ = [
     "draw_robustness",
     "draw_slopes",
     "draw_traces",
+    "graph_html",
     "write_page",
 ]

@@ -1,8 +1,9 @@
-"""Fewer things to draw: the nodes of a large graph in blocks.
+"""Collapse the nodes of a large graph into groups that are drawn as one box.
 
-A block is a stretch of nodes that were computed one after another, so that blocks depend on each other without a circle. Stretches are
-found by scope, the full one and then ever shorter ones; where there are no scopes, by tap: a block ends where a value has been named;
-where there are no taps either, they are of equal length. Arguments that one block alone reads belong to it.
+A group is a run of nodes that were computed one after another, so groups never depend on each other
+in a cycle. Groups follow the scopes, from the full scope to ever shorter ones; without scopes the
+taps, with a group ending at each tap; without either they have equal length. An argument that only
+one group uses belongs to that group.
 """
 
 import functools
@@ -12,106 +13,112 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from diffprog.graph._graph import Graph
-from diffprog.graph._types import Node
+from diffprog.graph import Graph, Node
 
 
-class Block(NamedTuple):
-    """Nodes drawn as one.
+class NodeGroup(NamedTuple):
+    """Nodes drawn as one box.
 
     Attributes:
-        name: its scope or tap; of a single node its name.
-        nodes: at least one, in order.
+        name: its scope or tap; for a single node the name of the node.
+        nodes: at least one, in order of computation.
     """
 
     name: str
     nodes: tuple[Node, ...]
 
 
-def blocks(graph: Graph, most: int) -> list[Block]:
-    """The nodes of a graph in at most `most` blocks. Arguments that several blocks read are alone or, if they are many, blocks too."""
+def collapse(graph: Graph, most: int) -> list[NodeGroup]:
+    """Partition the nodes of a graph into at most `most` groups, in an order of computation.
+
+    Arguments that several groups use stay single or, if there are too many, form groups too.
+    """
     if len(graph.nodes) <= most:
-        return _each(graph.nodes)
-    for grouped in _groupings(graph, most):
-        alone, made = _with_leaves(graph, list(grouped))
-        for leaves in (_each(alone), _stretches(alone, _root), [Block("", tuple(alone))]):
-            if len(leaves) + len(made) <= most:
-                return [_named(block) for block in (*leaves, *made) if block.nodes]
-    raise AssertionError("the coarsest grouping is a block or two")
+        return _singletons(graph.nodes)
+    for grouping in _groupings(graph, most):
+        shared, groups = _assign_leaves(graph, grouping)
+        for leaves in (
+            _singletons(shared),
+            _group_by(shared, _root_argument),
+            [NodeGroup("", tuple(shared))],
+        ):
+            if len(leaves) + len(groups) <= most:
+                return [_named(group) for group in (*leaves, *groups) if group.nodes]
+    raise AssertionError("the coarsest grouping has at most two groups")
 
 
-def _each(nodes: Iterable[Node]) -> list[Block]:
-    return [Block(node.name, (node,)) for node in nodes]
+def _named(group: NodeGroup) -> NodeGroup:
+    return group._replace(name=group.nodes[0].name) if len(group.nodes) == 1 else group
 
 
-def _root(node: Node) -> str:
-    """The argument that a node is a leaf of: params of "params['weight']"."""
+def _singletons(nodes: Iterable[Node]) -> list[NodeGroup]:
+    return [NodeGroup(node.name, (node,)) for node in nodes]
+
+
+def _group_by(nodes: Sequence[Node], key: Callable[[Node], str]) -> list[NodeGroup]:
+    return [NodeGroup(name, tuple(run)) for name, run in itertools.groupby(nodes, key)]
+
+
+def _root_argument(node: Node) -> str:
+    """Return the argument that a leaf belongs to: "params" for "params['weight']"."""
     return re.split(r"[\[.]", node.name)[0] if node.kind == "argument" else ""
 
 
-def _groupings(graph: Graph, most: int) -> Iterator[list[Block]]:
-    """Ever coarser ones."""
-    made = [node for node in graph.nodes if node.kind not in ("argument", "constant")]
-    if not made:
+def _groupings(graph: Graph, most: int) -> Iterator[list[NodeGroup]]:
+    """Yield groupings of the operations, from fine to coarse."""
+    computed = [node for node in graph.nodes if node.kind not in ("argument", "constant")]
+    if not computed:
         yield []
         return
-    depth = max(node.scope.count("/") + 1 for node in made)
-    if any(node.scope for node in made):
+    if any(node.scope for node in computed):
+        depth = max(node.scope.count("/") + 1 for node in computed)
         for level in range(depth, 0, -1):
-            yield _stretches(made, functools.partial(_outer_scope, level))
-    taps = list(_to_taps(made))
-    if len(taps) > 1:
-        yield taps
+            yield _group_by(computed, functools.partial(_outer_scope, level))
+    by_tap = list(_split_at_taps(computed))
+    if len(by_tap) > 1:
+        yield by_tap
     for count in (most, most // 2, most // 4, most // 8, 1):
-        size = math.ceil(len(made) / max(count, 1))
-        parts = [tuple(made[k : k + size]) for k in range(0, len(made), size)]
-        yield [Block(_shared_scope(nodes), nodes) for nodes in parts]
-
-
-def _shared_scope(nodes: Sequence[Node]) -> str:
-    parts = zip(*(node.scope.split("/") for node in nodes), strict=False)
-    return "/".join(
-        several[0] for several in itertools.takewhile(lambda several: len(set(several)) == 1, parts)
-    )
-
-
-def _stretches(nodes: Sequence[Node], key: Callable[[Node], str]) -> list[Block]:
-    return [Block(name, tuple(several)) for name, several in itertools.groupby(nodes, key)]
+        size = math.ceil(len(computed) / max(count, 1))
+        runs = [tuple(computed[k : k + size]) for k in range(0, len(computed), size)]
+        yield [NodeGroup(_common_scope(nodes), nodes) for nodes in runs]
 
 
 def _outer_scope(level: int, node: Node) -> str:
     return "/".join(node.scope.split("/")[:level])
 
 
-def _to_taps(nodes: Iterable[Node]) -> Iterator[Block]:
-    """Blocks that end at a named value, and have its name."""
-    block: list[Node] = []
+def _common_scope(nodes: Sequence[Node]) -> str:
+    levels = zip(*(node.scope.split("/") for node in nodes), strict=False)
+    return "/".join(
+        names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels)
+    )
+
+
+def _split_at_taps(nodes: Iterable[Node]) -> Iterator[NodeGroup]:
+    """Yield groups that end at a tap and have its name."""
+    group: list[Node] = []
     for node in nodes:
-        block.append(node)
+        group.append(node)
         if node.tap:
-            yield Block(node.name, tuple(block))
-            block = []
-    if block:
-        yield Block("", tuple(block))
+            yield NodeGroup(node.name, tuple(group))
+            group = []
+    if group:
+        yield NodeGroup("", tuple(group))
 
 
-def _with_leaves(graph: Graph, made: list[Block]) -> tuple[list[Node], list[Block]]:
-    """The arguments that none or several blocks read, and the blocks, with the arguments that each alone reads."""
-    home = {node.name: index for index, block in enumerate(made) for node in block.nodes}
-    alone: list[Node] = []
-    inside: dict[int, list[Node]] = {}
+def _assign_leaves(graph: Graph, groups: list[NodeGroup]) -> tuple[list[Node], list[NodeGroup]]:
+    """Return the leaves that no single group owns, and the groups with the leaves they own."""
+    index_of = {node.name: index for index, group in enumerate(groups) for node in group.nodes}
+    shared: list[Node] = []
+    private: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if node.kind in ("argument", "constant"):
-            readers = {home[edge.target] for edge in graph.out_edges(node.name)}
-            if len(readers) == 1 and len(made[min(readers)].nodes) > 1:
-                inside.setdefault(min(readers), []).append(node)
+            users = {index_of[edge.target] for edge in graph.out_edges(node.name)}
+            if len(users) == 1 and len(groups[min(users)].nodes) > 1:
+                private.setdefault(min(users), []).append(node)
             else:
-                alone.append(node)
-    return alone, [
-        Block(block.name, (*inside.get(index, ()), *block.nodes))
-        for index, block in enumerate(made)
+                shared.append(node)
+    return shared, [
+        group._replace(nodes=(*private.get(index, ()), *group.nodes))
+        for index, group in enumerate(groups)
     ]
-
-
-def _named(block: Block) -> Block:
-    return Block(block.nodes[0].name, block.nodes) if len(block.nodes) == 1 else block

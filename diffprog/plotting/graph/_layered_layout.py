@@ -1,9 +1,12 @@
-"""Where to draw the nodes of a directed acyclic graph: in layers, every edge going forward (Sugiyama, Tagawa and Toda, 1981).
+"""Layered layout of a directed acyclic graph (Sugiyama, Tagawa and Toda, 1981).
 
-layer       as late as the targets of a node allow, and those as early as their sources do
-bends       an edge that passes a layer goes straight through it; the edges of one source share the place
-order       within a layer by the mean place of neighbours, swept back and forth, which leaves few crossings
-across      as near to the neighbours' middle as the order and the sizes allow: an isotonic regression for each layer
+1. Layers: each node is as close to its targets as they allow; every edge leads to a later layer.
+2. Bends: an edge that spans several layers crosses each of them at a bend. All edges of one source
+   share these bends, which form its trunk.
+3. Order: nodes and bends of a layer are sorted by the mean position of their neighbours in the
+   layer before, then after, in alternating sweeps. The order with the fewest crossings is kept.
+4. Positions: each moves towards the mean of its neighbours as far as the order and the sizes allow,
+   an isotonic regression for each layer.
 """
 
 import itertools
@@ -15,71 +18,73 @@ import numpy as np
 
 _SWEEPS = 12
 
-Point: TypeAlias = tuple[float, float]
+Coordinates: TypeAlias = tuple[float, float]
 Key: TypeAlias = Hashable
 
 
 class Layout(NamedTuple):
-    """Positions, `along` the direction of the edges and `across` it.
+    """Positions as (along, across): in the direction of the edges and perpendicular to it.
 
     Attributes:
-        places: (along, across) of each node: where its block starts, and its middle.
-        trunks: for each source, the points that its longest edge passes between its ends: where it enters and leaves a layer.
-        passed: for each edge, how many points of its source's trunk it passes.
-        extent: the whole, (along, across).
+        places: for each node, where its box starts along the edges and its middle across them.
+        trunks: for each source, where its longest edge enters and leaves each layer it crosses.
+        passed: for each edge, the number of points of its source's trunk that it passes.
+        extent: size of the whole layout, (along, across).
     """
 
-    places: dict[Key, Point]
-    trunks: dict[Key, list[Point]]
+    places: dict[Key, Coordinates]
+    trunks: dict[Key, list[Coordinates]]
     passed: list[int]
-    extent: Point
+    extent: Coordinates
 
 
-def layered(
-    sizes: Mapping[Key, Point],
+def layered_layout(
+    sizes: Mapping[Key, Coordinates],
     edges: Sequence[tuple[Key, Key]],
     gaps: Sequence[float],
     *,
     between: float,
 ) -> Layout:
-    """Lay out a graph.
+    """Lay out a directed acyclic graph in layers.
 
     Args:
-        sizes: (along, across) of each node, in an order in which sources come before targets.
+        sizes: (along, across) of each node, sources before their targets.
         edges: pairs (source, target).
-        gaps: the room for an edge, before the layer of its target.
-        between: the room between neighbours of one layer.
+        gaps: for each edge the room that it needs before the layer of its target.
+        between: room between neighbours of one layer.
 
-    >>> layered({"a": (1, 1), "b": (1, 1)}, [("a", "b")], [2.0], between=1).places
+    >>> layered_layout({"a": (1, 1), "b": (1, 1)}, [("a", "b")], [2.0], between=1).places
     {'a': (0.0, 0.5), 'b': (3.0, 0.5)}
     """
-    layer = _layers(sizes, edges)
-    passes = _passes(layer, edges)
-    neighbours = _neighbours(passes, layer, edges)
-    rows = _rows(layer, passes)
+    layer = _assign_layers(sizes, edges)
+    bends = _bends(layer, edges)
+    neighbours = _neighbours(bends, layer, edges)
+    rows: list[list[Key]] = [[] for _ in range(max(layer.values()) + 1)]
+    for key, index in layer.items():
+        rows[index].append(key)
+    for bend in itertools.chain(*bends.values()):
+        rows[bend[1]].append(bend)
     breadth = {key: sizes[key][1] if key in sizes else 0.0 for row in rows for key in row}
-    across = _across(_ordered(rows, neighbours), neighbours, breadth, between)
-    starts, ends = _stretches(layer, sizes, edges, gaps)
+    across = _positions(_order(rows, neighbours), neighbours, breadth, between)
+    starts, ends = _layer_intervals(layer, sizes, edges, gaps)
     places = {key: (starts[layer[key]], across[key]) for key in sizes}
     trunks = {
-        key: [(end, across[at]) for at in several for end in (starts[at[1]], ends[at[1]])]
-        for key, several in passes.items()
+        source: [(end, across[b]) for b in trunk for end in (starts[b[1]], ends[b[1]])]
+        for source, trunk in bends.items()
     }
     passed = [2 * (layer[target] - layer[source] - 1) for source, target in edges]
-    return Layout(
-        places, trunks, passed, (max(ends), max(across[key] + breadth[key] / 2 for key in across))
-    )
+    extent = (max(ends), max(across[key] + breadth[key] / 2 for key in across))
+    return Layout(places, trunks, passed, extent)
 
 
 def length(
-    sizes: Mapping[Key, Point], edges: Sequence[tuple[Key, Key]], gaps: Sequence[float]
+    sizes: Mapping[Key, Coordinates], edges: Sequence[tuple[Key, Key]], gaps: Sequence[float]
 ) -> float:
-    """How far a layout extends along its edges."""
-    return max(_stretches(_layers(sizes, edges), sizes, edges, gaps)[1])
+    """Return the extent of the layout along its edges, without computing the rest of it."""
+    return max(_layer_intervals(_assign_layers(sizes, edges), sizes, edges, gaps)[1])
 
 
-def _layers(nodes: Mapping[Key, Any], edges: Sequence[tuple[Key, Key]]) -> dict[Key, int]:
-    """The layer of each node."""
+def _assign_layers(nodes: Mapping[Key, Any], edges: Sequence[tuple[Key, Key]]) -> dict[Key, int]:
     sources, targets = defaultdict(list), defaultdict(list)
     for source, target in edges:
         sources[target].append(source)
@@ -93,74 +98,67 @@ def _layers(nodes: Mapping[Key, Any], edges: Sequence[tuple[Key, Key]]) -> dict[
     return {node: index - first for node, index in layer.items()}
 
 
-def _passes(
+def _bends(
     layer: Mapping[Key, int], edges: Sequence[tuple[Key, Key]]
 ) -> dict[Key, list[tuple[Key, int]]]:
-    """For each source the layers that its edges pass, as keys (source, layer)."""
+    """Return for each source its bends, a key (source, layer) for each layer its edges cross."""
     last = dict[Key, int]()
     for source, target in edges:
         last[source] = max(last.get(source, 0), layer[target])
     return {
-        source: [(source, between) for between in range(layer[source] + 1, end)]
+        source: [(source, index) for index in range(layer[source] + 1, end)]
         for source, end in last.items()
     }
 
 
 def _neighbours(
-    passes: dict[Key, list[tuple[Key, int]]],
+    bends: dict[Key, list[tuple[Key, int]]],
     layer: Mapping[Key, int],
     edges: Sequence[tuple[Key, Key]],
 ) -> dict[Key, list[Key]]:
-    steps = [
-        step for source, trunk in passes.items() for step in itertools.pairwise([source, *trunk])
+    """Return the neighbours of each node and bend in the layers before and after."""
+    pairs = [
+        pair for source, trunk in bends.items() for pair in itertools.pairwise([source, *trunk])
     ]
-    steps += [
+    pairs += [
         (source if layer[target] == layer[source] + 1 else (source, layer[target] - 1), target)
         for source, target in edges
     ]
-    found: dict[Key, dict[Key, None]] = defaultdict(dict)
-    for a, b in steps:
-        found[a][b] = found[b][a] = None
-    return {key: list(others) for key, others in found.items()}
+    neighbours: dict[Key, dict[Key, None]] = defaultdict(dict)  # an ordered set for each
+    for a, b in pairs:
+        neighbours[a][b] = neighbours[b][a] = None
+    return {key: list(others) for key, others in neighbours.items()}
 
 
-def _rows(layer: Mapping[Key, int], passes: dict[Key, list[tuple[Key, int]]]) -> list[list[Key]]:
-    rows: list[list[Key]] = [[] for _ in range(max(layer.values()) + 1)]
-    for key, index in layer.items():
-        rows[index].append(key)
-    for trunk in passes.values():
-        for key in trunk:
-            rows[key[1]].append(key)
-    return rows
-
-
-def _ordered(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> list[list[Key]]:
-    """The rows, each sorted by the mean place of its neighbours in the row before, then after, and so on; the best of all sweeps."""
+def _order(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> list[list[Key]]:
+    """Sort each layer by the barycentres of its neighbours; return the best of all sweeps."""
     best, fewest = rows, _crossings(rows, neighbours)
     for sweep in range(_SWEEPS):
         step = 1 if sweep % 2 == 0 else -1
         rows = list(rows)
         for index in range(len(rows))[::step][1:]:
             place = {key: float(k) for k, key in enumerate(rows[index - step])}
-            rows[index] = _sorted(rows[index], place, neighbours)
+            rows[index] = _sort_by_barycentre(rows[index], place, neighbours)
         crossings = _crossings(rows, neighbours)
         if crossings < fewest:
             best, fewest = rows, crossings
     return best
 
 
-def _sorted(row: list[Key], place: dict[Key, float], neighbours: dict[Key, list[Key]]) -> list[Key]:
-    means = {}
+def _sort_by_barycentre(
+    row: list[Key], place: dict[Key, float], neighbours: dict[Key, list[Key]]
+) -> list[Key]:
+    barycentres = {}
     for k, key in enumerate(row):
         near = [place[other] for other in neighbours.get(key, ()) if other in place]
-        # A node without neighbours there keeps its own place.
-        means[key] = (
-            sum(near) / len(near) if near else k * max(len(place) - 1, 1) / max(len(row) - 1, 1)
-        )
-    return sorted(row, key=means.__getitem__)
+        # A node without neighbours in that layer keeps its relative place.
+        fallback = k * max(len(place) - 1, 1) / max(len(row) - 1, 1)
+        barycentres[key] = sum(near) / len(near) if near else fallback
+    return sorted(row, key=barycentres.__getitem__)
 
 
 def _crossings(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> int:
+    """Count the crossings, which are the inversions of the sequence of edge ends."""
     total = 0
     for row, after in itertools.pairwise(rows):
         place = {key: k for k, key in enumerate(after)}
@@ -168,42 +166,47 @@ def _crossings(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> int:
             sorted(place[other] for other in neighbours.get(key, ()) if other in place)
             for key in row
         ]
-        flat = np.array([end for several in ends for end in several])
+        flat = np.array(list(itertools.chain(*ends)))
         total += int(np.triu(flat[:, None] > flat[None, :], 1).sum()) if len(flat) else 0
     return total
 
 
-def _across(
+def _positions(
     rows: list[list[Key]],
     neighbours: dict[Key, list[Key]],
     breadth: dict[Key, float],
     between: float,
 ) -> dict[Key, float]:
+    """Return the middle of each node and bend across the edges; the least edge is at 0."""
     across: dict[Key, float] = {}
-    apart = [
+    distances = [
         [0.0, *((breadth[a] + breadth[b]) / 2 + between for a, b in itertools.pairwise(row))]
         for row in rows
     ]
-    for row, distances in zip(rows, apart, strict=True):
-        across.update(zip(row, np.cumsum(distances) - np.sum(distances) / 2, strict=True))
+    for row, steps in zip(rows, distances, strict=True):
+        across.update(zip(row, np.cumsum(steps) - np.sum(steps) / 2, strict=True))
     for sweep in range(2 * _SWEEPS):
         for index in range(len(rows))[:: 1 if sweep % 2 == 0 else -1]:
             row = rows[index]
             # Bends weigh more, so that long edges are straight.
             weights = np.array([1.0 + 3.0 * (breadth[key] == 0) for key in row])
             near = [neighbours.get(key, [key]) for key in row]
-            wanted = np.array(
+            means = np.array(
                 [sum(across[other] for other in others) / len(others) for others in near]
             )
-            across.update(zip(row, _apart(wanted, np.cumsum(apart[index]), weights), strict=True))
+            offsets = np.cumsum(distances[index])
+            across.update(zip(row, _separate(means, offsets, weights), strict=True))
     lowest = min(across[key] - breadth[key] / 2 for key in across)
     return {key: float(value - lowest) for key, value in across.items()}
 
 
-def _apart(wanted: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The nearest places to the wanted ones, in this order and as far apart as the offsets: pool adjacent violators."""
+def _separate(targets: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the positions nearest to `targets` that keep their order and the distances `offsets`.
+
+    Weighted isotonic regression of targets - offsets by the pool-adjacent-violators algorithm.
+    """
     pools: list[list[float]] = []
-    for value, weight in zip(wanted - offsets, weights, strict=True):
+    for value, weight in zip(targets - offsets, weights, strict=True):
         pools.append([value, weight, 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             value, weight, count = pools.pop()
@@ -216,13 +219,13 @@ def _apart(wanted: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> np.n
     return np.repeat([pool[0] for pool in pools], [int(pool[2]) for pool in pools]) + offsets
 
 
-def _stretches(
+def _layer_intervals(
     layer: Mapping[Key, int],
-    sizes: Mapping[Key, Point],
+    sizes: Mapping[Key, Coordinates],
     edges: Sequence[tuple[Key, Key]],
     gaps: Sequence[float],
 ) -> tuple[list[float], list[float]]:
-    """Where each layer starts and ends."""
+    """Return where each layer starts and ends along the edges."""
     count = max(layer.values()) + 1
     room, longest = [0.0] * count, [0.0] * count
     for (_, target), gap in zip(edges, gaps, strict=True):

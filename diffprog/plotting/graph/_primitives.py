@@ -1,28 +1,39 @@
-"""What a drawing is made of, in points from the upper left corner: boxes, curves and lines of text, and the colors they have."""
+"""Primitives of a drawing: boxes, splines, text, and a grid to avoid overlap.
+
+All lengths are in points (1/72 inch), measured from the upper left corner.
+"""
 
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from diffprog.plotting.graph._layered_layout import Point
+from diffprog.graph import Graph
+from diffprog.graph._format import ADJOINT, FAINT, INK, LOCAL, VALUE, WRONG
+from diffprog.plotting.graph._layered_layout import Coordinates
 
-INK, FAINT, FRAME, PAPER = "#22262b", "#5d6670", "#aab2ba", "#ffffff"
-VALUE, ADJOINT, LOCAL, WRONG = "#2b7d4f", "#b8580c", "#1f6fb2", "#d4142a"
 MARGIN = 10.0
-
-SYMBOLS = frozenset("+−×÷")
-
-SIZE, LABEL, SMALL = 8.0, 9.0, 7.0  # of values, operations and local derivatives
-_CHARACTER, _LINE = 0.6, 1.22  # width of a character and height of a line, in sizes
+SYMBOLS = frozenset("+−×÷")  # drawn in a circle
+VALUE_SIZE, LABEL_SIZE, EDGE_SIZE = 8.0, 9.0, 7.0  # font sizes of values, operations, derivatives
+_CHARACTER_WIDTH, _LINE_HEIGHT = 0.6, 1.22  # in font sizes
 _CELL = 100.0
 
-Corners: TypeAlias = tuple[float, float, float, float]
-"""Left, upper, right and lower."""
+BoundingBox: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
 
 
 class Text(NamedTuple):
-    """Lines of text; `right` and `down` say which part of it stands at (x, y): 0 the left or upper end, 1 the other."""
+    """Lines of text.
+
+    Attributes:
+        x, y: the anchor.
+        text: lines separated by newlines.
+        color: of the font.
+        size: of the font.
+        right: horizontal position of the anchor in the text, from 0 (left end) to 1 (right end).
+        down: vertical position of the anchor, from 0 (upper end) to 1 (lower end).
+        background: whether it is drawn on a white rectangle.
+    """
 
     x: float
     y: float
@@ -31,18 +42,27 @@ class Text(NamedTuple):
     size: float
     right: float = 0.5
     down: float = 0.5
-    backed: bool = False
+    background: bool = False
 
     @property
-    def corners(self) -> Corners:
-        """What it covers."""
-        width, height = extent(self.text, self.size)
-        left, upper = self.x - self.right * width, self.y - self.down * height
-        return left, upper, left + width, upper + height
+    def bounding_box(self) -> BoundingBox:
+        """The rectangle it covers."""
+        width, height = text_extent(self.text, self.size)
+        left, top = self.x - self.right * width, self.y - self.down * height
+        return left, top, left + width, top + height
 
 
 class Box(NamedTuple):
-    """A node's operation. `kind` is the node's, "group" for several nodes, and "integer" for what has no adjoint."""
+    """Box of a node or of a group of nodes.
+
+    Attributes:
+        name: of the node, of its last one for a group.
+        x, y: upper left corner.
+        width, height: its size.
+        text: the operation.
+        size: of the font.
+        kind: that of the node, "group" for several nodes, "integer" for a node without adjoint.
+    """
 
     name: str
     x: float
@@ -54,82 +74,99 @@ class Box(NamedTuple):
     kind: str
 
     @property
-    def corners(self) -> Corners:
-        """What it covers."""
+    def bounding_box(self) -> BoundingBox:
+        """The rectangle it covers."""
         return self.x, self.y, self.x + self.width, self.y + self.height
 
+    @property
+    def corner_radius(self) -> float:
+        """Radius of its rounded corners."""
+        if self.text in SYMBOLS:
+            return self.height / 2
+        return {"box": 2.0, "rule": 2.0, "group": 5.0}.get(self.kind, self.height / 2.2)
 
-class Curve(NamedTuple):
-    """A line through cubic Bézier pieces: the start, then two control points and an end for each. `kind`: wire, edge, none, cut, wrong."""
 
-    points: tuple[Point, ...]
+class Spline(NamedTuple):
+    """Cubic Bézier spline.
+
+    Attributes:
+        points: the start, then two control points and an end for each segment.
+        kind: "wire" (where a value leaves its box), "edge", "none" (an edge without derivative),
+            "cut" or "wrong".
+        name: of the node it leaves.
+    """
+
+    points: tuple[Coordinates, ...]
     kind: str
     name: str = ""
 
 
-class Taken:
-    """Where on the sheet there is something, by cells of it, so that a text is compared with what is near."""
+class Scene(NamedTuple):
+    """Everything to draw, in drawing order, and the size of the canvas."""
 
-    def __init__(self) -> None:
-        self.cells: dict[tuple[int, int], set[Corners]] = defaultdict(set)
-
-    def add(self, corners: Corners) -> None:
-        """Note that something is there."""
-        for cell in _cells(corners):
-            self.cells[cell].add(corners)
-
-    def overlap(self, corners: Corners) -> float:
-        """The area shared with what is there."""
-        near = set().union(*(self.cells[cell] for cell in _cells(corners)))
-        return sum(_shared(corners, other) for other in near)
-
-
-def _cells(corners: Corners) -> Iterator[tuple[int, int]]:
-    left, upper, right, lower = (int(corner // _CELL) for corner in corners)
-    return itertools.product(range(left, right + 1), range(upper, lower + 1))
-
-
-def _shared(a: Corners, b: Corners) -> float:
-    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
-
-
-class Picture(NamedTuple):
-    """What to draw, in this order, on a sheet of this width and height."""
-
-    curves: list[Curve]
+    splines: list[Spline]
     boxes: list[Box]
     texts: list[Text]
     width: float
     height: float
 
 
-def extent(text: str, size: float) -> Point:
-    """Width and height of a text, estimated."""
+class OccupancyGrid:
+    """Rectangles that are already occupied, indexed by grid cell for fast overlap queries."""
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[int, int], set[BoundingBox]] = defaultdict(set)
+
+    def add(self, rectangle: BoundingBox) -> None:
+        """Mark a rectangle as occupied."""
+        for cell in _cells(rectangle):
+            self.cells[cell].add(rectangle)
+
+    def overlap(self, rectangle: BoundingBox) -> float:
+        """Return the total area that a rectangle shares with the occupied ones."""
+        neighbours = set().union(*(self.cells[cell] for cell in _cells(rectangle)))
+        return sum(_intersection_area(rectangle, other) for other in neighbours)
+
+
+def _cells(rectangle: BoundingBox) -> Iterator[tuple[int, int]]:
+    left, top, right, bottom = (int(side // _CELL) for side in rectangle)
+    return itertools.product(range(left, right + 1), range(top, bottom + 1))
+
+
+def _intersection_area(a: BoundingBox, b: BoundingBox) -> float:
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
+
+
+def text_extent(text: str, size: float) -> Coordinates:
+    """Estimate width and height of a text from its number of characters and lines."""
+    if not text:
+        return 0.0, 0.0
     lines = text.split("\n")
-    return (max(map(len, lines)) * _CHARACTER * size if text else 0.0), (
-        len(lines) * _LINE * size if text else 0.0
-    )
+    return max(map(len, lines)) * _CHARACTER_WIDTH * size, len(lines) * _LINE_HEIGHT * size
 
 
-def legend(curves: list[Curve], boxes: list[Box], labels: list[Text], y: float) -> list[Text]:
-    """What the colors and signs mean, in a row; only what there is."""
-    words = [("value", VALUE), ("adjoint dJ/d·", ADJOINT), ("local derivative", LOCAL)]
-    words += (
-        [("I identity", LOCAL)]
-        if any(label.text.endswith("I") and label.color == LOCAL for label in labels)
-        else []
-    )
-    words += (
-        [("╌ without derivative", FAINT)] if any(curve.kind == "none" for curve in curves) else []
-    )
-    words += [("▣ own derivative rule", INK)] if any(box.kind == "rule" for box in boxes) else []
-    words += (
-        [("✗ hand-written derivative differs", WRONG)]
-        if any(curve.kind == "wrong" for curve in curves)
-        else []
-    )
+def legend(splines: list[Spline], boxes: list[Box], labels: list[Text], y: float) -> list[Text]:
+    """Return a row of text at height `y` that explains the colors and signs in use."""
+    entries = [
+        ("value", VALUE, True),
+        ("adjoint dJ/d·", ADJOINT, True),
+        ("local derivative", LOCAL, True),
+        ("I identity", LOCAL, any(t.text.endswith("I") and t.color == LOCAL for t in labels)),
+        ("╌ without derivative", FAINT, any(spline.kind == "none" for spline in splines)),
+        ("▣ own derivative rule", INK, any(box.kind == "rule" for box in boxes)),
+        ("✗ hand-written derivative differs", WRONG, any(s.kind == "wrong" for s in splines)),
+    ]
     texts, x = [], MARGIN
-    for word, color in words:
-        texts.append(Text(x, y + 6, word, color, SIZE, 0.0, 0.5))
-        x += extent(word, SIZE)[0] + 14
+    for words, color, in_use in entries:
+        if in_use:
+            texts.append(Text(x, y + 6, words, color, VALUE_SIZE, 0.0, 0.5))
+            x += text_extent(words, VALUE_SIZE)[0] + 14
     return texts
+
+
+def require_graph(graph: Any) -> None:
+    """Raise a `TypeError` if `graph` is not a `Graph`."""
+    if not isinstance(graph, Graph):
+        raise TypeError(
+            f"graph must be a Graph, made by diffprog.graph.trace, got {type(graph).__name__}"
+        )

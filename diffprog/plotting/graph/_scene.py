@@ -1,152 +1,159 @@
-"""A drawing of a graph as boxes, curves and lines of text, in points from the upper left corner: what a figure and a page both show.
+"""Build the drawing of a graph that the figure and the HTML page share.
 
-The value of a node stands on one side of the wire that leaves it and the adjoint on the other, as in lecture 003, and each branch of the
-wire carries the local derivative of the operation it enters, as in lecture 004's influence diagrams. Long graphs run down, others right.
+A wire leaves the box of each node, with the node's value on one side and its adjoint on the other,
+as in lecture 003. Each branch of the wire carries the local derivative of the operation that it
+enters, as in the influence diagrams of lecture 004. Short graphs run to the right, long ones down.
 """
 
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
-from diffprog.graph._graph import Graph
-from diffprog.plotting.graph._boxes import Link, Plan, Shown, links_of, planned
-from diffprog.plotting.graph._collapse import blocks
-from diffprog.plotting.graph._layered_layout import Point
+from diffprog.graph import Graph
+from diffprog.graph._format import ADJOINT, VALUE
+from diffprog.plotting.graph._boxes import Arrangement, LabeledBox, Link, arrange, link_groups
+from diffprog.plotting.graph._collapse import collapse
+from diffprog.plotting.graph._layered_layout import Coordinates
 from diffprog.plotting.graph._primitives import (
-    ADJOINT,
+    EDGE_SIZE,
     MARGIN,
-    SIZE,
-    SMALL,
-    VALUE,
+    VALUE_SIZE,
     Box,
-    Curve,
-    Picture,
-    Taken,
+    OccupancyGrid,
+    Scene,
+    Spline,
     Text,
     legend,
 )
 
-_WIDEST = 740.0
+_MAX_WIDTH = 740.0
 
 
-def picture(graph: Graph, most: int, *, widest: float = _WIDEST) -> Picture:
-    """Draw a graph, in blocks if it has more than `most` nodes; to the right if that takes no more than the given width, else down."""
-    found = blocks(graph, most)
-    links = links_of(graph, found)
-    plan = planned(graph, found, links, widest)
-    marks = _Marks(plan)
-    for key, block in plan.shown.items():
-        marks.block(block, plan.layout.places[key])
-    marks.edges(links)
-    return marks.finished()
+def build_scene(graph: Graph, most: int, *, max_width: float = _MAX_WIDTH) -> Scene:
+    """Return the drawing of a graph.
+
+    Args:
+        graph: made by `diffprog.graph.trace`.
+        most: graphs with more nodes than this are drawn in groups of nodes.
+        max_width: graphs that would be wider, in points, run down instead of to the right.
+    """
+    groups = collapse(graph, most)
+    links = link_groups(graph, groups)
+    arrangement = arrange(graph, groups, links, max_width)
+    builder = _SceneBuilder(arrangement)
+    for key, box in arrangement.boxes.items():
+        builder.add_box(box, arrangement.layout.places[key])
+    builder.add_edges(links)
+    return builder.build()
 
 
-class _Marks:
-    """Marks as they are made; positions come as (along, across) and are turned here."""
+class _SceneBuilder:
+    """Collects primitives; turns layout coordinates (along, across) into (x, y)."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.down = plan, plan.down
-        self.taken = Taken()
-        self.curves: list[Curve] = []
+    def __init__(self, arrangement: Arrangement) -> None:
+        self.arrangement, self.downward = arrangement, arrangement.downward
+        self.splines: list[Spline] = []
         self.boxes: list[Box] = []
         self.texts: list[Text] = []
 
-    def _point(self, along: float, across: float) -> Point:
-        return (MARGIN + across, MARGIN + along) if self.down else (MARGIN + along, MARGIN + across)
+    def _xy(self, along: float, across: float) -> Coordinates:
+        x, y = (across, along) if self.downward else (along, across)
+        return MARGIN + x, MARGIN + y
 
-    def block(self, block: Shown, place: Point) -> None:
-        """A box, the wire that leaves it, the value and the adjoint on its two sides."""
+    def add_box(self, box: LabeledBox, place: Coordinates) -> None:
+        """Add a box, the wire that leaves it, and the value and adjoint beside the wire."""
         along, across = place
-        width, height = block.box
-        depth = height if self.down else width
-        x, y = self._point(along, across)
-        left, upper = (x - width / 2, y) if self.down else (x, y - height / 2)
+        width, height = box.size
+        x, y = self._xy(along, across)
+        left, top = (x - width / 2, y) if self.downward else (x, y - height / 2)
         self.boxes.append(
-            Box(block.name, left, upper, width, height, block.label, block.size, block.kind)
+            Box(box.name, left, top, width, height, box.label, box.label_size, box.kind)
         )
-        start, end = (
-            self._point(along + depth, across),
-            self._point(along + depth + block.wire, across),
-        )
-        self.curves.append(
-            Curve(
-                (start, start, end, end), "wire" if block.kind != "integer" else "none", block.name
-            )
-        )
-        middle = self._point(along + depth + block.wire / 2, across)
-        if self.down:
-            self.texts.append(Text(middle[0] - 4, middle[1], block.value, VALUE, SIZE, 1.0, 0.5))
-            self.texts.append(
-                Text(middle[0] + 4, middle[1], block.adjoint, ADJOINT, SIZE, 0.0, 0.5)
-            )
+        leave = along + (height if self.downward else width)
+        start, end = self._xy(leave, across), self._xy(leave + box.wire, across)
+        kind = "none" if box.kind == "integer" else "wire"
+        self.splines.append(Spline((start, start, end, end), kind, box.name))
+        x, y = self._xy(leave + box.wire / 2, across)
+        if self.downward:
+            value = Text(x - 4, y, box.value, VALUE, VALUE_SIZE, right=1.0)
+            adjoint = Text(x + 4, y, box.adjoint, ADJOINT, VALUE_SIZE, right=0.0)
         else:
-            self.texts.append(Text(middle[0], middle[1] - 2, block.value, VALUE, SIZE, 0.5, 1.0))
-            self.texts.append(
-                Text(middle[0], middle[1] + 2, block.adjoint, ADJOINT, SIZE, 0.5, 0.0)
-            )
+            value = Text(x, y - 2, box.value, VALUE, VALUE_SIZE, down=1.0)
+            adjoint = Text(x, y + 2, box.adjoint, ADJOINT, VALUE_SIZE, down=0.0)
+        self.texts += [value, adjoint]
 
-    def edges(self, links: list[Link]) -> None:
-        """Curves from the wire of a source to the box of a target, and the derivative on each."""
-        shown, labels, layout, down = self.plan
-        entries = _entries(self.plan, links)
-        for corners in [text.corners for text in self.texts] + [box.corners for box in self.boxes]:
-            self.taken.add(corners)
-        # How much of a source's trunk is drawn already, by kind: edges that go the same way are one curve until they part.
+    def add_edges(self, links: Sequence[Link]) -> None:
+        """Add splines from wires to boxes and a label on each, where it hides least."""
+        boxes, labels, layout, downward = self.arrangement
+        entries = _entry_points(self.arrangement, links)
+        occupied = OccupancyGrid()
+        for text in self.texts:
+            occupied.add(text.bounding_box)
+        for box in self.boxes:
+            occupied.add(box.bounding_box)
+        # Edges of one source and kind share a trunk, drawn once as far as any of them follows it.
         drawn: dict[tuple[str, str], int] = defaultdict(int)
-        for k, ((a, b, _), (text, color, kind)) in enumerate(zip(links, labels, strict=True)):
+        for k, ((a, b, _), (label, color, kind)) in enumerate(zip(links, labels, strict=True)):
             along, across = layout.places[a]
-            leave, passed = along + shown[a].box[1 if down else 0] + shown[a].wire, layout.passed[k]
-            done = min(drawn[a, kind], passed)
+            leave = along + boxes[a].size[1 if downward else 0] + boxes[a].wire
+            passed, done = layout.passed[k], min(drawn[a, kind], layout.passed[k])
             drawn[a, kind] = max(drawn[a, kind], passed)
-            way = layout.trunks[a][max(done - 1, 0) : passed]
-            stops = [*([] if done else [(leave, across)]), *way, (layout.places[b][0], entries[k])]
-            pieces = [self._bezier(start, end) for start, end in itertools.pairwise(stops)]
-            points = [pieces[0][0], *(point for piece in pieces for point in piece[1:])]
-            self.curves.append(Curve(tuple(points), kind, shown[a].name))
-            if text:
-                self._label(pieces[-1], text, color)
+            bends = layout.trunks[a][max(done - 1, 0) : passed]
+            start = [] if done else [(leave, across)]
+            stops = [*start, *bends, (layout.places[b][0], entries[k])]
+            segments = [self._bezier(*ends) for ends in itertools.pairwise(stops)]
+            points = (stops[0], *(point for segment in segments for point in segment[1:]))
+            self.splines.append(
+                Spline(tuple(itertools.starmap(self._xy, points)), kind, boxes[a].name)
+            )
+            if label:
+                last = [self._xy(*point) for point in segments[-1]]
+                self._add_label(last, label, color, occupied)
 
-    def _bezier(self, start: Point, end: Point) -> list[Point]:
+    @staticmethod
+    def _bezier(start: Coordinates, end: Coordinates) -> list[Coordinates]:
         middle = (start[0] + end[0]) / 2
-        return [self._point(*point) for point in (start, (middle, start[1]), (middle, end[1]), end)]
+        return [start, (middle, start[1]), (middle, end[1]), end]
 
-    def _label(self, piece: list[Point], text: str, color: str) -> None:
-        """A text on a curve where it hides least of what is there already."""
+    def _add_label(
+        self, segment: list[Coordinates], text: str, color: str, occupied: OccupancyGrid
+    ) -> None:
         candidates = [
-            Text(*_on(piece, t), text, color, SMALL, backed=True)
+            Text(*_evaluate_bezier(segment, t), text, color, EDGE_SIZE, background=True)
             for t in (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
         ]
-        chosen = min(candidates, key=lambda candidate: self.taken.overlap(candidate.corners))
-        self.texts.append(chosen)
-        self.taken.add(chosen.corners)
+        label = min(candidates, key=lambda candidate: occupied.overlap(candidate.bounding_box))
+        self.texts.append(label)
+        occupied.add(label.bounding_box)
 
-    def finished(self) -> Picture:
-        """The picture with its legend, below."""
-        width, height = self._point(*self.plan.layout.extent)
-        explained = legend(self.curves, self.boxes, self.texts, height + 16)
-        right = max([width, *(text.corners[2] for text in self.texts + explained)]) + MARGIN
-        return Picture(self.curves, self.boxes, self.texts + explained, right, height + 30 + MARGIN)
+    def build(self) -> Scene:
+        """Return the scene with a legend below the graph."""
+        width, height = self._xy(*self.arrangement.layout.extent)
+        texts = self.texts + legend(self.splines, self.boxes, self.texts, height + 16)
+        right = max([width, *(text.bounding_box[2] for text in texts)]) + MARGIN
+        return Scene(self.splines, self.boxes, texts, right, height + 30 + MARGIN)
 
 
-def _entries(plan: Plan, links: list[Link]) -> list[float]:
-    """Where edges enter their targets: side by side, in the order of where they come from."""
-    into = defaultdict(list)
+def _entry_points(arrangement: Arrangement, links: Sequence[Link]) -> list[float]:
+    """Return where each link enters its target: side by side, in the order of their origins."""
+    boxes, _, layout, downward = arrangement
+    arriving = defaultdict(list)
     for k, (a, b, _) in enumerate(links):
-        passed = plan.layout.passed[k]
-        into[b].append(
-            (plan.layout.trunks[a][passed - 1][1] if passed else plan.layout.places[a][1], k)
-        )
+        passed = layout.passed[k]
+        origin = layout.trunks[a][passed - 1] if passed else layout.places[a]
+        arriving[b].append((origin[1], k))
     entries = [0.0] * len(links)
-    for b, ends in into.items():
-        room = plan.shown[b].box[0 if plan.down else 1] * 0.6
-        step = min(room / max(len(ends) - 1, 1), 12.0)
+    for b, ends in arriving.items():
+        side = boxes[b].size[0 if downward else 1]
+        step = min(0.6 * side / max(len(ends) - 1, 1), 12.0)
         for rank, (_, k) in enumerate(sorted(ends)):
-            entries[k] = plan.layout.places[b][1] + (rank - (len(ends) - 1) / 2) * step
+            entries[k] = layout.places[b][1] + (rank - (len(ends) - 1) / 2) * step
     return entries
 
 
-def _on(piece: list[Point], t: float) -> Point:
+def _evaluate_bezier(points: list[Coordinates], t: float) -> Coordinates:
     weights = np.array([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
-    x, y = weights @ np.array(piece)
+    x, y = weights @ np.array(points)
     return float(x), float(y)

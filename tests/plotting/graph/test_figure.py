@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diffprog.graph import trace
+from diffprog.graph._format import ADJOINT, LOCAL, VALUE, WRONG
 from diffprog.plotting import draw_graph
-from diffprog.plotting.graph._primitives import ADJOINT, LOCAL, VALUE, WRONG
 
 
 def drawn(graph, **options):

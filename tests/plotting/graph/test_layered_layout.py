@@ -1,4 +1,4 @@
-"""The layout: every edge goes forward, nothing overlaps, few crossings; blocks depend on each other without a circle."""
+"""Edges go forward, boxes and texts do not overlap, crossings are few, groups form no cycle."""
 
 import itertools
 
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from diffprog import tap
 from diffprog.graph import trace
-from diffprog.plotting.graph._collapse import blocks
-from diffprog.plotting.graph._layered_layout import layered
-from diffprog.plotting.graph._scene import picture
+from diffprog.plotting.graph._collapse import collapse
+from diffprog.plotting.graph._layered_layout import layered_layout
+from diffprog.plotting.graph._scene import build_scene
 
 EDGES = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, max_size=40)
 
@@ -30,7 +30,7 @@ def test_edges_go_forward_and_blocks_are_apart(edges):
     sizes = sized(edges)
     if not edges:
         return
-    layout = layered(sizes, edges, [2.0] * len(edges), between=0.5)
+    layout = layered_layout(sizes, edges, [2.0] * len(edges), between=0.5)
     for k, (source, target) in enumerate(edges):
         stops = [
             layout.places[source][0] + sizes[source][0],
@@ -49,19 +49,21 @@ def test_edges_go_forward_and_blocks_are_apart(edges):
         )
     assert all(
         across - sizes[node][1] / 2 + 1e-9 >= 0 and across <= layout.extent[1]
-        for node, (_, xlabel) in layout.places.items()
+        for node, (_, across) in layout.places.items()
     )
 
 
 def test_a_planar_graph_is_drawn_without_crossings():
     edges = [("a", "d"), ("b", "c"), ("c", "e"), ("d", "f"), ("e", "g"), ("f", "g")]
-    layout = layered(dict.fromkeys("abcdefg", (1.0, 1.0)), edges, [1.0] * len(edges), between=1.0)
+    layout = layered_layout(
+        dict.fromkeys("abcdefg", (1.0, 1.0)), edges, [1.0] * len(edges), between=1.0
+    )
     across = {node: place[1] for node, place in layout.places.items()}
     assert (across["a"] < across["b"]) == (across["d"] < across["c"]) == (across["f"] < across["e"])
 
 
 def test_a_chain_is_straight():
-    layout = layered(
+    layout = layered_layout(
         dict.fromkeys("abc", (1.0, 2.0)), [("a", "b"), ("b", "c")], [1.0, 1.0], between=1.0
     )
     assert layout.places == {"a": (0.0, 1.0), "b": (2.0, 1.0), "c": (4.0, 1.0)}
@@ -84,7 +86,7 @@ def deep(scoped, tapped):
 )
 def test_large_graphs_come_in_blocks(scoped, tapped, name):
     graph = deep(scoped, tapped)
-    found = blocks(graph, 60)
+    found = collapse(graph, 60)
     assert len(graph.nodes) > 60 >= len(found)
     assert name in [block.name for block in found]
     assert sorted(node.name for block in found for node in block.nodes) == sorted(
@@ -96,7 +98,7 @@ def test_large_graphs_come_in_blocks(scoped, tapped, name):
 
 def test_small_graphs_stay_as_they_are():
     graph = trace(lambda x: jnp.sin(x) * x, 1.0)
-    assert [block.nodes for block in blocks(graph, 60)] == [(node,) for node in graph.nodes]
+    assert [block.nodes for block in collapse(graph, 60)] == [(node,) for node in graph.nodes]
 
 
 def test_texts_of_a_picture_of_sixty_nodes_do_not_hide_each_other():
@@ -107,8 +109,8 @@ def test_texts_of_a_picture_of_sixty_nodes_do_not_hide_each_other():
 
     graph = trace(f, [np.float32(0.1 * k) for k in range(14)], 0.5)
     assert 50 <= len(graph.nodes) <= 60
-    drawn = picture(graph, 60)
-    corners = [text.corners for text in drawn.texts if text.text]
+    drawn = build_scene(graph, 60)
+    corners = [text.bounding_box for text in drawn.texts if text.text]
     hidden = [
         (a, b)
         for a, b in itertools.combinations(corners, 2)
@@ -132,37 +134,40 @@ def read_at_every_depth(depth):
 
 def test_pictures_grow_with_the_graph_though_an_argument_is_read_at_every_depth():
     short, long = (
-        picture(graph, len(graph.nodes)) for graph in map(read_at_every_depth, (25, 100))
+        build_scene(graph, len(graph.nodes)) for graph in map(read_at_every_depth, (25, 100))
     )
-    size = lambda drawn: sum(len(curve.points) for curve in drawn.curves)
+    size = lambda drawn: sum(len(curve.points) for curve in drawn.splines)
     assert 3.5 < size(long) / size(short) < 4.5
 
 
 def test_edges_that_share_a_way_still_reach_their_targets():
     graph = read_at_every_depth(6)
-    drawn = picture(graph, 60)
+    drawn = build_scene(graph, 60)
     boxes = {box.name: box for box in drawn.boxes}
     ends = [
-        curve.points[-1] for curve in drawn.curves if curve.kind == "edge" and curve.name == "w"
+        curve.points[-1] for curve in drawn.splines if curve.kind == "edge" and curve.name == "w"
     ]
     targets = [boxes[edge.target] for edge in graph.out_edges("w")]
     assert len(ends) == len(targets) == 6
     for (x, y), box in zip(ends, targets, strict=True):
         assert box.x - 1e-6 <= x <= box.x + box.width
         assert box.y - 1e-6 <= y <= box.y + box.height
-    points = {point for curve in drawn.curves if curve.name == "w" for point in curve.points[3::3]}
+    points = {point for curve in drawn.splines if curve.name == "w" for point in curve.points[3::3]}
     begun = [
-        curve.points[0] for curve in drawn.curves if curve.kind == "edge" and curve.name == "w"
+        curve.points[0] for curve in drawn.splines if curve.kind == "edge" and curve.name == "w"
     ]
     assert all(point in points for point in begun)
 
 
 @pytest.mark.parametrize("count", [61, 70, 200])
 def test_arguments_alone_are_a_block(count):
-    (block,) = blocks(trace(lambda p: p[0], [1.0] * count), 60)
+    (block,) = collapse(trace(lambda p: p[0], [1.0] * count), 60)
     assert (block.name, len(block.nodes)) == ("p", count)
     tree, more = [1.0] * 40, [1.0] * 40
-    assert [block.name for block in blocks(trace(lambda a, b: a[0], tree, more), 60)] == ["a", "b"]
+    assert [block.name for block in collapse(trace(lambda a, b: a[0], tree, more), 60)] == [
+        "a",
+        "b",
+    ]
 
 
 def test_many_arguments_that_several_blocks_read_are_blocks():
@@ -173,7 +178,7 @@ def test_many_arguments_that_several_blocks_read_are_blocks():
                     x = x * weight
         return x
 
-    assert [block.name for block in blocks(trace(f, [1.0] * 70, 0.5), 60)] == [
+    assert [block.name for block in collapse(trace(f, [1.0] * 70, 0.5), 60)] == [
         "params",
         "step0",
         "step1",
