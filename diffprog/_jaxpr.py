@@ -1,12 +1,12 @@
 """Interpret a jaxpr, with handlers in place of chosen equations.
 
-`jax.make_jaxpr` turns a function into a list of equations. Some of them (`scan`, `cond`, `jit`, ...)
+`jax.make_jaxpr` turns a function into a list of equations. Some of them (`scan`, `cond`, `jit`)
 hold jaxprs of their own, so the equations form a tree. The `Path` of an equation is its position in
 that tree: (3,) is equation 3, and (3, 0, 2) is equation 2 of the first sub-jaxpr of equation 3.
 A function that is called twice has two paths.
 
-    find_equations(program, predicate)         the equations that satisfy a predicate
-    interpret(program, handlers, arguments)    run the program, with handlers[path] for that equation
+    find_equations(program, predicate)         equations that satisfy a predicate
+    interpret(program, handlers, arguments)    run the program, with handlers[path] at that path
 
 A handler can return a side output and can be given a side input. Both cross the borders of
 sub-jaxprs:
@@ -18,9 +18,9 @@ sub-jaxprs:
     custom derivatives    the outputs are those of the original equation, which keeps its rule; a
                           second evaluation of the body gives the side outputs
 
-No other primitive with a sub-jaxpr, such as a `while` loop of unknown length, can be entered; it runs
-unchanged. A sub-jaxpr is entered only if it contains a handled equation. The interpreter is traceable:
-it works under jit, grad and vmap.
+Other primitives with a sub-jaxpr, such as a `while` loop of unknown length, run unchanged and
+cannot be entered. A sub-jaxpr is entered only if it contains a handled equation. The interpreter
+is traceable: it works under jit, grad and vmap.
 
 Everything the package knows of JAX's internals is here: other files neither import `jax.extend` nor
 name an equation's parameters if two of them would need the same one.
@@ -67,7 +67,7 @@ class EquationSite(NamedTuple):
 
     @property
     def custom_rule_primitive(self) -> str | None:
-        """Outermost enclosing primitive with a custom derivative, which fixes the outputs inside."""
+        """Outermost enclosing primitive with a custom derivative; its outputs cannot be changed."""
         return next((name for name in self.enclosing if _ENTER.get(name) is _custom_rule), None)
 
 
@@ -170,9 +170,9 @@ def as_function(
 
     Args:
         equations: in program order.
-        operands: distinct variables that become the arguments. By default there must be one equation,
-            and each of its operands becomes an argument, literals too; a variable that occurs twice
-            becomes two arguments, so that x * x is a function of two.
+        operands: distinct variables that become the arguments. By default, for a single equation,
+            each operand becomes an argument, literals too; a variable that occurs twice becomes two
+            arguments, so that x * x is a function of two.
         results: variables to return; by default the outputs of the last equation.
 
     >>> (square,) = jax.make_jaxpr(lambda x: x * x)(0.0).eqns
@@ -285,7 +285,7 @@ def _interpret_equation(
         return enter(equation, bodies, side_inputs, inputs)
 
 
-# One function per kind of sub-jaxpr: (equation, bodies, side inputs, inputs) -> (outputs, side outputs).
+# One function for each kind of sub-jaxpr, which runs the equation around interpreted bodies.
 
 
 def _inline(

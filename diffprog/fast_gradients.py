@@ -1,15 +1,19 @@
-"""Adjoints: the exact gradient of convolutions and max-pooling, in the forms that are fast on the CPU, for programs that nobody rewrote.
+"""Fast CPU gradients of convolutions and max-pooling in any program.
 
-`faster(f)` is f. Only its derivatives are computed otherwise, in the two places where XLA's CPU backend is slow with JAX's own:
+`faster(f)` computes the values of f. Only its derivatives are computed differently, in the two
+places where JAX's own are slow on XLA's CPU backend:
 
-    convolution    z = x * W, bilinear; dJ/dx and dJ/dW are the ordinary convolutions of `backprop`'s layer, in the layout of the fast
-                   kernel also in the body of a loop, where JAX's run 10 to 100 times slower
-    max-pooling    y_p = max_k x_{s p + k}; dJ/dx = sum_k spread_k [k_p = k] dJ/dy, with k_p the first place of window p that holds its
-                   maximum, as JAX has it, which searches every window again instead
+    convolution    z = x * W, bilinear. dJ/dx and dJ/dW are the ordinary convolutions of the layer
+                   in `backprop`, in a layout that stays fast inside a loop, where JAX's are 10 to
+                   100 times slower.
+    max-pooling    y_p = max_k x_{s p + k}. dJ/dx = Σ_k scatter_k([k_p = k] dJ/dy), where k_p is the
+                   first position in window p that holds the maximum. JAX sends the gradient to the
+                   same position, but searches every window again.
 
-Each such equation becomes one box that holds it, as a function with a derivative rule of its own. The hand-written rule is the pullback
-dJ/dy -> dJ/dx, a linear map. The box has it as the transpose of a transpose: the tangent dx -> dy that JAX asks for is the pullback's
-`jax.linear_transpose`, and reverse mode transposes it back. So the one rule serves every order and every mode, under jit, vmap and scan.
+Each such equation is replaced by a `custom_jvp` call that contains it. The hand-written rule is the
+pullback dJ/dy -> dJ/dx, a linear map. The tangent map dx -> dy that `custom_jvp` needs is the
+pullback's `jax.linear_transpose`, and reverse mode transposes it back. One rule therefore serves
+every order and mode of differentiation, under jit, vmap and scan.
 """
 
 import functools
@@ -28,6 +32,7 @@ from diffprog import _validation
 from diffprog._jaxpr import (
     ClosedJaxpr,
     JaxprEqn,
+    convolution_dimensions,
     evaluate_equation,
     find_equations,
     interpret,
@@ -36,23 +41,25 @@ from diffprog._jaxpr import (
 )
 from diffprog.backprop._convolution import Geometry, convolve, input_gradient, kernel_gradient
 
-_LARGEST_WINDOW = 25  # the places of a pooling window are written out one by one
+_LARGEST_WINDOW = 25  # the positions of a pooling window are unrolled
 
 
 def faster(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f, whose gradient runs faster on the CPU wherever it is compiled.
+    """Return f with gradients that run faster on the CPU when compiled.
 
-    Rewritten are convolutions without groups, in any layout and with any strides, pads and dilations, and max-pooling with windows of up to
-    25 places, also within jit, remat, scan and cond. Everything else stays as it is: functions that have their own derivative rule, loops
-    of unknown length, f outside of `jax.jit`, and f on a GPU. The values are those of f, the gradients too but for rounding.
+    It rewrites convolutions without groups, in any layout and with any strides, padding and
+    dilation, and max-pooling with windows of up to 25 positions, also inside jit, remat, scan and
+    cond. It leaves unchanged: functions with a custom derivative, loops of unknown length, f
+    outside of `jax.jit`, and f on a GPU. Values are those of f, and gradients agree up to rounding.
 
     Args:
-        f: any callable of pytrees, without side effects. Under a transformation it is traced, and runs as what was traced.
+        f: any callable of pytrees, without side effects. Under a transformation it is traced once.
 
     Raises:
         TypeError: f is not callable.
 
-    Source: jax issue 12868 for the loops; A. Baydin et al., "Automatic differentiation in machine learning: a survey", 2018, for the modes.
+    Source: jax issue 12868 for the loops; A. Baydin et al., "Automatic differentiation in machine
+    learning: a survey", 2018, for the modes.
 
     >>> pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2,), (2,), "VALID")
     >>> jax.jit(jax.grad(lambda x: faster(pool)(x).sum()))(jnp.array([1.0, 2.0, 4.0, 4.0]))
@@ -61,285 +68,270 @@ def faster(f: Callable[..., Any]) -> Callable[..., Any]:
     _validation.function("f", f)
 
     @functools.wraps(f, updated=())
-    def evaluated(*args: Any, **keywords: Any) -> Any:
-        if jax.default_backend() != "cpu" or not _is_staged():
+    def rewritten(*args: Any, **keywords: Any) -> Any:
+        # Outside of a trace every operation is compiled alone, where none is slow.
+        under_trace = _is_traced(jnp.zeros(()))
+        if jax.default_backend() != "cpu" or not under_trace:
             return f(*args, **keywords)
         leaves, structure = jax.tree.flatten((args, keywords))
-        call = _Call(f, structure, leaves)
-        program = jax.make_jaxpr(call)(*call.traced)
-        return call.returned(_run(program, call.traced))
+        call = _ArrayCall(f, structure, leaves)
+        program = jax.make_jaxpr(call)(*call.arrays)
+        return call.unflatten_results(_run_rewritten(program, call.arrays))
 
-    return evaluated
-
-
-def _is_staged() -> bool:
-    """Whether what is computed now is noted down for a compiler. Outside, each operation is compiled by itself, where none is slow."""
-    return _is_traced(jnp.zeros(()))
+    return rewritten
 
 
 def _is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-class _Call:
-    """A call as a function of the traced arrays among its arguments, which returns the traced arrays among its results."""
+class _ArrayCall:
+    """A call as a function from the traced arrays in its arguments to those in its results.
+
+    Untraced leaves are kept aside; None, which is never a leaf, marks the traced ones, because
+    nothing may hold a tracer after its trace has ended.
+    """
 
     def __init__(self, f: Callable[..., Any], structure: Any, leaves: list[Any]) -> None:
-        self._f, self._structure, self._rest = f, structure, _untraced(leaves)
-        self.traced = [leaf for leaf in leaves if _is_traced(leaf)]
+        self._f, self._structure = f, structure
+        self._untraced = [None if _is_traced(leaf) else leaf for leaf in leaves]
+        self.arrays = [leaf for leaf in leaves if _is_traced(leaf)]
 
     def __call__(self, *arrays: Any) -> list[Any]:
-        args, keywords = jax.tree.unflatten(self._structure, _filled(self._rest, arrays))
-        results, self._returned = jax.tree.flatten(self._f(*args, **keywords))
-        self._results = _untraced(results)
+        args, keywords = self._merge(self._structure, self._untraced, arrays)
+        results, self._result_structure = jax.tree.flatten(self._f(*args, **keywords))
+        self._untraced_results = [None if _is_traced(leaf) else leaf for leaf in results]
         return [leaf for leaf in results if _is_traced(leaf)]
 
-    def returned(self, arrays: Sequence[Any]) -> Any:
-        """What the call returned, with these for the traced arrays."""
-        return jax.tree.unflatten(self._returned, _filled(self._results, arrays))
+    def unflatten_results(self, arrays: Sequence[Any]) -> Any:
+        """Return the results of the last call, with `arrays` in place of the traced ones."""
+        return self._merge(self._result_structure, self._untraced_results, arrays)
+
+    @staticmethod
+    def _merge(structure: Any, untraced: list[Any], arrays: Sequence[Any]) -> Any:
+        remaining = iter(arrays)
+        leaves = [next(remaining) if leaf is None else leaf for leaf in untraced]
+        return jax.tree.unflatten(structure, leaves)
 
 
-def _untraced(leaves: list[Any]) -> list[Any]:
-    """`leaves` with None, which is never a leaf, for those that are traced: nothing may hold these beyond their trace."""
-    return [None if _is_traced(leaf) else leaf for leaf in leaves]
-
-
-def _filled(leaves: list[Any], arrays: Sequence[Any]) -> list[Any]:
-    """`leaves` with the given arrays, in order, in place of each None."""
-    remaining = iter(arrays)
-    return [next(remaining) if leaf is None else leaf for leaf in leaves]
-
-
-def _run(program: ClosedJaxpr, arguments: list[Any]) -> Sequence[Any]:
-    found = find_equations(program, lambda equation: _rule(equation) is not None)
-    actions = {
-        site.path: _boxed
-        for site in found
+def _run_rewritten(program: ClosedJaxpr, arguments: list[Any]) -> Sequence[Any]:
+    handlers = {
+        site.path: _with_fast_rule
+        for site in find_equations(program, lambda equation: _fast_function(equation) is not None)
         if site.opaque_primitive is None and site.custom_rule_primitive is None
     }
-    return (
-        interpret(program, actions, arguments)[0] if actions else jaxpr_as_fun(program)(*arguments)
-    )
+    if not handlers:
+        return jaxpr_as_fun(program)(*arguments)
+    return interpret(program, handlers, arguments)[0]
 
 
-def _boxed(equation: JaxprEqn, inputs: list[Any], given: None) -> tuple[list[Any], None]:
-    """What the equation gives, from an equation that holds it together with its rule."""
-    rule = _rule(equation)
-    assert rule is not None
-    (box,) = jax.make_jaxpr(rule)(*(atom.aval for atom in equation.invars)).eqns
-    return evaluate_equation(
-        equation.replace(primitive=box.primitive, params=box.params), inputs
-    ), None
+def _with_fast_rule(
+    equation: JaxprEqn, inputs: list[Any], side_input: None
+) -> tuple[list[Any], None]:
+    """Evaluate the `custom_jvp` call that contains an equation and its rule."""
+    function = _fast_function(equation)
+    assert function is not None
+    (wrapper,) = jax.make_jaxpr(function)(*(atom.aval for atom in equation.invars)).eqns
+    wrapped = equation.replace(primitive=wrapper.primitive, params=wrapper.params)
+    return evaluate_equation(wrapped, inputs), None
 
 
-def operation(equation: JaxprEqn) -> str:
-    """The primitive that an equation runs: its own, or the one that it holds together with its rule."""
+def primitive_name(equation: JaxprEqn) -> str:
+    """Return the name of an equation's primitive, or of the one it wraps with a fast rule."""
     if equation.primitive.name == "custom_jvp_call":
-        held = [
-            inner.primitive.name
-            for inner in sub_jaxprs(equation)[0].eqns
-            if inner.primitive.name != "transpose"
-        ]
-        if len(held) == 1 and held[0] in _RULES:
-            return held[0]
+        inner = [inner.primitive.name for inner in sub_jaxprs(equation)[0].eqns]
+        wrapped = [name for name in inner if name != "transpose"]
+        if len(wrapped) == 1 and wrapped[0] in _FAST_FUNCTIONS:
+            return wrapped[0]
     return equation.primitive.name
 
 
-def _rule(equation: JaxprEqn) -> Callable[..., Array] | None:
-    """The equation as a function with its fast derivative, if it has one."""
-    make = _RULES.get(equation.primitive.name)
+def _fast_function(equation: JaxprEqn) -> Callable[..., Array] | None:
+    """Return the equation as a function with a fast derivative, or None if there is none."""
+    make = _FAST_FUNCTIONS.get(equation.primitive.name)
     if make is None:
         return None
     avals: list[Any] = [atom.aval for atom in (*equation.invars, *equation.outvars)]
-    plain = {aval.dtype for aval in avals} == {avals[0].dtype} and jnp.issubdtype(
-        avals[0].dtype, jnp.floating
-    )
-    return make(equation.params) if plain and all(0 not in aval.shape for aval in avals) else None
+    dtypes = {aval.dtype for aval in avals}
+    if len(dtypes) > 1 or not jnp.issubdtype(avals[0].dtype, jnp.floating):
+        return None
+    return make(equation) if all(0 not in aval.shape for aval in avals) else None
 
 
 class _Convolution(NamedTuple):
-    """What a convolution does to its operands' axes: the permutations into the fast layout and back, and the windows."""
+    """Permutations of a convolution's axes into the fast layout and back, and its windows."""
 
-    images: tuple[int, ...]
-    kernel: tuple[int, ...]
-    back: tuple[int, ...]
+    to_images: tuple[int, ...]
+    to_kernel: tuple[int, ...]
+    from_output: tuple[int, ...]
     geometry: Geometry
 
 
-def _convolution(params: dict[str, Any]) -> Callable[..., Array] | None:
-    if (params["feature_group_count"], params["batch_group_count"], params["out_sharding"]) != (
-        1,
-        1,
-        None,
-    ):
+def _fast_convolution(equation: JaxprEqn) -> Callable[..., Array] | None:
+    params = equation.params
+    groups = params["feature_group_count"], params["batch_group_count"]
+    if groups != (1, 1) or params["out_sharding"] is not None:
         return None
-    (batch, channels, *sides), (outputs, inputs, *window), (first, last, *out) = params[
-        "dimension_numbers"
-    ]
-    geometry = Geometry(
-        *(
-            params[name]
-            for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "precision")
-        )
+    lhs_spec, rhs_spec, (first, last, *out) = convolution_dimensions(equation)
+    (batch, channels, *sides), (outputs, inputs, *window) = lhs_spec, rhs_spec
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "precision")
+    form = _Convolution(
+        to_images=(batch, *sides, channels),
+        to_kernel=(*window, inputs, outputs),
+        from_output=tuple(int(axis) for axis in np.argsort((first, *out, last))),
+        geometry=Geometry(*(params[name] for name in names)),
     )
-    back = tuple(int(axis) for axis in np.argsort((first, *out, last)))
-    form = _Convolution((batch, *sides, channels), (*window, inputs, outputs), back, geometry)
     return functools.partial(conv_general_dilated, form)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def conv_general_dilated(form: _Convolution, x: Array, kernel: Array) -> Array:
-    """The convolution, in the fast layout."""
-    return lax.transpose(
-        convolve(lax.transpose(x, form.images), lax.transpose(kernel, form.kernel), form.geometry),
-        form.back,
+    """Compute a convolution in the fast layout."""
+    z = convolve(
+        lax.transpose(x, form.to_images), lax.transpose(kernel, form.to_kernel), form.geometry
     )
+    return lax.transpose(z, form.from_output)
 
 
 @functools.partial(conv_general_dilated.defjvp, symbolic_zeros=True)
-def _push_convolution(
+def _convolution_jvp(
     form: _Convolution, primals: tuple[Array, Array], tangents: tuple[Any, Any]
 ) -> tuple[Array, Array]:
-    x, kernel = lax.transpose(primals[0], form.images), lax.transpose(primals[1], form.kernel)
+    x, kernel = lax.transpose(primals[0], form.to_images), lax.transpose(primals[1], form.to_kernel)
+    to_output, from_images, from_kernel = map(
+        np.argsort, (form.from_output, form.to_images, form.to_kernel)
+    )
 
-    def to_input(dz: Array) -> Array:
-        dx = input_gradient(
-            kernel, x.shape[1:-1], lax.transpose(dz, np.argsort(form.back)), form.geometry
-        )
-        return lax.transpose(dx, np.argsort(form.images))
+    def pull_to_input(dz: Array) -> Array:
+        dz = lax.transpose(dz, to_output)
+        dx = input_gradient(kernel, x.shape[1:-1], dz, form.geometry)
+        return lax.transpose(dx, from_images)
 
-    def to_kernel(dz: Array) -> Array:
-        dkernel = kernel_gradient(
-            kernel.shape[:-2], x, lax.transpose(dz, np.argsort(form.back)), form.geometry
-        )
-        return lax.transpose(dkernel, np.argsort(form.kernel))
+    def pull_to_kernel(dz: Array) -> Array:
+        dz = lax.transpose(dz, to_output)
+        return lax.transpose(kernel_gradient(kernel.shape[:-2], x, dz, form.geometry), from_kernel)
 
     z = conv_general_dilated(form, *primals)
-    return z, _pushed((to_input, to_kernel), z, tangents)
+    return z, _tangent((pull_to_input, pull_to_kernel), z, tangents)
 
 
-def _pushed(pulls: Sequence[Callable[[Array], Array]], y: Array, tangents: Sequence[Any]) -> Array:
-    """dy = sum_i (dy/da_i) da_i: each summand by the transpose of its pullback dJ/dy -> dJ/da_i."""
-    known = [
-        (pull, tangent)
-        for pull, tangent in zip(pulls, tangents, strict=True)
+def _tangent(
+    pullbacks: Sequence[Callable[[Array], Array]], y: Array, tangents: Sequence[Any]
+) -> Array:
+    """Compute dy = Σ_i (dy/da_i) da_i, each summand by the transpose of dJ/dy -> dJ/da_i."""
+    summands = [
+        jax.linear_transpose(pullback, y)(tangent)[0]
+        for pullback, tangent in zip(pullbacks, tangents, strict=True)
         if not isinstance(tangent, SymbolicZero)
     ]
-    return functools.reduce(
-        jnp.add, [jax.linear_transpose(pull, y)(tangent)[0] for pull, tangent in known]
-    )
+    return functools.reduce(jnp.add, summands)
 
 
 class _Windows(NamedTuple):
-    """The windows of a pooling: for each axis their length, the steps between them, and the pads."""
+    """The windows of a pooling: for each axis their length, stride and padding."""
 
     lengths: tuple[int, ...]
     strides: tuple[int, ...]
-    pads: tuple[tuple[int, int], ...]
+    padding: tuple[tuple[int, int], ...]
 
     @property
-    def places(self) -> list[tuple[int, ...]]:
-        """Where each entry of a window lies from its corner, in the order in which the maximum is sought."""
+    def positions(self) -> list[tuple[int, ...]]:
+        """The positions in a window, relative to its corner, in the order that breaks ties."""
         return list(itertools.product(*map(range, self.lengths)))
 
 
-def _max_pooling(params: dict[str, Any]) -> Callable[..., Array] | None:
-    windows = _Windows(
-        *(tuple(params[name]) for name in ("window_dimensions", "window_strides", "padding"))
-    )
-    dilated = {*params["base_dilation"], *params["window_dilation"]} != {1}
-    return (
-        None
-        if dilated or np.prod(windows.lengths) > _LARGEST_WINDOW
-        else functools.partial(reduce_window_max, windows)
-    )
+def _fast_max_pooling(equation: JaxprEqn) -> Callable[..., Array] | None:
+    params = equation.params
+    names = ("window_dimensions", "window_strides", "padding")
+    windows = _Windows(*(tuple(params[name]) for name in names))
+    is_dilated = {*params["base_dilation"], *params["window_dilation"]} != {1}
+    if is_dilated or np.prod(windows.lengths) > _LARGEST_WINDOW:
+        return None
+    return functools.partial(reduce_window_max, windows)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def reduce_window_max(windows: _Windows, x: Array) -> Array:
-    """The largest value of each window."""
+    """Compute the maximum of each window."""
     return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, *windows)
 
 
 @functools.partial(reduce_window_max.defjvp, symbolic_zeros=True)
-def _push_max_pooling(
+def _max_pooling_jvp(
     windows: _Windows, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     (x,) = primals
     y = reduce_window_max(windows, x)
-    first = _first(windows, x, y)
-
-    def to_input(dy: Array) -> Array:
-        return (_to_each if windows.strides == windows.lengths else _to_all)(
-            windows, first, dy, x.shape
-        )
-
-    return y, _pushed([to_input], y, tangents)
+    argmax = _window_argmax(windows, x, y)
+    disjoint = windows.strides == windows.lengths
+    scatter = _scatter_disjoint if disjoint else _scatter_overlapping
+    return y, _tangent([lambda dy: scatter(windows, argmax, dy, x.shape)], y, tangents)
 
 
-def _first(
+def _window_argmax(
     windows: _Windows, x: Float[Array, "..."], y: Float[Array, "..."]
 ) -> UInt8[Array, "..."]:
-    """The number of the first place in each window that holds its maximum y; pads hold -inf, as in JAX."""
-    padded = lax.pad(x, np.array(-np.inf, x.dtype), [(*pads, 0) for pads in windows.pads])
-    first = jnp.full(y.shape, len(windows.places), jnp.uint8)
-    for k, place in reversed(list(enumerate(windows.places))):
-        ends = [
-            start + (count - 1) * step + 1
-            for start, count, step in zip(place, y.shape, windows.strides, strict=True)
+    """Return the number of the first position in each window that holds its maximum y."""
+    padded = lax.pad(x, np.array(-np.inf, x.dtype), [(*pads, 0) for pads in windows.padding])
+    argmax = jnp.full(y.shape, len(windows.positions), jnp.uint8)
+    for k, position in reversed(list(enumerate(windows.positions))):
+        limits = [
+            start + (count - 1) * stride + 1
+            for start, count, stride in zip(position, y.shape, windows.strides, strict=True)
         ]
-        first = jnp.where(lax.slice(padded, place, ends, windows.strides) == y, jnp.uint8(k), first)
-    return first
+        candidates = lax.slice(padded, position, limits, windows.strides)
+        argmax = jnp.where(candidates == y, jnp.uint8(k), argmax)
+    return argmax
 
 
-def _to_each(
-    windows: _Windows, first: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
+def _scatter_disjoint(
+    windows: _Windows, argmax: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """dJ/dx where no two windows meet: every entry of x asks whether it is the first of the window it lies in."""
-    lengths, whole = (
-        windows.lengths,
-        [count * length for count, length in zip(dy.shape, windows.lengths, strict=True)],
-    )
-    split = [side for pair in zip(dy.shape, lengths, strict=True) for side in pair]
-    number = jnp.arange(len(windows.places), dtype=first.dtype).reshape(
+    """Compute dJ/dx for windows that tile x: each entry of x compares itself with one argmax."""
+    lengths, zero = windows.lengths, np.array(0, dy.dtype)
+    tiled = [side for pair in zip(dy.shape, lengths, strict=True) for side in pair]
+    own_position = jnp.arange(len(windows.positions), dtype=argmax.dtype).reshape(
         [side for length in lengths for side in (1, length)]
     )
-    over_windows = functools.partial(
-        lax.broadcast_in_dim, shape=split, broadcast_dimensions=range(0, len(split), 2)
+    over_window = functools.partial(
+        lax.broadcast_in_dim, shape=tiled, broadcast_dimensions=range(0, len(tiled), 2)
     )
-    taken = lax.select(
-        over_windows(first) == number, over_windows(dy), jnp.zeros(split, dy.dtype)
-    ).reshape(whole)
-    cut = [
+    dx = lax.select(
+        over_window(argmax) == own_position, over_window(dy), jnp.zeros(tiled, dy.dtype)
+    )
+    covered = [count * length for count, length in zip(dy.shape, lengths, strict=True)]
+    crop = [
         (-low, side + low - length, 0)
-        for (low, _), side, length in zip(windows.pads, shape, whole, strict=True)
+        for (low, _), side, length in zip(windows.padding, shape, covered, strict=True)
     ]
-    return lax.pad(taken, np.array(0, dy.dtype), cut)
+    return lax.pad(dx.reshape(covered), zero, crop)
 
 
-def _to_all(
-    windows: _Windows, first: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
+def _scatter_overlapping(
+    windows: _Windows, argmax: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """dJ/dx = sum_k spread_k [first = k] dJ/dy."""
+    """Compute dJ/dx = Σ_k scatter_k([argmax = k] dJ/dy)."""
     zeros = jnp.zeros_like(dy)
-    parts = [lax.select(first == k, dy, zeros) for k in range(len(windows.places))]
-    return functools.reduce(
-        jnp.add,
-        [
-            _spread(windows, place, part, shape)
-            for place, part in zip(windows.places, parts, strict=True)
-        ],
-    )
-
-
-def _spread(windows: _Windows, place: tuple[int, ...], dy: Array, shape: tuple[int, ...]) -> Array:
-    """dy where the windows have that place in an array of the given shape, and zeros elsewhere."""
-    axes = zip(place, windows.pads, shape, dy.shape, windows.strides, strict=True)
-    around = [
-        (at - low, side + low - at - (count - 1) * step - 1, step - 1)
-        for at, (low, _), side, count, step in axes
+    summands = [
+        _scatter(windows, position, lax.select(argmax == k, dy, zeros), shape)
+        for k, position in enumerate(windows.positions)
     ]
-    return lax.pad(dy, np.array(0, dy.dtype), around)
+    return functools.reduce(jnp.add, summands)
 
 
-_RULES = {"conv_general_dilated": _convolution, "reduce_window_max": _max_pooling}
+def _scatter(
+    windows: _Windows, position: tuple[int, ...], dy: Array, shape: tuple[int, ...]
+) -> Array:
+    """Place dy at one position of every window in an array of zeros."""
+    axes = zip(position, windows.padding, shape, dy.shape, windows.strides, strict=True)
+    padding = [
+        (start - low, side + low - start - (count - 1) * stride - 1, stride - 1)
+        for start, (low, _), side, count, stride in axes
+    ]
+    return lax.pad(dy, np.array(0, dy.dtype), padding)
+
+
+_FAST_FUNCTIONS = {
+    "conv_general_dilated": _fast_convolution,
+    "reduce_window_max": _fast_max_pooling,
+}

@@ -1,25 +1,27 @@
-"""Nodes: intermediate values of a program, read, replaced and perturbed by name.
+"""Read, replace and perturb intermediate values of a program by name.
 
-A program computes y = f(x) through intermediate values h. With a name for h, f falls into two halves, h = g(x) and y = s(x, h):
+A program computes y = f(x) through intermediate values h. A name for h splits f into two halves,
+h = g(x) and y = s(x, h):
 
-    read        (f(x), h)          the value of the node
-    replace     s(x, v)            the program with v in place of h
-    perturb     s(x, h + δ)        its gradient at δ = 0 is the adjoint dy/dh of the node
-    intervene   s(x, v), h'(x, v)  and what another node h' becomes
+    read         (f(x), h)           the value of the node
+    replace      s(x, v)             f with v in place of h
+    perturb      s(x, h + δ)         its gradient at δ = 0 is the adjoint dy/dh of the node
+    intervene    s(x, v), h'(x, v)   and the value of another node h'
 
-A node is named in the model, `h = tap(h, "hidden1")`, which is the identity and costs nothing; a name used k times means k nodes,
-"hidden1#0", "hidden1#1", ... In a model without taps every convolution is a node "conv:0", "conv:1", ... and every matrix product a node
-"matmul:0", ..., in program order. Where the framework records module paths (flax linen does) the end of one will do as well: "Conv_0" for
-"CNN/Conv_0". The value is the raw output of the operation, before a bias is added.
+Name a node in the model by `h = tap(h, "hidden1")`, an identity without cost. A name that is used k
+times gives the nodes "hidden1#0", "hidden1#1", ... In a model without taps, convolutions are the
+nodes "conv:0", "conv:1", ... and matrix products "matmul:0", ..., in program order. If the
+framework records module paths, as flax linen does, the end of a path also works: "Conv_0" for
+"CNN/Conv_0". The value is the output of the operation itself, before a bias is added.
 
-What a node inside another construct is:
+Nodes inside other constructs:
 
-    scan, fori_loop of fixed length    all its values, stacked on a leading axis
-    cond                               zero where its branch was not taken
-    vmap within f                      a value with the batch axis where JAX put it
-    remat that f differentiates        two nodes, as it is computed twice
-    custom_jvp, custom_vjp             can be read; changing it would bypass the custom rule, and is refused
-    while of unknown length            not a node: it has no fixed number of values; `read` of all and `names` pass over it
+    scan, fori_loop of fixed length    the values of all iterations, stacked on a leading axis
+    cond                               zero if its branch was not taken
+    vmap inside f                      has the batch axis where JAX puts it
+    remat that f differentiates        two nodes, because it is computed twice
+    custom_jvp, custom_vjp             can be read; changing it raises, as it would bypass the rule
+    while of unknown length            not a node: the number of its values is not known
 """
 
 import functools
@@ -51,12 +53,12 @@ _OPERATIONS = {"conv_general_dilated": "conv", "dot_general": "matmul"}
 
 
 class Operation(NamedTuple):
-    """A convolution or matrix product of a program.
+    """A convolution or matrix product in a program.
 
     Attributes:
         shape: of its output, as `read` returns it.
         dtype: of its output.
-        scope: the module path it was called in, "CNN/Conv_0"; empty where the framework records none.
+        scope: the module path it was called in, as "CNN/Conv_0"; empty if there is none.
     """
 
     shape: tuple[int, ...]
@@ -65,15 +67,15 @@ class Operation(NamedTuple):
 
 
 def tap(value: ArrayLike, name: str) -> Array:
-    """The identity, h = `value`, with `name` for it.
+    """Name an intermediate value of a program; returns `value` unchanged.
 
     Args:
         value: any array.
-        name: a name without "#" or ":".
+        name: a nonempty name without "#" and ":".
 
     Raises:
-        TypeError: the value is not an array, the name not a string.
-        ValueError: the name is empty or has a "#" or ":", which number nodes.
+        TypeError: `value` is not an array, or `name` is not a string.
+        ValueError: `name` is empty or contains "#" or ":", which number the nodes.
 
     >>> f = lambda x: 2 * tap(jnp.sin(x), "sine")
     >>> read(f)(0.0)
@@ -88,7 +90,7 @@ def tap(value: ArrayLike, name: str) -> Array:
 
 
 def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The taps of f that can be read, with shape and dtype; nothing is run.
+    """Return the shape and dtype of every tap of f that can be read, without running f.
 
     Args:
         f: any callable of pytrees.
@@ -97,32 +99,31 @@ def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
     >>> names(lambda x: tap(jnp.sin(x), "sine"), jax.ShapeDtypeStruct((3,), "float32"))
     {'sine': ShapeDtypeStruct(shape=(3,), dtype=float32)}
     """
-    return {name: node_shape(node) for name, node in _listed(f, args, [_TAP]).items()}
+    return {name: node_shape(site) for name, site in _readable(f, args, [_TAP]).items()}
 
 
 def operations(f: Callable[..., Any], *args: Any) -> dict[str, Operation]:
-    """The convolutions and matrix products of f that can be read, in program order; nothing is run.
+    """Return the convolutions and matrix products of f in program order, without running f.
 
     Args:
-        f: any callable of pytrees, as it is.
+        f: any callable of pytrees; it need not contain taps.
         args: its arguments, or a `jax.ShapeDtypeStruct` for each array.
 
     >>> operations(lambda x: jnp.tanh(x @ x), jax.ShapeDtypeStruct((3, 3), "float32"))
     {'matmul:0': Operation(shape=(3, 3), dtype=dtype('float32'), scope='')}
     """
-    found = _listed(f, args, _OPERATIONS)
     return {
-        name: Operation(node_shape(node).shape, node_shape(node).dtype, _module_path(node))
-        for name, node in found.items()
+        name: Operation(node_shape(site).shape, node_shape(site).dtype, _module_path(site))
+        for name, site in _readable(f, args, _OPERATIONS).items()
     }
 
 
 def read(
     f: Callable[..., Any], names: Iterable[str] | None = None
 ) -> Callable[..., tuple[Any, dict[str, Array]]]:
-    """The function args -> (f(args), values): what f returns, and the values of its nodes by name.
+    """Transform f into a function args -> (f(args), values) that also returns values of its nodes.
 
-    What is not read costs nothing. Gradients flow through the values.
+    Nodes that are not read cost nothing. Gradients flow through the values.
 
     Args:
         f: any callable of pytrees.
@@ -130,119 +131,105 @@ def read(
 
     Raises:
         TypeError: f is not callable, or `names` is not a sequence of strings.
-        ValueError: on the call: a name is unknown or means several nodes, or the node is in a loop of unknown length.
+        ValueError: on the call: a name is unknown or ambiguous, or the node is in a loop of unknown
+            length.
 
     >>> f = lambda x: tap(x * x, "square") + 1
     >>> read(f, ["square"])(3.0)[1]
     {'square': Array(9., dtype=float32, weak_type=True)}
     """
     _validation.function("f", f)
-    chosen = None if names is None else as_name_tuple(names)
-    return lambda *args: _read(_opened(f), args, chosen)
+    selected = None if names is None else as_name_tuple(names)
+    return lambda *args: _read(_as_program(f), args, selected)
 
 
 def as_name_tuple(names: str | Iterable[str]) -> tuple[str, ...]:
-    """One name or several, as a tuple.
+    """Return one name or several as a tuple.
 
     >>> as_name_tuple("hidden1")
     ('hidden1',)
     """
-    chosen = (
-        (names,)
-        if isinstance(names, str)
-        else tuple(names)
-        if isinstance(names, Iterable)
-        else (names,)
-    )
-    if not all(isinstance(name, str) for name in chosen):
+    is_one = isinstance(names, str) or not isinstance(names, Iterable)
+    as_tuple: tuple[Any, ...] = (names,) if is_one else tuple(names)
+    if not all(isinstance(name, str) for name in as_tuple):
         raise TypeError(f"names must be a sequence of strings, got {names!r}")
-    return chosen
+    return as_tuple
 
 
 def differentiable(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The taps of f that have an adjoint: floats outside of functions with their own derivative rule; nothing is run.
+    """Return the shape and dtype of every tap of f that has an adjoint, without running f.
+
+    These are the floating-point taps outside of functions with a custom derivative.
 
     >>> differentiable(lambda x: tap(x, "h") * tap(jnp.argmax(x), "i"), jnp.ones(3))
     {'h': ShapeDtypeStruct(shape=(3,), dtype=float32)}
     """
-    listed = {
-        name: (node_shape(node), node.custom_rule_primitive)
-        for name, node in _listed(f, args, [_TAP]).items()
-    }
     return {
-        name: value
-        for name, (value, rule) in listed.items()
-        if rule is None and jnp.issubdtype(value.dtype, jnp.inexact)
+        name: node_shape(site)
+        for name, site in _readable(f, args, [_TAP]).items()
+        if site.custom_rule_primitive is None
+        and jnp.issubdtype(node_shape(site).dtype, jnp.inexact)
     }
 
 
 def replace(f: Callable[..., Any], values: Mapping[str, ArrayLike]) -> Callable[..., Any]:
-    """The function args -> s(args, v): f with the values v in place of its nodes.
+    """Transform f into a function args -> s(args, v) with the values v in place of its nodes.
 
     Args:
         f: any callable of pytrees.
-        values: arrays by name of a tap, an operation or a module path; each with the shape and dtype that `read` returns for it, finite.
+        values: finite arrays by name of a tap, an operation or a module path, each with the shape
+            and dtype that `read` returns for it.
 
     Raises:
         TypeError: f is not callable; on the call: a value has another dtype than its node.
-        ValueError: a value is not finite; on the call: it has another shape than its node, a name is unknown or means several nodes, or
-            the node is in a loop of unknown length or a function with its own derivative rule.
+        ValueError: a value is not finite; on the call: it has another shape than its node, a name
+            is unknown or ambiguous, or the node is in a loop of unknown length or in a function
+            with a custom derivative.
 
     >>> f = lambda x: tap(x * x, "square") + 1
     >>> replace(f, {"square": 5.0})(3.0)
     Array(6., dtype=float32, weak_type=True)
     """
-    return _changed(f, "values", values, _put)
+    arrays = _validated_arrays(f, "values", values)
+    return lambda *args: _change(_as_program(f), args, arrays, (), "values", _replace_handler)[0]
 
 
 def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[..., Any]:
-    """The function args -> s(args, h + δ): f with δ added at its nodes h.
+    """Transform f into a function args -> s(args, h + δ) with δ added at its nodes h.
 
-    Its gradient with respect to δ at δ = 0 is the adjoint dy/dh. Args and errors are those of `replace`.
+    Its gradient with respect to δ at δ = 0 is the adjoint dy/dh. Args and errors: as `replace`.
 
     >>> f = lambda x: tap(x * x, "square") ** 2
     >>> jax.grad(lambda delta: perturb(f, {"square": delta})(3.0))(0.0)
     Array(18., dtype=float32, weak_type=True)
     """
-    return _changed(f, "deltas", deltas, _add)
+    arrays = _validated_arrays(f, "deltas", deltas)
+    return lambda *args: _change(_as_program(f), args, arrays, (), "deltas", _add_handler)[0]
 
 
 def intervene(
     f: Callable[..., Any], values: Mapping[str, ArrayLike], names: Iterable[str]
 ) -> Callable[..., tuple[Any, dict[str, Array]]]:
-    """The function args -> (s(args, v), nodes): f with the values v in place of its nodes, and what others of its nodes then are, by name.
+    """Transform f into args -> (s(args, v), nodes): replace some nodes and read others.
 
-    Every name is that of the node in f as it is: what is read after "matmul:0" was replaced is still "matmul:1". A node that was replaced
-    reads as its v. Args and errors are those of `replace`, and for `names` of `read`.
+    Names are those of the nodes of f itself: after "matmul:0" was replaced, the next matrix product
+    is still "matmul:1". A replaced node reads as its new value v. Args and errors: as `replace`,
+    and as `read` for `names`.
 
     >>> f = lambda x: tap(tap(x * x, "square") + 1, "sum")
     >>> intervene(f, {"square": 5.0}, ["sum"])(3.0)[1]
     {'sum': Array(6., dtype=float32, weak_type=True)}
     """
-    arrays, chosen = _arrays(f, "values", values), as_name_tuple(names)
-    return lambda *args: _change(_opened(f), args, arrays, chosen, "values", _put)
+    arrays, selected = _validated_arrays(f, "values", values), as_name_tuple(names)
+    return lambda *args: _change(_as_program(f), args, arrays, selected, "values", _replace_handler)
 
 
-def _listed(
-    f: Callable[..., Any], args: tuple[Any, ...], primitives: Iterable[str]
-) -> dict[str, EquationSite]:
-    _validation.function("f", f)
-    return _keyed(_nodes(trace_program(_opened(f), args)[0], primitives))
-
-
-def _opened(f: Callable[..., Any]) -> Program:
-    """A program keeps its fast gradients, and a plain function is traced as it is."""
+def _as_program(f: Callable[..., Any]) -> Program:
+    """Wrap a plain function without fast gradients; a program keeps its own setting."""
     return program(f, fast_gradients=False)
 
 
-def _changed(
-    f: Callable[..., Any], argument: str, values: Mapping[str, ArrayLike], action: Handler
-) -> Callable[..., Any]:
-    arrays = _arrays(f, argument, values)
-    return lambda *args: _change(_opened(f), args, arrays, (), argument, action)[0]
-
-
-def _arrays(
+def _validated_arrays(
     f: Callable[..., Any], argument: str, values: Mapping[str, ArrayLike]
 ) -> dict[str, Array]:
     _validation.function("f", f)
@@ -254,166 +241,173 @@ def _arrays(
     return {name: jnp.asarray(value) for name, value in values.items()}
 
 
-# Names, shapes and dtypes are checked inside these two: that is once for each structure and shape, and before XLA sees the program.
+# Names, shapes and dtypes are validated inside the two jitted functions: that happens once for each
+# structure and set of shapes, and before XLA compiles.
 @functools.partial(jax.jit, static_argnums=2)
 def _read(
-    f: Any, args: tuple[Any, ...], chosen: tuple[str, ...] | None
+    f: Program, args: tuple[Any, ...], names: tuple[str, ...] | None
 ) -> tuple[Any, dict[str, Array]]:
     traced, structure = trace_program(f, args)
-    found = _keyed(_nodes(traced, [_TAP])) if chosen is None else find_nodes(chosen, traced)
-    outputs, side = interpret(
-        traced, {site.path: _see for site in found.values()}, jax.tree.leaves((f, args))
-    )
-    return jax.tree.unflatten(structure, outputs), {
-        name: side[site.path] for name, site in found.items()
-    }
+    sites = _by_name(_node_sites(traced, [_TAP])) if names is None else find_nodes(names, traced)
+    handlers = {site.path: _read_handler for site in sites.values()}
+    outputs, side_outputs = interpret(traced, handlers, jax.tree.leaves((f, args)))
+    values = {name: side_outputs[site.path] for name, site in sites.items()}
+    return jax.tree.unflatten(structure, outputs), values
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _change(
-    f: Any,
+    f: Program,
     args: tuple[Any, ...],
     values: dict[str, Array],
-    chosen: tuple[str, ...],
+    names: tuple[str, ...],
     argument: str,
-    action: Handler,
+    handler: Handler,
 ) -> tuple[Any, dict[str, Array]]:
+    """Run f with `handler` at the nodes in `values`, and read the nodes in `names`."""
     traced, structure = trace_program(f, args)
-    found, read = find_nodes(values, traced), find_nodes(chosen, traced)
-    for name, site in found.items():
-        _require_changeable(f"{argument}[{name!r}]", values[name], site)
-    given = {site.path: values[name] for name, site in found.items()}
-    if len(given) < len(found):
+    changed, sites = find_nodes(values, traced), find_nodes(names, traced)
+    for name, site in changed.items():
+        _validate_value(f"{argument}[{name!r}]", values[name], site)
+    side_inputs = {site.path: values[name] for name, site in changed.items()}
+    if len(side_inputs) < len(changed):
         raise ValueError(
-            f"{argument} must have one array for each node, got two for one node among {', '.join(map(repr, found))}"
+            f"{argument} must have one array for each node, got two for one node among "
+            f"{', '.join(map(repr, changed))}"
         )
-    actions = {site.path: _see for site in read.values()} | dict.fromkeys(given, action)
-    outputs, side = interpret(traced, actions, jax.tree.leaves((f, args)), given)
+    handlers = {site.path: _read_handler for site in sites.values()}
+    handlers |= dict.fromkeys(side_inputs, handler)
+    leaves = jax.tree.leaves((f, args))
+    outputs, side_outputs = interpret(traced, handlers, leaves, side_inputs)
     return jax.tree.unflatten(structure, outputs), {
-        name: side[site.path] for name, site in read.items()
+        name: side_outputs[site.path] for name, site in sites.items()
     }
 
 
-def _see(equation: JaxprEqn, inputs: Sequence[Any], given: None) -> tuple[list[Any], Any]:
+def _validate_value(name: str, value: Array, site: EquationSite) -> None:
+    if site.custom_rule_primitive:
+        raise ValueError(
+            f"{name} is of a node inside a {site.custom_rule_primitive!r}: it can be read, but a "
+            "change would bypass its derivative rule"
+        )
+    expected = node_shape(site)
+    if (value.shape, value.dtype) != (expected.shape, expected.dtype):
+        error = ValueError if value.shape != expected.shape else TypeError
+        raise error(
+            f"{name} must be {expected.dtype}{list(expected.shape)} like its node, "
+            f"got {value.dtype}{list(value.shape)}"
+        )
+
+
+def _read_handler(
+    equation: JaxprEqn, inputs: Sequence[Any], side_input: None
+) -> tuple[list[Any], Any]:
     outputs = evaluate_equation(equation, inputs)
     return outputs, outputs[0]
 
 
-def _put(equation: JaxprEqn, inputs: Sequence[Any], given: Array) -> tuple[list[Any], Array]:
-    return [given], given
+def _replace_handler(
+    equation: JaxprEqn, inputs: Sequence[Any], value: Array
+) -> tuple[list[Any], Array]:
+    return [value], value
 
 
-def _add(equation: JaxprEqn, inputs: Sequence[Any], given: Array) -> tuple[list[Any], None]:
-    return [evaluate_equation(equation, inputs)[0] + given], None
+def _add_handler(equation: JaxprEqn, inputs: Sequence[Any], delta: Array) -> tuple[list[Any], None]:
+    return [evaluate_equation(equation, inputs)[0] + delta], None
 
 
 def trace_program(f: Any, args: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
-    """The program, taking the leaves of (f, args), and the structure of what it returns."""
+    """Trace f(*args) into a jaxpr of the leaves of (f, args); also return its output structure."""
     traced, shape = jax.make_jaxpr(lambda f, args: f(*args), return_shape=True)(f, args)
     return traced, jax.tree.structure(shape)
 
 
-def _nodes(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[EquationSite]:
-    """A convolution that has its fast gradient is the node, not the one that it holds."""
-    found = find_equations(
-        traced, lambda equation: fast_gradients.operation(equation) in primitives
-    )
-    holding = {
-        site.path
-        for site in found
-        if fast_gradients.operation(site.equation) != site.equation.primitive.name
-    }
-    return [site for site in found if site.path[:-2] not in holding]
-
-
-def _keyed(nodes: list[EquationSite]) -> dict[str, EquationSite]:
-    """The nodes that can be read: an operation by "kind:k", a tap by its name, or by "name#k" where several share it."""
-    groups = defaultdict(list)
-    for node in nodes:
-        if node.opaque_primitive is None:
-            groups[_label(node)].append(node)
-    return {
-        label[:-1] if label.endswith("#") and len(group) == 1 else f"{label}{k}": node
-        for label, group in groups.items()
-        for k, node in enumerate(group)
-    }
-
-
-def _label(node: EquationSite) -> str:
-    kind = fast_gradients.operation(node.equation)
-    return f"{_OPERATIONS[kind]}:" if kind in _OPERATIONS else f"{tap_name(node.equation)}#"
-
-
 def find_nodes(names: Iterable[str], traced: ClosedJaxpr) -> dict[str, EquationSite]:
-    nodes = _nodes(traced, (_TAP, *_OPERATIONS))
-    known = _keyed(nodes)
+    """Find nodes of a traced program by tap name, operation or end of a module path.
+
+    Raises:
+        ValueError: a name is unknown or ambiguous, or the node cannot be read.
+    """
+    sites = _node_sites(traced, (_TAP, *_OPERATIONS))
+    by_name = _by_name(sites)
     return {
-        name: known[name] if name in known else _find_by_meaning(name, known, nodes)
+        name: by_name[name] if name in by_name else _find_by_path(name, by_name, sites)
         for name in names
     }
 
 
-def _find_by_meaning(
-    name: str, known: dict[str, EquationSite], nodes: list[EquationSite]
+def node_shape(site: EquationSite) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype that `read` gives for a node."""
+    output: Any = site.equation.outvars[0].aval
+    return jax.ShapeDtypeStruct((*site.scan_lengths, *output.shape), output.dtype)
+
+
+def _readable(
+    f: Callable[..., Any], args: tuple[Any, ...], primitives: Iterable[str]
+) -> dict[str, EquationSite]:
+    _validation.function("f", f)
+    return _by_name(_node_sites(trace_program(_as_program(f), args)[0], primitives))
+
+
+def _node_sites(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[EquationSite]:
+    """Find the equations that are nodes; of a convolution and its fast gradient, the outer one."""
+    primitive = fast_gradients.primitive_name
+    sites = find_equations(traced, lambda equation: primitive(equation) in primitives)
+    wrappers = {
+        site.path for site in sites if primitive(site.equation) != site.equation.primitive.name
+    }
+    # The path of a wrapped equation is that of its wrapper and two more indices.
+    return [site for site in sites if site.path[:-2] not in wrappers]
+
+
+def _by_name(sites: list[EquationSite]) -> dict[str, EquationSite]:
+    """Name the nodes that can be read: "conv:k" or "matmul:k", a tap "name", or "name#k"."""
+    groups = defaultdict(list)
+    for site in sites:
+        if site.opaque_primitive is None:
+            primitive = fast_gradients.primitive_name(site.equation)
+            is_tap = primitive == _TAP
+            groups[
+                f"{tap_name(site.equation)}#" if is_tap else f"{_OPERATIONS[primitive]}:"
+            ].append(site)
+    return {
+        prefix[:-1] if prefix.endswith("#") and len(group) == 1 else f"{prefix}{k}": site
+        for prefix, group in groups.items()
+        for k, site in enumerate(group)
+    }
+
+
+def _find_by_path(
+    name: str, by_name: dict[str, EquationSite], sites: list[EquationSite]
 ) -> EquationSite:
-    """The only node with a module path that ends in `name`, or an error that says why there is none."""
-    meant = [key for key, node in known.items() if _means(name, node)]
-    if len(meant) == 1:
-        return known[meant[0]]
-    if meant:
+    """Return the only node whose module path ends in `name`; raise if there is not exactly one."""
+    matches = [key for key, site in by_name.items() if _matches(name, site)]
+    if len(matches) == 1:
+        return by_name[matches[0]]
+    if matches:
         raise ValueError(
-            f"node {name!r} means {len(meant)} nodes, choose from {', '.join(map(repr, meant))}"
+            f"node {name!r} is ambiguous, expected one of {', '.join(map(repr, matches))}"
         )
-    for node in nodes:
-        if _means(name, node):
+    for site in sites:
+        if _matches(name, site):
             reason = (
                 "a loop of unknown length has no fixed number of values"
-                if node.opaque_primitive == "while"
-                else "which cannot be entered"
+                if site.opaque_primitive == "while"
+                else "it cannot be entered"
             )
-            raise ValueError(f"node {name!r} is inside a {node.opaque_primitive!r}: {reason}")
-    closed = sum(node.opaque_primitive is not None for node in nodes)
-    unread = (
-        f"; {closed} more lie in loops of unknown length or in what cannot be entered"
-        if closed
-        else ""
-    )
-    raise ValueError(
-        f"node {name!r} is unknown, expected one of {', '.join(map(repr, known)) or 'none: the program has no nodes'}{unread}"
-    )
+            raise ValueError(f"node {name!r} is inside a {site.opaque_primitive!r}: {reason}")
+    known = ", ".join(map(repr, by_name)) or "none: the program has no nodes"
+    unreadable = len(sites) - len(by_name)
+    rest = f"; {unreadable} more are inside primitives that cannot be entered" if unreadable else ""
+    raise ValueError(f"node {name!r} is unknown, expected one of {known}{rest}")
 
 
-def _means(name: str, node: EquationSite) -> bool:
-    if node.equation.primitive.name == _TAP:
-        return tap_name(node.equation) == name
-    return node.scope != "" and f"/{_module_path(node)}".endswith(f"/{name}")
+def _matches(name: str, site: EquationSite) -> bool:
+    if site.equation.primitive.name == _TAP:
+        return tap_name(site.equation) == name
+    return site.scope != "" and f"/{_module_path(site)}".endswith(f"/{name}")
 
 
-def _module_path(node: EquationSite) -> str:
-    """The scope without what transformations wrap around it: "jvp(CNN)/Conv_0" is "CNN/Conv_0"."""
-    return re.sub(r"\w+\(|\)", "", node.scope)
-
-
-def node_shape(node: EquationSite) -> jax.ShapeDtypeStruct:
-    """What `read` returns for the node, before it has values."""
-    output: Any = node.equation.outvars[0].aval
-    return jax.ShapeDtypeStruct((*node.scan_lengths, *output.shape), output.dtype)
-
-
-def _require_changeable(name: str, value: Array, node: EquationSite) -> None:
-    if node.custom_rule_primitive:
-        raise ValueError(
-            f"{name} is of a node inside a {node.custom_rule_primitive!r}: it can be read, but a change would bypass its derivative rule"
-        )
-    expected = node_shape(node)
-    wrong = (
-        ValueError
-        if value.shape != expected.shape
-        else TypeError
-        if value.dtype != expected.dtype
-        else None
-    )
-    if wrong:
-        raise wrong(
-            f"{name} must be {expected.dtype}{list(expected.shape)} like its node, got {value.dtype}{list(value.shape)}"
-        )
+def _module_path(site: EquationSite) -> str:
+    """Strip the names of transformations from a scope: "jvp(CNN)/Conv_0" is "CNN/Conv_0"."""
+    return re.sub(r"\w+\(|\)", "", site.scope)

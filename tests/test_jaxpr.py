@@ -1,4 +1,4 @@
-"""The walk: programs run again unchanged, actions inside every kind of sub-program, side values through their walls."""
+"""Interpreting a jaxpr: unchanged without handlers, and handlers in every kind of sub-jaxpr."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def jitted(x):
     return inner(inner(x, 2.0), 3.0)
 
 
-def ruled(x):
+def with_rules(x):
     return doubled(x) + jax.nn.relu(jnp.sin(x))
 
 
@@ -63,73 +63,67 @@ def plain(x):
     return jnp.concatenate([y * y, jnp.sin(x) + 1.0]), jnp.sin(2.0), 3
 
 
-PROGRAMS = {f.__name__: f for f in (scanned, nested_scan, branched, rematted, jitted, ruled, plain)}
+PROGRAMS = {
+    f.__name__: f for f in (scanned, nested_scan, branched, rematted, jitted, with_rules, plain)
+}
 
 
 def is_sine(equation):
     return equation.primitive.name == "sin"
 
 
-def pass_on(equation, inputs, given):
+def keep(equation, inputs, side_input):
     return evaluate_equation(equation, inputs), None
 
 
-def see(equation, inputs, given):
+def read(equation, inputs, side_input):
     outputs = evaluate_equation(equation, inputs)
     return outputs, outputs[0]
 
 
-def walked(f, action, given=None):
-    """f, run again with `action` at every sine: its outputs, flat, and the side values."""
+def interpreted(f, handler, side_inputs=None):
+    """f with `handler` at every sine; returns flat outputs and side outputs."""
 
     def run(*args):
         program = jax.make_jaxpr(f)(*args)
         return interpret(
             program,
-            {site.path: action for site in find_equations(program, is_sine)},
+            {site.path: handler for site in find_equations(program, is_sine)},
             jax.tree.leaves(args),
-            given,
+            side_inputs,
         )
 
     return run
 
 
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(dict(equation.params)):
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_walking_through_everything_changes_nothing(name):
+def test_handlers_that_evaluate_change_nothing(name):
     f = PROGRAMS[name]
-    outputs, _ = walked(f, pass_on)(X)
+    outputs, _ = interpreted(f, keep)(X)
     jax.tree.map(np.testing.assert_array_equal, outputs, jax.tree.leaves(jax.jit(f)(X)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_gradient_and_batching_are_those_of_the_program(name):
+def test_interpreted_programs_can_be_differentiated_and_batched(name):
     def total(f):
         return lambda x: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(f(x)))
 
     def again(x):
-        return walked(PROGRAMS[name], pass_on)(x)[0]
+        return interpreted(PROGRAMS[name], keep)(x)[0]
 
     batch = jnp.stack([X, -X])
     got = jax.jit(jax.vmap(jax.grad(total(again))))(batch)
     np.testing.assert_allclose(got, jax.vmap(jax.grad(total(PROGRAMS[name])))(batch), rtol=1e-6)
 
 
-def test_sites_stand_in_program_order_with_their_surroundings():
+def test_sites_are_in_program_order_and_know_what_encloses_them():
     def f(x):
         with jax.named_scope("Net"):
             x = jnp.sin(x)
             with jax.named_scope("Loop"):
                 x, _ = lax.scan(lambda c, _: (jax.jit(jnp.sin)(c), None), x, None, length=4)
-            return lax.while_loop(lambda c: c[0] < 0, jnp.sin, ruled(x))
+            return lax.while_loop(lambda c: c[0] < 0, jnp.sin, with_rules(x))
 
     found = find_equations(jax.make_jaxpr(f)(X), is_sine)
     assert [site.scope for site in found] == ["Net", "Net/Loop", "Net", "Net", "Net"]
@@ -156,42 +150,42 @@ def test_a_function_called_twice_has_two_paths():
     program = jax.make_jaxpr(jitted)(X)
     first, second = (site.path for site in find_equations(program, is_sine))
     outputs, _ = interpret(
-        program, {second: lambda equation, inputs, given: ([inputs[0]], None)}, [X]
+        program, {second: lambda equation, inputs, side_input: ([inputs[0]], None)}, [X]
     )
     assert first != second
     np.testing.assert_allclose(outputs[0], 2.0 * jnp.sin(X) * 3.0, rtol=1e-6)
 
 
-def test_side_values_of_nested_scans_are_stacked_outermost_first():
-    _, side = walked(nested_scan, see)(X)
-    (seen,) = side.values()
+def test_side_outputs_of_nested_scans_are_stacked_outermost_first():
+    _, side = interpreted(nested_scan, read)(X)
+    (sines,) = side.values()
     carry, expected = np.asarray(X), np.zeros((3, 2, 3))
     for i in range(3):
         for j in range(2):
             expected[i, j] = np.sin(carry)
             carry = expected[i, j] * (j + 1)
-    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+    np.testing.assert_allclose(sines, expected, rtol=1e-5)
 
 
-def test_a_reversed_scan_hands_each_step_what_is_its_own():
+def test_a_reversed_scan_gives_each_iteration_its_own_side_input():
     program = jax.make_jaxpr(scanned)(X)
     (site,) = find_equations(program, is_sine)
-    given = jnp.arange(12.0).reshape(4, 3)
+    rows = jnp.arange(12.0).reshape(4, 3)
     (end, ys, xs), side = interpret(
         program,
-        {site.path: lambda equation, inputs, given: ([given], inputs[0])},
+        {site.path: lambda equation, inputs, row: ([row], inputs[0])},
         [X],
-        {site.path: given},
+        {site.path: rows},
     )
-    np.testing.assert_allclose(ys, jnp.cos(given * jnp.arange(4.0)[:, None]), rtol=1e-5)
+    np.testing.assert_allclose(ys, jnp.cos(rows * jnp.arange(4.0)[:, None]), rtol=1e-5)
     np.testing.assert_array_equal(xs, jnp.arange(4.0))
     np.testing.assert_array_equal(end, 0 * X)
     np.testing.assert_array_equal(side[site.path][-1], X)
 
 
-def test_a_branch_not_taken_hands_out_zeros():
+def test_side_outputs_of_a_branch_not_taken_are_zero():
     for x in (X, -X):
-        outputs, side = walked(branched, see)(x)
+        outputs, side = interpreted(branched, read)(x)
         np.testing.assert_allclose(
             next(iter(side.values())), jnp.where(x[0] > 0, jnp.sin(x), 0), rtol=1e-6
         )
@@ -199,65 +193,64 @@ def test_a_branch_not_taken_hands_out_zeros():
 
 
 def test_remat_keeps_its_policy():
-    program = jax.make_jaxpr(lambda x: walked(rematted, see)(x)[0])(X)
-    (remat,) = [
-        equation
-        for equation in equations(program)
-        if "remat" in equation.primitive.name or equation.primitive.name == "checkpoint"
-    ]
+    program = jax.make_jaxpr(lambda x: interpreted(rematted, read)(x)[0])(X)
+    (site,) = find_equations(
+        program, lambda equation: equation.primitive.name in ("remat", "remat2", "checkpoint")
+    )
+    remat = site.equation
     assert remat.params["policy"] is jax.checkpoint_policies.dots_saveable
     assert remat.params["prevent_cse"] is False
     assert not any(map(is_sine, program.eqns))
 
 
-def test_scan_keeps_its_form():
-    program = jax.make_jaxpr(lambda x: walked(scanned, see)(x)[0])(X)
+def test_scan_keeps_its_parameters():
+    program = jax.make_jaxpr(lambda x: interpreted(scanned, read)(x)[0])(X)
     (scan,) = [equation for equation in program.eqns if equation.primitive.name == "scan"]
     assert (scan.params["length"], scan.params["reverse"], scan.params["unroll"]) == (4, True, 2)
 
 
-def test_where_an_equation_runs_is_kept():
+def test_the_compute_type_of_an_equation_is_kept():
     def python_loop(x):
         with compute_on("device_host"):
             return scanned(x)
 
-    program = jax.make_jaxpr(lambda x: walked(python_loop, see)(x)[0])(X)
+    program = jax.make_jaxpr(lambda x: interpreted(python_loop, read)(x)[0])(X)
     assert {
         equation.ctx.compute_type for equation in program.eqns if equation.primitive.name == "scan"
     } == {"device_host"}
 
 
-def test_custom_rules_stay_when_their_bodies_are_read():
+def test_custom_derivatives_are_kept_when_their_bodies_are_read():
     def again(x):
-        return walked(ruled, see)(x)[0][0].sum()
+        return interpreted(with_rules, read)(x)[0][0].sum()
 
-    assert len(walked(ruled, see)(X)[1]) == 2
+    assert len(interpreted(with_rules, read)(X)[1]) == 2
     np.testing.assert_allclose(
         jax.grad(again)(jnp.zeros(3)), 100.0
     )  # relu'(0) is 0 by its rule and 1/2 without
 
 
-def test_only_what_holds_an_action_is_entered():
+def test_only_sub_jaxprs_with_a_handler_are_entered():
     def f(x):
         return jnp.sin(jax.jit(jnp.cos)(x))
 
     names = [
         equation.primitive.name
-        for equation in jax.make_jaxpr(lambda x: walked(f, see)(x)[0])(X).eqns
+        for equation in jax.make_jaxpr(lambda x: interpreted(f, read)(x)[0])(X).eqns
     ]
     assert names == ["jit", "sin"]
 
 
-def test_names_of_scopes_survive():
+def test_name_scopes_are_kept():
     def f(x):
         with jax.named_scope("Net"):
             return jax.jit(jnp.sin)(x)
 
-    (site,) = find_equations(jax.make_jaxpr(lambda x: walked(f, see)(x)[0])(X), is_sine)
+    (site,) = find_equations(jax.make_jaxpr(lambda x: interpreted(f, read)(x)[0])(X), is_sine)
     assert site.scope == "Net"
 
 
-def test_evaluate_takes_an_equation_as_it_is():
+def test_evaluate_equation_takes_literals_and_repeated_variables():
     for equation in jax.make_jaxpr(lambda x: (x * x, jnp.maximum(x, 0.0), jnp.split(x, 3)[0]))(
         X
     ).eqns:
@@ -275,17 +268,17 @@ def test_literals_keep_their_dtype(dtype):
     def run(x):
         program = jax.make_jaxpr(f)(x)
         found = find_equations(program, lambda equation: equation.primitive.name in ("mul", "neg"))
-        return interpret(program, {site.path: see for site in found}, [x])[0]
+        return interpret(program, {site.path: read for site in found}, [x])[0]
 
     assert {str(output.dtype) for output in run(jnp.ones(3, dtype))} == {dtype}
 
 
-def test_what_cannot_be_entered_is_named():
-    with pytest.raises(NotImplementedError, match="'while'"):
-        walked(lambda x: lax.while_loop(lambda c: c[0] < 1, jnp.sin, x), see)(X)
+def test_an_opaque_primitive_raises_and_is_named():
+    with pytest.raises(NotImplementedError, match="cannot enter primitive 'while'"):
+        interpreted(lambda x: lax.while_loop(lambda c: c[0] < 1, jnp.sin, x), read)(X)
 
 
-def test_a_function_of_an_equation_has_an_argument_for_every_operand():
+def test_as_function_of_an_equation_takes_every_operand():
     for equation in jax.make_jaxpr(lambda x: (x * x, jnp.maximum(x, 0.5), 2.0 - x))(X).eqns:
         a, b = X + 1, 3 * X
         np.testing.assert_array_equal(
@@ -293,10 +286,10 @@ def test_a_function_of_an_equation_has_an_argument_for_every_operand():
         )
 
 
-def test_a_stretch_of_a_program_is_a_function_with_its_rules():
+def test_as_function_of_several_equations_keeps_custom_derivatives():
     def f(x):
         y = jnp.cos(x)
-        return ruled(y) + y
+        return with_rules(y) + y
 
     jaxpr = jax.make_jaxpr(f)(X).jaxpr
     first, *rest = jaxpr.eqns
@@ -304,7 +297,7 @@ def test_a_stretch_of_a_program_is_a_function_with_its_rules():
     np.testing.assert_allclose(tail(jnp.cos(X))[0], f(X), rtol=1e-6)
     np.testing.assert_allclose(
         jax.grad(lambda y: tail(y)[0].sum())(X),
-        jax.grad(lambda y: (ruled(y) + y).sum())(X),
+        jax.grad(lambda y: (with_rules(y) + y).sum())(X),
         rtol=1e-6,
     )
     (only,) = as_function([first], jaxpr.invars)(X)

@@ -1,4 +1,4 @@
-"""Every check accepts what it should and refuses the rest in one sentence; under a transformation it checks what is known."""
+"""Argument checks: valid arguments pass, invalid ones raise one sentence, traced values pass."""
 
 import re
 from fractions import Fraction
@@ -13,7 +13,7 @@ from diffprog import _validation
 NAN, INF = float("nan"), float("inf")
 FLOATS, INTEGERS = np.ones((2, 3), np.float32), np.array([0, 1, 2])
 
-ACCEPTED = {
+VALID = {
     "array: jax": lambda: _validation.array("x", jnp.ones(3)),
     "array: number": lambda: _validation.array("x", 1.5),
     "floating: any rank": lambda: _validation.floating("x", FLOATS),
@@ -29,7 +29,7 @@ ACCEPTED = {
     "same_shape": lambda: _validation.same_shape(x=FLOATS, r=jnp.zeros((2, 3))),
     "labels": lambda: _validation.labels("y", INTEGERS, 3),
     "labels: unsigned": lambda: _validation.labels("y", INTEGERS.astype(np.uint8), 300),
-    "labels: none": lambda: _validation.labels("y", INTEGERS[:0], 3),
+    "labels: empty": lambda: _validation.labels("y", INTEGERS[:0], 3),
     "labels: only a shape": lambda: _validation.labels("y", jax.ShapeDtypeStruct((3,), "int32"), 3),
     "within": lambda: _validation.within("x", FLOATS, 0, 1),
     "within: bounds rounded to the dtype": lambda: _validation.within(
@@ -40,7 +40,7 @@ ACCEPTED = {
     "scalar": lambda: _validation.scalar("cost", jax.eval_shape(jnp.sum, FLOATS)),
 }
 
-REFUSED = {
+INVALID = {
     "array: list": (
         lambda: _validation.array("x", [1.0]),
         TypeError,
@@ -76,7 +76,7 @@ REFUSED = {
         ValueError,
         "params must hold at least one array, got {}",
     ),
-    "floating_leaves: which": (
+    "floating_leaves: named leaf": (
         lambda: _validation.floating_leaves("params", {"w": FLOATS, "n": INTEGERS}),
         TypeError,
         "params['n'] must be a float array, got int64[3]",
@@ -86,7 +86,7 @@ REFUSED = {
         ValueError,
         "x must be finite, got 2 NaN or infinite of 4 values, the first at index (1, 0)",
     ),
-    "finite: which leaf": (
+    "finite: named leaf": (
         lambda: _validation.finite("params", [FLOATS, {"b": jnp.array([0, INF])}]),
         ValueError,
         "params[1]['b'] must be finite, got 1 NaN or infinite of 2 values, the first at index (1,)",
@@ -126,7 +126,7 @@ REFUSED = {
         ValueError,
         "x must not be empty, got a leading axis of 0",
     ),
-    "batch: nothing": (
+    "batch: no array": (
         lambda: _validation.batch(x=(), y={}),
         ValueError,
         "x and y must hold at least one array",
@@ -186,7 +186,7 @@ REFUSED = {
         ValueError,
         "bounds[1] must be a finite number, got inf",
     ),
-    "bounds: turned": (
+    "bounds: reversed": (
         lambda: _validation.bounds("bounds", (1, 0)),
         ValueError,
         "bounds must be (low, high) with low < high, got (1, 0)",
@@ -256,7 +256,7 @@ REFUSED = {
         ValueError,
         "sizes must be 1 to 2 positive integers, got (1, 2, 3)",
     ),
-    "integers: not so many": (
+    "integers: exactly two": (
         lambda: _validation.integers("window", (1,), least=2, most=2),
         ValueError,
         "window must be 2 positive integers, got (1,)",
@@ -304,18 +304,18 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("check", ACCEPTED.values(), ids=ACCEPTED)
-def test_accepts(check):
+@pytest.mark.parametrize("check", VALID.values(), ids=VALID)
+def test_valid_arguments_pass(check):
     check()
 
 
-@pytest.mark.parametrize(("check", "error", "message"), REFUSED.values(), ids=REFUSED)
-def test_refuses_with_one_sentence(check, error, message):
+@pytest.mark.parametrize(("check", "error", "message"), INVALID.values(), ids=INVALID)
+def test_invalid_arguments_raise_one_sentence(check, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         check()
 
 
-def test_what_is_checked_is_handed_back():
+def test_checks_return_the_converted_value():
     assert _validation.array("x", FLOATS) is FLOATS
     assert _validation.array("x", 2.0).shape == ()
     assert _validation.batch(x=FLOATS, y={"a": INTEGERS[:2], "b": INTEGERS[1:]}) == 2
@@ -329,8 +329,8 @@ def test_what_is_checked_is_handed_back():
     assert _validation.values(jnp.arange(3)).tolist() == [0, 1, 2]
 
 
-def bad_values(x, y):
-    """Checks of values, none of which would pass if the values were known."""
+def check_values(x, y):
+    """Checks that would fail if x and y were not traced."""
     _validation.finite("x", x)
     _validation.within("x", x, 0, 1)
     _validation.labels("y", y, 2)
@@ -338,22 +338,22 @@ def bad_values(x, y):
     return x.sum()
 
 
-def over_a_batch(f):
+def vmap_over_one(f):
     return lambda *args: jax.vmap(f)(*(arg[None] for arg in args))
 
 
 @pytest.mark.parametrize(
-    "transform", [jax.jit, jax.make_jaxpr, over_a_batch, lambda f: jax.jit(jax.grad(f))]
+    "transform", [jax.jit, jax.make_jaxpr, vmap_over_one, lambda f: jax.jit(jax.grad(f))]
 )
-def test_values_pass_under_a_transformation(transform):
-    transform(bad_values)(jnp.array([[NAN, INF], [7.0, -7.0]]), jnp.array([0, 7]))
+def test_traced_values_pass(transform):
+    transform(check_values)(jnp.array([[NAN, INF], [7.0, -7.0]]), jnp.array([0, 7]))
 
 
-def test_float_values_pass_under_grad():
-    jax.grad(lambda x: bad_values(x, np.array([0, 1])))(jnp.array([NAN, INF]))
+def test_values_traced_by_grad_pass():
+    jax.grad(lambda x: check_values(x, np.array([0, 1])))(jnp.array([NAN, INF]))
 
 
-def bad_shapes(x):
+def check_shapes(x):
     with pytest.raises(ValueError, match=r"x must have rank 4, got float32\[2, 3\]"):
         _validation.floating("x", x, rank=4)
     with pytest.raises(TypeError, match=r"x must be a float array, got int32\[2, 3\]"):
@@ -368,16 +368,16 @@ def bad_shapes(x):
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.grad])
-def test_shapes_and_dtypes_are_checked_under_a_transformation(transform):
-    transform(bad_shapes)(FLOATS)
+def test_traced_shapes_and_dtypes_are_checked(transform):
+    transform(check_shapes)(FLOATS)
 
 
-def test_a_traced_count_is_refused():
+def test_a_traced_integer_raises():
     with pytest.raises(TypeError, match="steps must be an integer, got "):
         jax.jit(lambda n: _validation.integer("steps", n, low=0))(3)
 
 
-def test_entries_are_the_named_arrays_of_their_shapes():
+def test_entries_checks_names_and_shapes():
     _validation.entries("params", {"weight": jnp.ones((2, 3))}, {"weight": (2, 3)})
     with pytest.raises(
         ValueError, match=r"params must be a dict with entries \['weight'\], got \['bias'\]"
@@ -391,12 +391,12 @@ def test_entries_are_the_named_arrays_of_their_shapes():
         _validation.entries("params", {"weight": jnp.ones((3, 2))}, {"weight": (2, 3)})
 
 
-def test_keys_are_made_by_jax_random():
+def test_key_accepts_one_prng_key():
     _validation.key("key", jax.random.key(0))
     _validation.key("key", jax.random.PRNGKey(0))
-    for wrong, came in ((None, "NoneType"), (3, "int"), (jnp.ones(2), "float32")):
+    for wrong, got in ((None, "NoneType"), (3, "int"), (jnp.ones(2), "float32")):
         with pytest.raises(
-            TypeError, match=rf"key must be a random key, from jax\.random\.key, got {came}"
+            TypeError, match=rf"key must be a PRNG key from jax\.random\.key, got {got}"
         ):
             _validation.key("key", wrong)
     for several in (
@@ -404,6 +404,6 @@ def test_keys_are_made_by_jax_random():
         jax.random.split(jax.random.PRNGKey(0), 2),
     ):
         with pytest.raises(
-            ValueError, match=r"key must be one random key, got an array of them, \[2"
+            ValueError, match=r"key must be one PRNG key, got an array of shape \[2"
         ):
             _validation.key("key", several)

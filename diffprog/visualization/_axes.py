@@ -48,7 +48,7 @@ def moved_back(value: Array, axes: Axes) -> Array:
 
 
 def _axes(f: Program, images: Any, name: str, site: EquationSite) -> Axes:
-    kind, rank = fast_gradients.operation(site.equation), len(node_shape(site).shape)
+    kind, rank = fast_gradients.primitive_name(site.equation), len(node_shape(site).shape)
     if kind == "conv_general_dilated":
         batch, channel = _axes_of_convolution(site.equation)
         return batch + len(site.scan_lengths), channel + len(site.scan_lengths)
