@@ -41,6 +41,7 @@ from diffprog._jaxpr import (
     EquationSite,
     Handler,
     JaxprEqn,
+    Path,
     evaluate_equation,
     find_equations,
     interpret,
@@ -275,7 +276,7 @@ def _change(
             f"{argument} must have one array for each node, got two for one node among "
             f"{', '.join(map(repr, changed))}"
         )
-    handlers = {site.path: _read_handler for site in sites.values()}
+    handlers: dict[Path, Handler] = {site.path: _read_handler for site in sites.values()}
     handlers |= dict.fromkeys(side_inputs, handler)
     leaves = jax.tree.leaves((f, args))
     outputs, side_outputs = interpret(traced, handlers, leaves, side_inputs)
