@@ -44,10 +44,10 @@ from diffprog.visualization.attribution._gradients import (
     guided_backprop,
     input_x_gradient,
     integrated_gradients,
-    occlusion,
     saliency,
     smooth_grad,
 )
+from diffprog.visualization.attribution._occlusion import occlusion
 from diffprog.visualization.attribution._relu_rules import (
     deconvolution,
     guided,

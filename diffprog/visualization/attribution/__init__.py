@@ -1,4 +1,36 @@
-"""Attribution: how much each input value contributes to an output."""
+"""Attribution: how much each input value contributes to an output.
+
+A method of your own is a function of a program, its input and a target that returns a map of the
+shape of the input, or without its last axis. The sanity checks and `plotting.draw_attributions`
+take its maps as they take those of the methods here:
+
+>>> import jax, jax.numpy as jnp
+>>> import diffprog as dp
+>>> from diffprog import plotting
+>>> def gradient_norm(f, x, target):
+...     gradient = jax.grad(lambda x: f(x)[:, target].sum())(x)
+...     return jnp.linalg.norm(gradient, axis=-1)
+>>> apply = lambda params, x: x.reshape(len(x), -1) @ params["logits"]
+>>> params = {"logits": jax.random.normal(jax.random.key(0), (16, 3))}
+>>> x = jax.random.uniform(jax.random.key(1), (2, 4, 4, 1))
+>>> attribution = gradient_norm(dp.program(apply, params), x, target=2)
+>>> dp.visualization.deletion(dp.program(apply, params), x, attribution, 2).area.shape
+(2,)
+>>> dp.visualization.insertion(dp.program(apply, params), x, attribution, 2).area.shape
+(2,)
+>>> dp.visualization.randomise_parameters(
+...     lambda params: gradient_norm(dp.program(apply, params), x, 2),
+...     params,
+...     key=jax.random.key(2),
+...     layers=["logits"],
+... ).similarity.shape
+(1, 2)
+>>> plotting.draw_attributions(x, {"gradient norm": attribution})
+<Figure size ... with ... Axes>
+
+To add a method to diffprog: one file here, built on `_target.score_program`; one export; one row
+of the table ATTRIBUTIONS in the tests.
+"""
 
 from diffprog.visualization.attribution._gradients import (
     Integrated,
@@ -6,10 +38,10 @@ from diffprog.visualization.attribution._gradients import (
     guided_backprop,
     input_x_gradient,
     integrated_gradients,
-    occlusion,
     saliency,
     smooth_grad,
 )
+from diffprog.visualization.attribution._occlusion import occlusion
 from diffprog.visualization.attribution._relu_rules import (
     deconvolution,
     guided,

@@ -1,7 +1,9 @@
-"""Is an attribution about the model at all? The two checks of the field.
+"""Sanity checks of attributions: do they depend on the model, and do they find what matters?
 
-randomise_parameters   an attribution that explains what a network learnt changes when the network forgets it (Adebayo et al. 2018)
-deletion, insertion    taking the pixels away that are said to matter most must hurt the score fastest (Petsiuk et al. 2018)
+randomise_parameters   an attribution that explains what a network has learned must change when its
+                       parameters are randomized (Adebayo et al., 2018)
+deletion, insertion    removing the pixels of largest attribution must lower the score quickly, and
+                       inserting them must raise it quickly (Petsiuk et al., 2018)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +16,17 @@ from jaxtyping import Array
 
 from diffprog import _validation
 from diffprog.program import Program
-from diffprog.visualization.attribution._gradients import Examples, Target, _explained
+from diffprog.visualization.attribution._target import Examples, Target, score_program
 
 
 class Randomisation(NamedTuple):
-    """How much of an attribution is left while layers are randomised one after another.
+    """Similarity of attributions before and after layers are randomized, one after another.
 
     Attributes:
-        layers: the layers, in the order in which they were randomised, each with all before it.
-        similarity: (layers, batch), the rank correlation of |attribution| with that of the intact model: 1 the same, 0 nothing in common.
+        layers: names of the layers in the order of randomization; each step keeps the earlier ones
+            randomized.
+        similarity: (layers, batch), Spearman's rank correlation between |attribution| of the
+            randomized and of the original model: 1 identical, about 0 unrelated.
     """
 
     layers: tuple[str, ...]
@@ -30,12 +34,12 @@ class Randomisation(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The score while pixels are taken away, or put in.
+    """Deletion or insertion curve: the score against the fraction of pixels changed.
 
     Attributes:
-        shares: (points,), the share of pixels changed, from 0 to 1.
+        shares: (points,), the fraction of pixels changed, from 0 to 1.
         scores: (batch, points).
-        area: (batch,), the area under each curve: small is good for deletion, large for insertion.
+        area: (batch,), the area under each curve; small is good for deletion, large for insertion.
     """
 
     shares: np.ndarray
@@ -50,39 +54,42 @@ def randomise_parameters(
     key: jax.Array,
     layers: Sequence[str],
 ) -> Randomisation:
-    """Randomise a model from its output downwards, and see what becomes of its attributions.
+    """Cascading parameter randomization test of an attribution method (Adebayo et al., 2018).
 
-    Each layer's arrays keep their numbers, in a random order.
+    Layers are randomized from the output down, by permuting the entries of each of their arrays.
 
     Args:
-        attribute: params -> attribution (batch, ...), as `lambda params: saliency(program(model.apply, params), x, y)`.
+        attribute: params -> attribution (batch, ...), such as
+            `lambda params: saliency(program(model.apply, params), x, y)`.
         params: a dict of layers.
-        key: a random key.
-        layers: names in the order in which they are randomised, the output's first. The order of a dict says nothing: JAX sorts it.
+        key: PRNG key.
+        layers: names in the order of randomization, the output layer first. They must be given
+            because JAX sorts dicts, so their order does not show the order of the layers.
 
     Raises:
-        TypeError, ValueError: params that is no dict of layers, a layer that it does not have.
+        TypeError, ValueError: params is not a dict of layers, or does not have a layer.
 
     >>> weights = {"a": jnp.arange(8.0), "b": jnp.ones(8)}
-    >>> randomise_parameters(lambda p: (p["a"] * p["b"])[None], weights, key=jax.random.key(0), layers=["b"]).similarity[0].item()
+    >>> attribute = lambda params: (params["a"] * params["b"])[None]
+    >>> result = randomise_parameters(attribute, weights, key=jax.random.key(0), layers=["b"])
+    >>> result.similarity[0].item()
     1.0
     """
     _validation.function("attribute", attribute)
     _validation.key("key", key)
     if not isinstance(params, Mapping) or not params:
-        raise TypeError(f"params must be a dict of layers, got {type(params).__name__}")
+        raise TypeError(f"params must be a nonempty dict of layers, got {type(params).__name__}")
     if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
         raise TypeError(
-            f"layers must be a sequence of names of layers, the output's first, got {layers!r}"
+            f"layers must be a nonempty sequence of names, the output's first, got {layers!r}"
         )
-    order = tuple(layers)
-    for layer in order:
+    for layer in layers:
         _validation.choice("layers", layer, params)
-    whole, rows, broken = _ranks(attribute(params)), [], dict(params)
-    for layer, layer_key in zip(order, jax.random.split(key, len(order)), strict=True):
-        broken[layer] = _shuffled(params[layer], layer_key)
-        rows.append(_correlation(whole, _ranks(attribute(broken))))
-    return Randomisation(order, np.stack(rows))
+    original, randomized, similarity = _absolute_ranks(attribute(params)), dict(params), []
+    for layer, layer_key in zip(layers, jax.random.split(key, len(layers)), strict=True):
+        randomized[layer] = _permute_entries(params[layer], layer_key)
+        similarity.append(_correlation(original, _absolute_ranks(attribute(randomized))))
+    return Randomisation(tuple(layers), np.stack(similarity))
 
 
 def deletion(
@@ -94,24 +101,27 @@ def deletion(
     points: int = 21,
     fill: float = 0.0,
 ) -> Curve:
-    """The score while the pixels of the largest attribution are set to `fill`, largest first.
+    """Deletion curve: score as pixels of largest attribution are removed (Petsiuk et al., 2018).
 
     Args:
-        f: a program of a batch of examples.
-        x: (batch, ...), finite floats.
-        attribution: of x's shape, or without its last axis: then a pixel has one number for all its channels.
-        target: the index of an output, one for all or one for each; or an objective. For probabilities let f return them.
-        points: of the curve, at least 2.
-        fill: a value of x that says nothing.
+        f: a program of a batch of examples; let it return probabilities to get their curve.
+        x: input, (batch, ...), finite floats.
+        attribution: same shape as x, or without the last axis: one number for all channels of a
+            pixel.
+        target: the score, as for `saliency`.
+        points: number of points of the curve, at least 2.
+        fill: value of removed pixels, finite.
 
     Raises:
-        TypeError, ValueError: arrays that do not fit, a target that f does not have.
+        TypeError, ValueError: shapes do not agree, values are not finite, or f does not have the
+            target.
 
-    >>> curve = deletion(lambda x: x.sum(1, keepdims=True), jnp.array([[1.0, 3.0]]), jnp.array([[1.0, 3.0]]), 0, points=3)
+    >>> f, x = lambda x: x.sum(1, keepdims=True), jnp.array([[1.0, 3.0]])
+    >>> curve = deletion(f, x, x, 0, points=3)
     >>> print(curve.scores, curve.area)
     [[4. 1. 0.]] [1.5]
     """
-    return _curve(f, x, attribution, target, points, fill, put_in=False)
+    return _curve(f, x, attribution, target, points, fill, insert=False)
 
 
 def insertion(
@@ -123,15 +133,16 @@ def insertion(
     points: int = 21,
     fill: float = 0.0,
 ) -> Curve:
-    """The score while the pixels of the largest attribution are put into an image of `fill`, largest first.
+    """Insertion curve: score as pixels of largest attribution are inserted (Petsiuk et al., 2018).
 
-    Args, returns and errors are those of `deletion`.
+    The first point is an input of `fill` everywhere. Arguments and errors are those of `deletion`.
 
-    >>> curve = insertion(lambda x: x.sum(1, keepdims=True), jnp.array([[1.0, 3.0]]), jnp.array([[1.0, 3.0]]), 0, points=3)
+    >>> f, x = lambda x: x.sum(1, keepdims=True), jnp.array([[1.0, 3.0]])
+    >>> curve = insertion(f, x, x, 0, points=3)
     >>> print(curve.scores, curve.area)
     [[0. 3. 4.]] [2.5]
     """
-    return _curve(f, x, attribution, target, points, fill, put_in=True)
+    return _curve(f, x, attribution, target, points, fill, insert=True)
 
 
 def _curve(
@@ -142,64 +153,58 @@ def _curve(
     points: int,
     fill: float,
     *,
-    put_in: bool,
+    insert: bool,
 ) -> Curve:
-    score, x = _explained(f, x, target, None)
+    score, x = score_program(f, x, target)
     filled = jnp.full_like(x, _validation.number("fill", fill))
-    begun, changed = (filled, x) if put_in else (x, filled)
     _validation.floating("attribution", attribution)
     _validation.finite("attribution", attribution)
     if attribution.shape not in (x.shape, x.shape[:-1]):
         raise ValueError(
-            f"attribution must have shape {list(x.shape)} or {list(x.shape[:-1])}, got {list(attribution.shape)}"
+            f"attribution must have shape {list(x.shape)} or {list(x.shape[:-1])}, "
+            f"got {list(attribution.shape)}"
         )
     shares = np.linspace(0, 1, _validation.integer("points", points, low=2))
-    order = _order(jnp.asarray(attribution))
-    order = order[..., None] if order.ndim < x.ndim else order
-    scores = np.asarray(
-        _changed(
-            score,
-            jnp.asarray(begun),
-            changed,
-            order,
-            jnp.asarray(shares * attribution[0].size, jnp.float32),
-        )
-    ).T
+    # The position of each pixel in its example's order, 0 for the largest attribution.
+    flat = jnp.asarray(attribution).reshape(len(x), -1)
+    order = jnp.argsort(jnp.argsort(-flat, axis=1), axis=1).reshape(attribution.shape)
+    if order.ndim < x.ndim:
+        order = order[..., None]
+    counts = jnp.asarray(shares * flat.shape[1], jnp.float32)
+    before, after = (filled, x) if insert else (x, filled)
+    scores = np.asarray(_scores_after_changes(score, before, after, order, counts)).T
     return Curve(shares, scores, np.trapezoid(scores, shares, axis=1))
 
 
-def _order(attribution: Array) -> Array:
-    """The place of each pixel in its example's order, 0 for the largest."""
-    flat = attribution.reshape(len(attribution), -1)
-    return jnp.argsort(jnp.argsort(-flat, axis=1), axis=1).reshape(attribution.shape)
-
-
 @jax.jit
-def _changed(score: Program, begun: Array, changed: Array, order: Array, counts: Array) -> Array:
-    return jax.lax.map(lambda count: score(jnp.where(order + 0.5 < count, changed, begun)), counts)
+def _scores_after_changes(
+    score: Program, before: Array, after: Array, order: Array, counts: Array
+) -> Array:
+    """Score the input with its first `count` pixels in `order` changed, for each count."""
+    return jax.lax.map(lambda count: score(jnp.where(order + 0.5 < count, after, before)), counts)
 
 
-def _ranks(attribution: Array) -> np.ndarray:
-    """The ranks of |attribution| within each example, equal values sharing theirs."""
-    flat = np.abs(np.asarray(attribution).reshape(len(attribution), -1))
+def _absolute_ranks(attribution: Array) -> np.ndarray:
+    """Rank |attribution| within each example; equal values share their mean rank."""
     ranks = []
-    for row in flat:
+    for row in np.abs(np.asarray(attribution).reshape(len(attribution), -1)):
         _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
         ranks.append((counts.cumsum() - (counts - 1) / 2)[inverse])
     return np.stack(ranks)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (a, b))
-    length = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.divide((a * b).sum(1), length, out=np.zeros(len(a)), where=length > 0)
+    """Pearson correlation of each row; 0 where a row is constant."""
+    a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
+    norms = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
 
 
-def _shuffled(layer: Any, key: jax.Array) -> Any:
+def _permute_entries(layer: Any, key: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(layer)
     keys = jax.random.split(key, max(len(leaves), 1))
-    mixed = [
-        jax.random.permutation(k, leaf.reshape(-1)).reshape(leaf.shape)
-        for k, leaf in zip(keys, leaves, strict=False)
+    permuted = [
+        jax.random.permutation(key, leaf.reshape(-1)).reshape(leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=False)
     ]
-    return jax.tree.unflatten(structure, mixed)
+    return jax.tree.unflatten(structure, permuted)

@@ -1,12 +1,13 @@
-"""Colours that vary together: a linear map of a pixel's channels, learnt from images.
+"""Decorrelated colour: a linear map from uncorrelated channels to those of given images.
 
-    mixed pixel = pixel · M,      M = Σ^{1/2} / sqrt(trace Σ / channels)
+    correlated pixel = uncorrelated pixel · M,      M = Σ^{1/2} / sqrt(trace Σ / channels)
 
-with Σ the covariance of the channels of all pixels of the data. Channels that are independent with variance 1 before come out with the
-data's correlations, and with the same variance on the mean. Of all M with M^T M ~ Σ the symmetric root changes a pixel least, so a channel
-before is still that hue after.
+Σ is the covariance of the channels over all pixels of the data. Applied to independent channels of
+variance 1, M gives them the correlations of the data and a mean variance of 1. Among all M with
+Mᵀ M ∝ Σ, the symmetric square root changes a pixel least, so each channel keeps its hue.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,16 +16,16 @@ from jaxtyping import Array, Float
 
 from diffprog.visualization.parametrization._image import require_data
 
-_LEAST_VARIANCE = 1e-4
-_BLOCK = 32
+_MIN_RELATIVE_VARIANCE = 1e-4
+_BLOCK_SIZE = 32
 
 
 class Colors(NamedTuple):
-    """A map of the channels and its inverse, each (channels, channels); made by `decorrelated`.
+    """Linear map of the channels and its inverse, each (channels, channels); see `decorrelated`.
 
     Attributes:
-        mix: from independent channels to those of an image.
-        unmix: back.
+        mix: maps uncorrelated channels to the channels of an image.
+        unmix: the inverse of `mix`.
     """
 
     mix: Float[Array, "channels channels"]
@@ -32,58 +33,54 @@ class Colors(NamedTuple):
 
 
 def decorrelated(data: Float[Array, "n height width channels"]) -> Colors:
-    """The colours of one's own images, as an argument of `fourier`, `spectrum` or `phase_only`: descend on uncorrelated channels.
+    """Compute decorrelated colours from images, for `fourier`, `spectrum` or `phase_only`.
 
     Args:
-        data: images of any size, range and number of channels; not all of one colour. Their n · height · width pixels are the sample.
-            Variances below 1e-4 of the largest (channels that repeat one another) count as that.
+        data: images of any size, range and number of channels, not all of one colour. Each of
+            their n · height · width pixels is a sample. Variances below 1e-4 of the largest, as of
+            channels that repeat one another, are raised to that.
 
     Raises:
-        TypeError, ValueError: data that is not finite float images, or does not vary.
+        TypeError, ValueError: the data are not finite float images, or do not vary.
 
-    Source: Olah et al., "Feature Visualization", 2017, there with constants of ImageNet.
+    Source: Olah et al., "Feature Visualization", 2017, with constants from ImageNet.
 
     >>> grey = jnp.linspace(0, 1, 16).reshape(1, 4, 4, 1) * jnp.ones(3)
     >>> print(jnp.array([1.0, 0.0, 0.0]) @ decorrelated(grey).mix)
     [0.58... 0.57... 0.57...]
     """
-    known = require_data(data, -np.inf, np.inf, least=1)
-    pixels = known.reshape(-1, known.shape[-1])
+    images = require_data(data, -np.inf, np.inf)
+    pixels = images.reshape(-1, images.shape[-1])
     centred = pixels - pixels.mean(0)
     variances, axes = np.linalg.eigh(centred.T @ centred / len(pixels))
     if not variances[-1] > 0:
         raise ValueError(f"data must vary, got {len(pixels)} pixels of one colour")
-    deviations = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[-1]))
+    deviations = np.sqrt(np.maximum(variances, _MIN_RELATIVE_VARIANCE * variances[-1]))
     deviations /= np.sqrt((deviations**2).mean())
-    mix, unmix = (
-        jnp.asarray((axes * scale) @ axes.T, jnp.float32) for scale in (deviations, 1 / deviations)
-    )
+    mix = jnp.asarray((axes * deviations) @ axes.T, jnp.float32)
+    unmix = jnp.asarray((axes / deviations) @ axes.T, jnp.float32)
     return Colors(mix, unmix)
 
 
-def blocks(matrix: Float[Array, "channels channels"], pixels: int) -> Float[Array, "side side"]:
-    """The matrix for several pixels at once, block by block; their number divides `pixels`.
-
-    A product with 3 x 3 is too small for XLA:CPU's fast matrix product: eight pixels at a time take a tenth of the time.
-    """
-    together = max(k for k in range(1, max(1, _BLOCK // len(matrix)) + 1) if pixels % k == 0)
-    return jnp.kron(jnp.eye(together, dtype=matrix.dtype), matrix)
-
-
-def mixed(
-    image: Float[Array, "height width channels"], blocks: Float[Array, "side side"]
-) -> Float[Array, "height width channels"]:
-    """Every pixel times the matrix that `blocks` repeats."""
-    return (image.reshape(-1, len(blocks)) @ blocks).reshape(image.shape)
+def multiply_pixels(
+    matrix: Float[Array, "channels channels"], pixels: int
+) -> Callable[[Array], Array]:
+    """Return the function that multiplies each of `pixels` pixels of an image by a matrix."""
+    # A product with 3 x 3 is too small for XLA:CPU's fast matrix product: a block-diagonal matrix
+    # for eight pixels at a time takes a tenth of the time.
+    largest = max(1, _BLOCK_SIZE // len(matrix))
+    repeats = max(k for k in range(1, largest + 1) if pixels % k == 0)
+    blocks = jnp.kron(jnp.eye(repeats, dtype=matrix.dtype), matrix)
+    return lambda image: (image.reshape(-1, len(blocks)) @ blocks).reshape(image.shape)
 
 
 def require_colors(colors: Any, shape: tuple[int, ...]) -> None:
-    """None, or `Colors` of as many channels as the shape has."""
+    """Check that `colors` is None or `Colors` for the channels of `shape`."""
     if colors is None:
         return
     if not isinstance(colors, Colors):
         raise TypeError(f"colors must be made by decorrelated(data), got {type(colors).__name__}")
     if colors.mix.shape != (shape[-1], shape[-1]):
         raise ValueError(
-            f"colors must have the {shape[-1]} channels of the shape {list(shape)}, got {len(colors.mix)}"
+            f"colors must have {shape[-1]} channels for shape {list(shape)}, got {len(colors.mix)}"
         )

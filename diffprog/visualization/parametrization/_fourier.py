@@ -1,11 +1,12 @@
-"""Images as spectra: a variable per frequency, a real Fourier transform, and a sigmoid into the range.
+"""Fourier parametrizations: a variable per frequency, an inverse real FFT, and a sigmoid.
 
-    x = low + (high - low) σ(y · M),      y = F⁻¹ s,      s = z · scale      or      s = amplitude · e^{i z}
+    x = low + (high - low) σ(y · M),      y = F⁻¹ s,      s = z · scale      or      s = a · e^{i z}
 
-F is the orthonormal real transform over height and width, so |y|² is the energy of s, each bin counted as often as it stands for one of the
-full spectrum: columns 0 and (of an even width) width / 2 hold both a frequency and its opposite, every other stands for its opposite too.
-M are the colours. Because F⁻¹ takes the Hermitian part of those two columns, s keeps its magnitude in all bins only if phases there are
-odd: that of a frequency is minus that of its opposite.
+F is the orthonormal real FFT over height and width; M decorrelates the colours. A real FFT stores
+half of the spectrum: a bin stands for a frequency and its opposite. Only the first column, and of
+an even width the last, hold both, so |y|² counts those columns once and every other column twice.
+In those two columns F⁻¹ takes the Hermitian part of s: magnitudes there are kept only if opposite
+frequencies have opposite phases.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +20,7 @@ from jaxtyping import Array, Float
 from diffprog import _validation
 from diffprog.visualization.parametrization._decorrelation import (
     Colors,
-    blocks,
-    mixed,
+    multiply_pixels,
     require_colors,
 )
 from diffprog.visualization.parametrization._image import (
@@ -30,12 +30,11 @@ from diffprog.visualization.parametrization._image import (
     require_shape,
 )
 
-# Half a grey level of 8 bits: what `invert` keeps from the ends of the range, where the sigmoid's inverse is infinite.
+# Half a grey level of 8 bits: `invert` clips to it, as the logit is infinite at 0 and 1.
 _MARGIN = 1 / 512
-_LEAST_AMPLITUDE = 1e-3
+_MIN_RELATIVE_AMPLITUDE = 1e-3
 
 Shape = tuple[int, int, int]
-_Spectrum = Float[Array, "parts height half channels"]
 
 
 def fourier(
@@ -46,19 +45,22 @@ def fourier(
     spread: float = 0.01,
     colors: Colors | None = None,
 ) -> Image:
-    """Real and imaginary part of each frequency, divided by the frequency: s = (z₀ + i z₁) / max(f, 1 / max(height, width))^decay.
+    """Parametrize an image by its Fourier coefficients, scaled by 1 / frequency^decay.
 
-    The variable has shape (2, height, width // 2 + 1, channels). It starts as the spectrum of white noise.
+        s = (z₀ + i z₁) / max(f, 1 / max(height, width))^decay
+
+    z has shape (2, height, width // 2 + 1, channels) and starts as the spectrum of white noise.
 
     Args:
-        shape: (height, width, channels), any of at least 1.
-        range: (low, high) of the pixels, which a sigmoid keeps; at z = 0 all are in the middle.
-        decay: how much slower fine structure moves; 0 for all alike, 1 for the amplitudes of photographs.
-        spread: standard deviation of the white noise.
-        colors: from `decorrelated`; None leaves the channels as they are.
+        shape: (height, width, channels), each at least 1.
+        range: (low, high) of the pixels, enforced by a sigmoid; z = 0 is the middle.
+        decay: exponent of the frequency; 0 scales all frequencies alike, 1 as in natural images.
+        spread: standard deviation of the initial white noise.
+        colors: decorrelated colours, from `decorrelated`; None keeps the channels independent.
 
     Raises:
-        TypeError, ValueError: an argument out of these; at `invert`, an image that is not float of that shape.
+        TypeError, ValueError: an argument is invalid. `invert` raises if its image is not a float
+            array of this shape.
 
     Source: Olah et al., "Feature Visualization", 2017.
 
@@ -67,14 +69,8 @@ def fourier(
     ((2, 5, 4, 3), (5, 7, 3))
     """
     shape = require_shape(shape)
-    scale = jnp.asarray(_falling(shape, _validation.number("decay", decay)), jnp.float32)
-    return _scaled(
-        shape,
-        scale,
-        _validation.bounds("range", range),
-        _validation.number("spread", spread, low=0),
-        colors,
-    )
+    scale = _inverse_frequency(shape, _validation.number("decay", decay))
+    return _scaled_spectrum(shape, scale, _validation.bounds("range", range), spread, colors)
 
 
 def spectrum(
@@ -84,34 +80,37 @@ def spectrum(
     spread: float = 0.1,
     colors: Colors | None = None,
 ) -> Image:
-    """Real and imaginary part of each frequency, times its mean amplitude in one's own images: s = (z₀ + i z₁) · mean |F y|.
+    """Parametrize an image by its Fourier coefficients, scaled by their mean amplitude in the data.
 
-    y is 4 (x - middle) / (high - low) of the data, the sigmoid's inverse to first order, so that z of size 1 paints contrasts like the
-    data's. The variable has shape (2, height, width // 2 + 1, channels).
+        s = (z₀ + i z₁) · mean |F y|,      y = 4 (x - middle) / (high - low)
+
+    y is the first-order inverse of the sigmoid, so z of size 1 paints contrasts like those of the
+    data. z has shape (2, height, width // 2 + 1, channels).
 
     Args:
-        data: images in the range, at least one. Amplitudes below 1e-3 of the largest count as that, so that every frequency can be painted.
+        data: at least one image within the range. Amplitudes below 1e-3 of the largest are raised
+            to that, so that every frequency can be painted.
         range: (low, high) of the pixels.
-        spread: standard deviation of the white noise whose spectrum z starts as.
-        colors: from `decorrelated`; the amplitudes are then those of the uncorrelated channels.
+        spread: standard deviation of the white noise whose spectrum is the initial z.
+        colors: decorrelated colours, from `decorrelated`; the amplitudes are then those of the
+            uncorrelated channels.
 
     Raises:
-        TypeError, ValueError: an argument out of these, traced data, or data all in the middle of the range.
+        TypeError, ValueError: an argument is invalid, or the data are traced or constant at the
+            middle of the range.
 
     >>> spectrum(jax.random.uniform(jax.random.key(0), (9, 8, 8, 1))).shape
     (8, 8, 1)
     """
     bounds = _validation.bounds("range", range)
-    known = require_data(data, *bounds, least=1)
-    amplitude = np.abs(_spectra(known, bounds, colors)).mean(0)
+    images = require_data(data, *bounds)
+    amplitude = np.abs(_linearized_spectra(images, bounds, colors)).mean(0)
     if not amplitude.max() > 0:
         raise ValueError(
-            f"data must not lie all in the middle of the range {bounds}: it has no spectrum there"
+            f"data must not be constant at the middle of the range {bounds}: the spectrum is zero"
         )
-    scale = jnp.asarray(np.maximum(amplitude, _LEAST_AMPLITUDE * amplitude.max()), jnp.float32)
-    return _scaled(
-        known.shape[1:], scale, bounds, _validation.number("spread", spread, low=0), colors
-    )
+    scale = np.maximum(amplitude, _MIN_RELATIVE_AMPLITUDE * amplitude.max())
+    return _scaled_spectrum(images.shape[1:], scale, bounds, spread, colors)
 
 
 def phase_only(
@@ -122,51 +121,53 @@ def phase_only(
     decay: float = 1.0,
     colors: Colors | None = None,
 ) -> Image:
-    """A phase for each frequency, at constant magnitude: s = amplitude · e^{i z}, in every bin.
+    """Parametrize an image by its Fourier phases, with fixed magnitudes: s = a · e^{i z} (MACO).
 
-    The variable has shape (height, width // 2 + 1, channels) and starts as the phases of white noise. Phases of opposite frequencies are
-    made opposite, so all magnitudes are kept; a frequency that is its own opposite (the mean, the checkerboards) has no phase but a sign,
-    which is fixed: that of the data's mean image. A sigmoid then brings the image into the range: the magnitudes are those before it.
+    z has shape (height, width // 2 + 1, channels) and starts as the phases of white noise. Phases
+    of opposite frequencies are made opposite, which keeps every magnitude. The mean and the
+    checkerboards are their own opposite: they have a fixed sign instead of a phase, that of the
+    mean image of the data. Magnitudes are those before the sigmoid.
 
     Args:
         shape: (height, width, channels).
-        data: images of that shape in the range, whose mean amplitudes are taken (of 4 (x - middle) / (high - low), as in `spectrum`).
-            Without: 1 / frequency^decay, mean 0, standard deviation 1 before the sigmoid.
+        data: images of this shape within the range; a is their mean amplitude, as in `spectrum`.
+            Default: a ∝ 1 / frequency^decay, so that y has mean 0 and standard deviation 1.
         range: (low, high) of the pixels.
-        decay: of the amplitudes; only without data.
-        colors: from `decorrelated`; the magnitudes are then those of the uncorrelated channels.
+        decay: exponent of the frequency; used only without data.
+        colors: decorrelated colours, from `decorrelated`; the magnitudes are then those of the
+            uncorrelated channels.
 
     Raises:
-        TypeError, ValueError: an argument out of these, data of another shape, traced data.
+        TypeError, ValueError: an argument is invalid, the data have another shape or are traced.
 
-    Source: Fel et al., "Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization", 2023.
+    Source: Fel et al., "Unlocking Feature Visualization for Deeper Networks with MAgnitude
+    Constrained Optimization", 2023.
 
     >>> image = phase_only((8, 8, 1))
     >>> image.paint(image.init(jax.random.key(0))).shape
     (8, 8, 1)
     """
     shape, bounds = require_shape(shape), _validation.bounds("range", range)
-    exponent = _validation.number("decay", decay)
-    signed = (
-        _unit_contrast(shape, exponent)
+    decay = _validation.number("decay", decay)
+    amplitude = jnp.asarray(
+        _unit_variance_amplitude(shape, decay)
         if data is None
-        else _mean_amplitude(data, shape, bounds, colors)
+        else _mean_amplitude(data, shape, bounds, colors),
+        jnp.float32,
     )
-    amplitude = jnp.asarray(signed, jnp.float32)
-    into, out_of = _into_range(shape, bounds, colors)
+    to_pixels, from_pixels = _pixel_maps(shape, bounds, colors)
 
     def paint(
         phases: Float[Array, "height half channels"],
     ) -> Float[Array, "height width channels"]:
-        odd = _odd(phases, shape[1])
-        return into(
-            _inverse(jax.lax.complex(amplitude * jnp.cos(odd), amplitude * jnp.sin(odd)), shape)
-        )
+        odd = _odd_phases(phases, shape[1])
+        coefficients = jax.lax.complex(amplitude * jnp.cos(odd), amplitude * jnp.sin(odd))
+        return to_pixels(_irfft2(coefficients, shape))
 
     def phases_of(
         image: Float[Array, "height width channels"],
     ) -> Float[Array, "height half channels"]:
-        return jnp.angle(_forward(image))
+        return jnp.angle(_rfft2(image))
 
     return Image(
         shape,
@@ -174,117 +175,120 @@ def phase_only(
         init=lambda key: phases_of(jax.random.normal(key, shape)),
         paint=paint,
         project=lambda variable: variable,
-        invert=lambda image: phases_of(out_of(image)),
+        invert=lambda image: phases_of(from_pixels(image)),
     )
 
 
-def _scaled(
-    shape: Shape, scale: Array, bounds: tuple[float, float], spread: float, colors: Colors | None
+def _scaled_spectrum(
+    shape: Shape,
+    scale: np.ndarray | Array,
+    bounds: tuple[float, float],
+    spread: float,
+    colors: Colors | None,
 ) -> Image:
-    """The image whose spectrum is the variable times `scale`."""
-    into, out_of = _into_range(shape, bounds, colors)
+    """Parametrize an image by z with s = (z₀ + i z₁) · scale."""
+    spread = _validation.number("spread", spread, low=0)
+    scale = jnp.asarray(scale, jnp.float32)
+    to_pixels, from_pixels = _pixel_maps(shape, bounds, colors)
 
-    def paint(variable: _Spectrum) -> Float[Array, "height width channels"]:
-        return into(_inverse(jax.lax.complex(variable[0] * scale, variable[1] * scale), shape))
+    def paint(variable: Float[Array, "2 height half channels"]) -> Array:
+        coefficients = jax.lax.complex(variable[0] * scale, variable[1] * scale)
+        return to_pixels(_irfft2(coefficients, shape))
+
+    def real_and_imaginary(image: Array) -> Float[Array, "2 height half channels"]:
+        coefficients = _rfft2(image)
+        return jnp.stack([coefficients.real, coefficients.imag])
 
     return Image(
         shape,
         bounds,
-        init=lambda key: _parts(_forward(spread * jax.random.normal(key, shape))),
+        init=lambda key: real_and_imaginary(spread * jax.random.normal(key, shape)),
         paint=paint,
         project=lambda variable: variable,
-        invert=lambda image: _parts(_forward(out_of(image)) / scale),
+        invert=lambda image: real_and_imaginary(from_pixels(image)) / scale,
     )
 
 
-def _into_range(
+def _pixel_maps(
     shape: Shape, bounds: tuple[float, float], colors: Colors | None
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Colours and sigmoid, and their inverse."""
+    """Return the map y -> low + (high - low) σ(y · M) and its inverse."""
     require_colors(colors, shape)
-    (low, high), pixels = bounds, shape[0] * shape[1]
-    mix, unmix = (
-        (None, None)
-        if colors is None
-        else (blocks(colors.mix, pixels), blocks(colors.unmix, pixels))
-    )
+    low, high = bounds
+    mix = unmix = lambda image: image
+    if colors is not None:
+        mix, unmix = (multiply_pixels(matrix, shape[0] * shape[1]) for matrix in colors)
 
-    def into(linear: Array) -> Array:
-        seen = linear if mix is None else mixed(linear, mix)
-        return jnp.clip(
-            low + (high - low) * jax.nn.sigmoid(seen), low, high
-        )  # against the rounding of the sum alone
+    def to_pixels(y: Array) -> Array:
+        # The sum can round to just outside the range.
+        return jnp.clip(low + (high - low) * jax.nn.sigmoid(mix(y)), low, high)
 
-    def out_of(image: Array) -> Array:
-        share = (require_image(image, shape) - low) / (high - low)
-        linear = jax.scipy.special.logit(jnp.clip(share, _MARGIN, 1 - _MARGIN))
-        return linear if unmix is None else mixed(linear, unmix)
+    def from_pixels(image: Array) -> Array:
+        fraction = (require_image(image, shape) - low) / (high - low)
+        return unmix(jax.scipy.special.logit(jnp.clip(fraction, _MARGIN, 1 - _MARGIN)))
 
-    return into, out_of
+    return to_pixels, from_pixels
 
 
-def _forward(image: Array) -> Array:
+def _rfft2(image: Array) -> Array:
     return jnp.fft.rfft2(image, axes=(0, 1), norm="ortho")
 
 
-def _inverse(spectrum: Array, shape: Shape) -> Array:
-    return jnp.fft.irfft2(spectrum, s=shape[:2], axes=(0, 1), norm="ortho")
+def _irfft2(coefficients: Array, shape: Shape) -> Array:
+    return jnp.fft.irfft2(coefficients, s=shape[:2], axes=(0, 1), norm="ortho")
 
 
-def _parts(spectrum: Array) -> _Spectrum:
-    return jnp.stack([spectrum.real, spectrum.imag])
+def _holds_opposites(width: int) -> Any:
+    """Mark the columns of a half spectrum that hold both a frequency and its opposite."""
+    column = np.arange(width // 2 + 1)[:, None]
+    return (column == 0) | (2 * column == width)
 
 
-def _odd(phases: Array, width: int) -> Array:
-    """Phases that are minus those of the opposite frequency, in the columns that hold both."""
+def _odd_phases(phases: Array, width: int) -> Array:
+    """Make the phases of opposite frequencies opposite."""
     opposite = jnp.roll(phases[::-1], 1, axis=0)
-    column = jnp.arange(phases.shape[1])[:, None]
-    return jnp.where((column == 0) | (2 * column == width), (phases - opposite) / 2, phases)
+    return jnp.where(_holds_opposites(width), (phases - opposite) / 2, phases)
 
 
-def _falling(shape: Shape, decay: float) -> np.ndarray:
-    """1 / frequency^decay, the frequency in cycles per pixel and at least one per longer side."""
+def _inverse_frequency(shape: Shape, decay: float) -> np.ndarray:
+    """Return 1 / f^decay, with f in cycles per pixel and at least one cycle per longer side."""
     height, width, _ = shape
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     return (1 / np.maximum(frequency, 1 / max(height, width)) ** decay)[..., None]
 
 
-def _unit_contrast(shape: Shape, decay: float) -> np.ndarray:
-    """1 / frequency^decay without the mean, such that pixels have mean square 1."""
-    amplitude = np.broadcast_to(
-        _falling(shape, decay), (shape[0], shape[1] // 2 + 1, shape[2])
-    ).copy()
+def _unit_variance_amplitude(shape: Shape, decay: float) -> np.ndarray:
+    """Return 1 / f^decay with mean 0, scaled so that y has mean square 1."""
+    height, width, channels = shape
+    amplitude = np.repeat(_inverse_frequency(shape, decay), channels, axis=-1)
     amplitude[0, 0] = 0
-    column = np.arange(amplitude.shape[1])[:, None]
-    times = np.where((column == 0) | (2 * column == shape[1]), 1, 2)
-    energy = (times * amplitude**2).sum((0, 1)) / (shape[0] * shape[1])
+    multiplicity = np.where(_holds_opposites(width), 1, 2)
+    energy = (multiplicity * amplitude**2).sum((0, 1)) / (height * width)
     return amplitude / np.sqrt(np.where(energy > 0, energy, 1))
 
 
 def _mean_amplitude(
     data: Any, shape: Shape, bounds: tuple[float, float], colors: Colors | None
 ) -> np.ndarray:
-    """Mean amplitudes of the data, with the sign of the mean image where a frequency is its own opposite."""
-    known = require_data(data, *bounds, least=1)
-    if known.shape[1:] != shape:
+    """Return mean |F y|, signed as the mean of F y where a frequency is its own opposite."""
+    images = require_data(data, *bounds)
+    if images.shape[1:] != shape:
         raise ValueError(
-            f"data must be images of shape {list(shape)}, got shape {list(known.shape)}"
+            f"data must be images of shape {list(shape)}, got shape {list(images.shape)}"
         )
-    spectra = _spectra(known, bounds, colors)
+    spectra = _linearized_spectra(images, bounds, colors)
     sign = np.where(spectra.mean(0).real < 0, -1, 1)
-    rows, column = (
-        -np.arange(shape[0]) % shape[0] == np.arange(shape[0]),
-        np.arange(spectra.shape[2]),
-    )
-    own_opposite = rows[:, None] & ((column == 0) | (2 * column == shape[1]))
-    return np.abs(spectra).mean(0) * np.where(own_opposite[..., None], sign, 1)
+    rows = np.arange(shape[0])
+    own_opposite = (-rows % shape[0] == rows)[:, None, None] & _holds_opposites(shape[1])
+    return np.abs(spectra).mean(0) * np.where(own_opposite, sign, 1)
 
 
-def _spectra(data: np.ndarray, bounds: tuple[float, float], colors: Colors | None) -> np.ndarray:
-    """Spectra of images before the sigmoid, which near the middle of the range is (low + high) / 2 + (high - low) y / 4."""
-    require_colors(colors, data.shape[1:])
+def _linearized_spectra(
+    images: np.ndarray, bounds: tuple[float, float], colors: Colors | None
+) -> np.ndarray:
+    """Return F y with y = 4 (x - middle) / (high - low), the first-order inverse of the sigmoid."""
+    require_colors(colors, images.shape[1:])
     low, high = bounds
-    linear = 4 * (data - (low + high) / 2) / (high - low)
-    return np.fft.rfft2(
-        linear if colors is None else linear @ np.asarray(colors.unmix), axes=(1, 2), norm="ortho"
-    )
+    y = 4 * (images - (low + high) / 2) / (high - low)
+    y = y if colors is None else y @ np.asarray(colors.unmix)
+    return np.fft.rfft2(y, axes=(1, 2), norm="ortho")

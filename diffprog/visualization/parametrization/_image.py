@@ -1,18 +1,18 @@
-"""Images as free variables: what is descended on, and how an image is painted from it.
+"""Image parametrizations: optimize a variable z from which the image x = paint(z) is computed.
 
-    x = paint(z),      dJ/dz = (dx/dz)^T dJ/dx
+    x = paint(z),      dJ/dz = (dx/dz)ᵀ dJ/dx
 
-The pixels themselves are a poor free variable: what excites a unit most is then mostly noise. Another variable of the same image is another
-metric for the descent, in which smooth or likely images are near:
+Gradient ascent on raw pixels mostly produces high-frequency noise. Another variable for the same
+image is another metric for the ascent, in which smooth or likely images are close:
 
-    pixels        x = z                              z in the box of the range, or wherever `project` says
-    fourier       x = σ(F⁻¹ (z / frequency))         coarse structure moves before fine
-    spectrum      x = σ(F⁻¹ (z · amplitude))         each frequency as it is in one's own images
-    phase_only    x = σ(F⁻¹ (amplitude · e^{iz}))    only where things are, not how strong
-    covariance    x = μ + L z,  L L^T = cov          z of length 1 in any direction: as likely as another in one's own images
+    pixels        x = z                              z projected onto the pixel bounds
+    fourier       x = σ(F⁻¹ (z / frequency))         low frequencies change faster than high ones
+    spectrum      x = σ(F⁻¹ (z · amplitude))         each frequency scaled as in given images
+    phase_only    x = σ(F⁻¹ (amplitude · e^{iz}))    magnitudes fixed, only phases optimized (MACO)
+    covariance    x = μ + L z,  L Lᵀ = Σ             z is standard normal for given images
 
-An `Image` makes one image; whoever uses it maps it over a batch. What is learnt is learnt from arrays given. This module has the first and
-the last of them, `_spectra` those between.
+An `Image` describes one image; `jax.vmap` over its functions handles a batch. This file has
+`pixels` and `covariance`; `_fourier` has the other three.
 """
 
 import math
@@ -26,19 +26,20 @@ from jaxtyping import Array, Float
 
 from diffprog import _validation
 
-_ALL_COMPONENTS, _MOST_COMPONENTS = 2048, 256
+# `covariance` keeps every component of images of up to _FULL_SIZE numbers, _COMPONENTS of larger.
+_FULL_SIZE, _COMPONENTS = 2048, 256
 
 
 class Image(NamedTuple):
-    """A parametrization of one image; `jax.vmap` makes it one of a batch.
+    """Parametrization of one image; use `jax.vmap` for a batch.
 
     Attributes:
         shape: (height, width, channels) of the image.
-        range: (low, high) of the pixels it paints.
-        init: `init(key)`, a variable to start from, a pytree of float arrays.
-        paint: `paint(variable)`, the image (height, width, channels), inside the range.
-        project: `project(variable)`, the nearest variable that is allowed; the variable itself where all are.
-        invert: `invert(image)`, the variable that paints an image, as nearly as there is one: to start from it.
+        range: (low, high), the bounds of the pixels that `paint` returns.
+        init: `init(key)` returns a starting variable, a pytree of float arrays.
+        paint: `paint(variable)` returns the image (height, width, channels), within the range.
+        project: `project(variable)` returns the nearest allowed variable; the identity if all are.
+        invert: `invert(image)` returns the variable whose painted image is closest to `image`.
 
     >>> image = pixels((1, 2, 1))
     >>> print(image.paint(image.project(jnp.array([[[0.5], [1.5]]]))).ravel())
@@ -63,43 +64,42 @@ def pixels(
     ]
     | None = None,
 ) -> Image:
-    """The image is the variable: x = z.
+    """Parametrize an image by its pixels, x = z.
 
-    It starts from the middle of the range plus noise, N(middle, spread²), and is kept in the range by clipping after each update, so that
-    the descent of a linear cost ends in a corner of the box.
+    z starts as the middle of the range plus noise N(0, spread²) and is clipped to the range after
+    each update.
 
     Args:
         shape: (height, width, channels).
-        range: (low, high) of the pixels; (-inf, inf) for any, with middle 0.
-        spread: standard deviation of the start, at least 0.
-        project: `project(image) -> image`, instead of clipping: the nearest image of a ball, of a sphere, ... inside the range.
+        range: (low, high) of the pixels; (-inf, inf) for no bounds, with middle 0.
+        spread: standard deviation of the initial noise, at least 0.
+        project: projection `image -> image` used instead of clipping, for example onto a ball or a
+            sphere inside the range.
 
     Raises:
-        TypeError, ValueError: an argument out of these; at `invert`, an image that is not float of that shape.
+        TypeError, ValueError: an argument is invalid. `invert` raises if its image is not a float
+            array of this shape.
 
     >>> box = pixels((8, 8, 1), range=(-1, 1))
     >>> print(box.project(2 * jnp.ones((8, 8, 1))).max())
     1.0
     """
     shape = require_shape(shape)
-    low, high = (
-        (-math.inf, math.inf)
-        if range == (-math.inf, math.inf)
-        else _validation.bounds("range", range)
-    )
-    middle, spread = (
-        (low + high) / 2 if math.isfinite(low) else 0.0,
-        _validation.number("spread", spread, low=0),
-    )
-    nearest = _clip(low, high) if project is None else _validation.function("project", project)
+    if range == (-math.inf, math.inf):
+        low, high, middle = -math.inf, math.inf, 0.0
+    else:
+        low, high = _validation.bounds("range", range)
+        middle = (low + high) / 2
+    spread = _validation.number("spread", spread, low=0)
+    projection = _clip(low, high) if project is None else _validation.function("project", project)
 
     return Image(
         shape,
         (low, high),
-        init=lambda key: nearest(middle + spread * jax.random.normal(key, shape)),
+        init=lambda key: projection(middle + spread * jax.random.normal(key, shape)),
         paint=lambda variable: variable,
-        project=nearest,
-        invert=lambda image: nearest(require_image(image, shape)),
+        project=projection,
+        invert=lambda image: projection(require_image(image, shape)),
     )
 
 
@@ -110,34 +110,41 @@ def covariance(
     spread: float = 0.1,
     components: int | None = None,
 ) -> Image:
-    """Coordinates in which one's own images are a standard normal: x = clip(μ + L z), with L L^T their covariance.
+    """Parametrize an image by whitened principal components of given images, x = clip(μ + L z).
 
-    The columns of L are the principal components, each times its standard deviation (a thin singular value decomposition of the data less
-    their mean, so the covariance itself is never formed). |z|² is the squared Mahalanobis distance from the mean: penalize it, by
-    `of_variable(l2)` with a weight near 0.01, and images stay likely. The clip has its true derivative, 0 for a pixel that is cut. No image
-    dies of it: z moves all pixels together, those that are inside bring back those that are not, and so does the penalty.
+    L Lᵀ is the covariance of the data: the columns of L are the principal components times their
+    standard deviations, from a thin singular value decomposition of the centred data. |z|² is the
+    squared Mahalanobis distance from the mean; penalize it with `of_variable(l2)`, weight about
+    0.01, to keep images likely. A clipped pixel has derivative 0. It can leave the bound again,
+    because z moves all pixels together: the other pixels and the penalty still change z.
 
     Args:
-        data: images, at least two and not all the same, in the range. A thousand of 32 x 32 x 3 take a second or two.
+        data: at least two different images within the range. A thousand images of 32 x 32 x 3 take
+            a second or two.
         range: (low, high) of the pixels.
-        spread: standard deviation of z at the start; 0 is the mean image, 1 draws like the data's.
-        components: how many principal components to keep, the largest; by default all, and 256 of images of more than 2048 numbers.
+        spread: standard deviation of the initial z; 0 starts from the mean image, 1 from a sample
+            of the normal distribution fitted to the data.
+        components: number of principal components to keep, the largest ones. Default: all, or 256
+            if an image has more than 2048 numbers.
 
     Raises:
-        TypeError, ValueError: an argument out of these, or traced data.
+        TypeError, ValueError: an argument is invalid, or the data are traced.
 
-    Source: Cholesky of ImageNet's colours is lucid's (Olah et al., "Feature Visualization", 2017); here of whole images, of any data.
+    Source: Olah et al., "Feature Visualization", 2017, decorrelate colours with the covariance of
+    ImageNet; this function does so for whole images of any data set.
 
     >>> likely = covariance(jax.random.uniform(jax.random.key(0), (20, 4, 4, 1)))
     >>> likely.init(jax.random.key(1)).shape
     (16,)
     """
     low, high = _validation.bounds("range", range)
-    known = require_data(data, low, high)
-    shape, spread = known.shape[1:], _validation.number("spread", spread, low=0)
-    default = None if math.prod(shape) <= _ALL_COMPONENTS else _MOST_COMPONENTS
-    most = default if components is None else _validation.integer("components", components, low=1)
-    mean, deviations, axes = _principal(known.reshape(len(known), -1), most)
+    images = require_data(data, low, high, minimum=2)
+    shape, spread = images.shape[1:], _validation.number("spread", spread, low=0)
+    if components is not None:
+        components = _validation.integer("components", components, low=1)
+    elif math.prod(shape) > _FULL_SIZE:
+        components = _COMPONENTS
+    mean, deviations, axes = _principal_components(images.reshape(len(images), -1), components)
     clip = _clip(low, high)
 
     return Image(
@@ -150,19 +157,21 @@ def covariance(
     )
 
 
-def _principal(rows: np.ndarray, most: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean, standard deviations along the principal axes, largest first, and the axes; those without variance left out."""
+def _principal_components(
+    rows: np.ndarray, components: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the mean, the nonzero standard deviations, largest first, and the principal axes."""
     mean = rows.mean(0)
     _, singular, axes = np.linalg.svd(rows - mean, full_matrices=False)
     rank = int((singular > singular[0] * max(rows.shape) * np.finfo(np.float32).eps).sum())
     if rank == 0:
-        raise ValueError(f"data must vary, got {len(rows)} times the same image")
-    kept = slice(rank if most is None else min(most, rank))
-    deviations = singular[kept] / math.sqrt(len(rows) - 1)
+        raise ValueError(f"data must vary, got {len(rows)} identical images")
+    count = rank if components is None else min(components, rank)
+    deviations = singular[:count] / math.sqrt(len(rows) - 1)
     return (
         jnp.asarray(mean, jnp.float32),
         jnp.asarray(deviations, jnp.float32),
-        jnp.asarray(axes[kept], jnp.float32),
+        jnp.asarray(axes[:count], jnp.float32),
     )
 
 
@@ -171,26 +180,27 @@ def _clip(low: float, high: float) -> Callable[[Array], Array]:
 
 
 def require_shape(shape: Any) -> tuple[int, int, int]:
-    """(height, width, channels)."""
+    """Check that `shape` is (height, width, channels)."""
     height, width, channels = _validation.integers("shape", shape, least=3, most=3)
     return height, width, channels
 
 
 def require_image(image: Any, shape: tuple[int, ...]) -> Array:
-    """One float image of that shape."""
+    """Check that `image` is one float image of this shape."""
     _validation.floating("image", image)
     if tuple(image.shape) != shape:
         raise ValueError(f"image must have shape {list(shape)}, got {list(image.shape)}")
     return jnp.asarray(image)
 
 
-def require_data(data: Any, low: float, high: float, *, least: int = 2) -> np.ndarray:
-    """At least so many float images with finite values in low .. high, as float64 on the host, where statistics are taken once."""
+def require_data(data: Any, low: float, high: float, *, minimum: int = 1) -> np.ndarray:
+    """Check a batch of finite float images within [low, high]; return it as NumPy float64."""
     _validation.floating("data", data, rank=4)
-    _validation.concrete("data", data, "learn from the data before the transformation")
-    if len(data) < least or 0 in data.shape:
+    _validation.concrete("data", data, "compute the parametrization outside the transformation")
+    if len(data) < minimum or 0 in data.shape:
         raise ValueError(
-            f"data must be at least {least} images (n, height, width, channels), got shape {list(data.shape)}"
+            f"data must have shape (n, height, width, channels) with n >= {minimum}, "
+            f"got shape {list(data.shape)}"
         )
     _validation.finite("data", data)
     _validation.within("data", data, low, high)

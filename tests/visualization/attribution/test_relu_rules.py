@@ -1,4 +1,4 @@
-"""Which relus are found, and what gradient they are given."""
+"""Recognition of relus, and the gradient that a rule gives them."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ DY = jnp.array([[1.0, -1.0, 1.0, -1.0]])
 RELUS = {
     "jax.nn.relu": jax.nn.relu,
     "maximum": lambda x: jnp.maximum(x, 0),
-    "maximum, turned": lambda x: jnp.maximum(0.0, x),
+    "maximum, operands swapped": lambda x: jnp.maximum(0.0, x),
     "where": lambda x: jnp.where(x > 0, x, 0),
     "where not": lambda x: jnp.where(x < 0, 0, x),
     "the layer": lambda x: backprop.differentiable(backprop.relu())((), x),
@@ -39,13 +39,13 @@ def gradient(f):
         (straight_through, [[1, -1, 1, -1]]),
     ],
 )
-def test_the_gradient_is_that_of_the_rule_and_the_value_that_of_the_relu(relu, rule, expected):
+def test_the_rule_changes_the_gradient_and_not_the_value(relu, rule, expected):
     f = with_rectifier(relu, rule)
     np.testing.assert_array_equal(f(X), np.maximum(X, 0))
     np.testing.assert_array_equal(gradient(f), expected)
 
 
-def test_a_rule_of_ones_own_with_arrays_of_its_own():
+def test_a_user_rule_may_hold_arrays():
     leak = jnp.float32(0.25)
     np.testing.assert_array_equal(
         gradient(with_rectifier(jax.nn.relu, lambda x, dy: jnp.where(x > 0, dy, leak * dy))),
@@ -54,7 +54,7 @@ def test_a_rule_of_ones_own_with_arrays_of_its_own():
 
 
 @pytest.mark.slow
-def test_the_plain_rule_gives_the_plain_gradient_of_a_network():
+def test_the_plain_rule_gives_the_plain_gradient():
     model = models.cnn((8, 8, 1), channels=(2, 3), hidden=(4,))
     params, x = model.init(jax.random.key(0)), jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
     f = lambda x: model.apply(params, x).sum()
@@ -67,7 +67,7 @@ def test_the_plain_rule_gives_the_plain_gradient_of_a_network():
     "bounded",
     [lambda x: jnp.clip(x, 0, 1), jax.nn.relu6, lambda x: jnp.sqrt(jnp.maximum(x, 0) + 1e-6)],
 )
-def test_bounds_and_guards_are_no_relus(bounded):
+def test_bounds_and_guards_are_not_relus(bounded):
     both = lambda x: bounded(x) + jax.nn.relu(x)
     np.testing.assert_allclose(
         gradient(with_rectifier(both, straight_through)), gradient(bounded) + DY, rtol=1e-6
@@ -81,7 +81,7 @@ def looped(x):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "said"),
+    ("make", "error", "message"),
     [
         (lambda: with_rectifier(3, guided), TypeError, "f must be callable"),
         (lambda: with_rectifier(jax.nn.relu, "guided"), TypeError, "rule must be callable"),
@@ -94,6 +94,6 @@ def looped(x):
         ),
     ],
 )
-def test_refuses(make, error, said):
-    with pytest.raises(error, match=said):
+def test_bad_arguments_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
         make()

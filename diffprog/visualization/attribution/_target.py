@@ -1,0 +1,92 @@
+"""The score that an attribution explains, as a program of the input or of a node.
+
+The score s(h) is one number per example: an output y_j, an `Objective`, or any function of the
+output. If h is a node, s is computed from f run with h in place of that node.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffprog import _validation, nodes
+from diffprog.nodes import find_nodes, trace_program
+from diffprog.program import Program, program
+from diffprog.visualization._axes import axes_of, first_and_last, moved_back
+from diffprog.visualization._evaluate_objective import read_whole, require_readable
+from diffprog.visualization._objectives import Objective, Units, custom, logit
+from diffprog.visualization._values import depends
+
+Target = Units | Objective | Callable[[Array], Array]
+Examples = Float[Array, "batch ..."]
+
+
+def score_program(
+    f: Callable[..., Any], x: Any, target: Target, at: str | None = None
+) -> tuple[Program, Array]:
+    """Return the score s as a program of h, (batch, ...) -> (batch,), and the value of h.
+
+    Args:
+        f, x, target, at: as for `saliency`.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid, or the target does not depend on `at`.
+    """
+    f = program(f)
+    _validation.floating("x", x)
+    _validation.batch(x=x)
+    _validation.finite("x", x)
+    x = jnp.asarray(x)
+    objective = _objective(target, len(x))
+    require_readable(f, objective, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    # Only arrays and the score function are captured: the objective would be compiled in.
+    units = tuple(request.units for request in objective.requests)
+    names = tuple(request.node for request in objective.requests)
+    score, data = objective.score, objective.data
+
+    def scores(values: list[Array]) -> Array:
+        selected = [
+            value if unit is None else _select_units(value, unit)
+            for value, unit in zip(values, units, strict=True)
+        ]
+        return score(selected, data)
+
+    if at is None:
+        return program(lambda h: scores(read_whole(f, names, h))), x
+    (h,) = read_whole(f, [at], x)
+    if not depends(jax.make_jaxpr(lambda h: _read_after_replacing(f, x, h, at, names))(h)):
+        targets = " and ".join("the output" if name is None else repr(name) for name in names)
+        raise ValueError(f"at must lie before the target, but {targets} does not depend on {at!r}")
+    return program(lambda h: scores(_read_after_replacing(f, x, h, at, names))), h
+
+
+def _objective(target: Target, batch: int) -> Objective:
+    """Convert a target to an objective with one part per example."""
+    if isinstance(target, Objective):
+        objective = target
+    else:
+        objective = custom(target) if callable(target) else logit(target)
+    if len(objective) not in (1, batch):
+        raise ValueError(
+            f"target must be one for all examples or one for each of {batch}, got {len(objective)}"
+        )
+    return objective if len(objective) == batch else objective.take([0] * batch)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _read_after_replacing(
+    f: Program, x: Array, h: Array, at: str, names: tuple[str | None, ...]
+) -> list[Any]:
+    """Read the named nodes, and the output for None, with h in place of the node `at`."""
+    read = [name for name in names if name is not None]
+    axes = axes_of(f, x, find_nodes([at, *read], trace_program(f, (x,))[0]))
+    output, values = nodes.intervene(f, {at: moved_back(h, axes[at])}, read)(x)
+    return [output if name is None else first_and_last(values[name], axes[name]) for name in names]
+
+
+def _select_units(value: Array, units: Array) -> Array:
+    index = units.reshape(-1, *(1,) * (value.ndim - 1))
+    return jnp.take_along_axis(value, index, axis=-1)[..., 0]
