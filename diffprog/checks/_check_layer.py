@@ -1,4 +1,4 @@
-"""The checks of a layer and of a gradient function: one claim at two points, in float64 and below."""
+"""Check the gradients of a layer or a function at two points, in float64 and in lower precision."""
 
 import inspect
 from collections.abc import Callable
@@ -12,50 +12,60 @@ from jaxtyping import Array
 from diffprog import _validation
 from diffprog.backprop import Layer
 from diffprog.backprop._layer import require_layer
-from diffprog.checks._determinism import same, traced
-from diffprog.checks._finite_differences import cotangent, value_and_claimed
+from diffprog.checks._determinism import bitwise_equal, trace_properties
+from diffprog.checks._finite_differences import random_cotangent, value_and_gradient
 from diffprog.checks._gradient_function import (
-    Claim,
+    GradientUnderTest,
     cast,
-    function_claim,
-    in_dtype,
-    layer_claim,
+    cast_constants,
+    function_under_test,
+    layer_under_test,
     require_variables,
 )
-from diffprog.checks._low_precision import precisions
+from diffprog.checks._low_precision import measure_precision
 from diffprog.checks._report import Finding, Report
-from diffprog.checks._second_order import second_order
-from diffprog.checks._test_points import SLACK, ULPS, Point, generic_point, observe
-from diffprog.checks._verdict import judge
+from diffprog.checks._second_order import check_second_order
+from diffprog.checks._test_points import (
+    FORMULA_SLACK,
+    ULPS,
+    TestPoint,
+    evaluate_point,
+    generic_point,
+)
+from diffprog.checks._verdict import check_leaf
 
 
 def check_layer(layer: Layer, params: Any, x: Any, *, key: Array) -> Report:
-    """Hold dy dy/dparams and dy dy/dx of a layer's backward against autodiff of its forward, and against how forward moves.
+    """Check a layer's backward pass against autodiff and finite differences of its forward pass.
 
-    Correctness is decided in float64 whatever the dtype of the arrays, with a random cotangent dy, at the given point and at a generic one;
-    precision is reported for float32, bfloat16 and float16. The derivative of the rule (a Hessian-vector product) is checked too.
+    The vector-Jacobian products dy dy/dparams and dy dy/dx are compared in float64, whatever the
+    dtype of the arrays, with a random cotangent dy, at the given point and at a generic one. The
+    derivative of the backward pass is checked by a Hessian-vector product. The rounding error is
+    measured in float32, bfloat16 and float16.
 
     Args:
-        layer: the layer, or a net that is to be taken as one layer.
-        params: its parameters, any pytree; float arrays are differentiated, others held.
+        layer: the layer; a network is checked as one layer.
+        params: its parameters, any pytree. Float arrays are differentiated, others are held fixed.
         x: its input, batch first, or a tuple of inputs.
-        key: for the cotangent and the generic point.
+        key: PRNG key of the cotangent and the generic point.
 
     Returns:
-        A `Report`, with a finding for each float leaf of params and x.
+        A `Report` with one finding for each float leaf of params and x.
 
     Raises:
-        TypeError, ValueError: not a layer; params or x without float arrays, empty or not finite.
+        TypeError: layer is not a `Layer`, or key is not a PRNG key.
+        ValueError: params and x have no float array, an empty or a non-finite one.
 
     >>> from diffprog import backprop as bp
     >>> layer = bp.affine(3, 2)
-    >>> check_layer(layer, layer.init(jax.random.key(0)), jnp.ones((4, 3)), key=jax.random.key(1)).ok
+    >>> params = layer.init(jax.random.key(0))
+    >>> check_layer(layer, params, jnp.ones((4, 3)), key=jax.random.key(1)).ok
     True
     """
     require_layer("layer", layer)
-    claim = layer_claim(layer, params, x)
-    require_variables(claim.variables)
-    return _check(claim, key)
+    test = layer_under_test(layer, params, x)
+    require_variables(test.variables)
+    return _check(test, key)
 
 
 def check_grad(
@@ -65,161 +75,175 @@ def check_grad(
     key: Array,
     argnums: int | tuple[int, ...] = 0,
 ) -> Report:
-    """Hold a claimed gradient of a scalar function against autodiff, and against how the function moves.
+    """Check the gradient of a scalar function against autodiff and finite differences.
 
     Args:
         f: `f(*args)`, a float scalar, written in JAX.
-        grad_f: `grad_f(*args)`, its gradient as `jax.grad(f, argnums)` would return it; NumPy will do.
+        grad_f: `grad_f(*args)`, its gradient as `jax.grad(f, argnums)` returns it, in JAX or NumPy.
         args: any pytrees.
-        key: for the generic point.
-        argnums: the argument that grad_f differentiates, or a tuple of them; then it returns a tuple.
+        key: PRNG key of the generic point.
+        argnums: the argument that grad_f differentiates, or a tuple of them; then it returns a
+            tuple.
 
     Returns:
-        A `Report`, with a finding for each float leaf of those arguments.
+        A `Report` with one finding for each float leaf of those arguments.
 
     Raises:
-        TypeError, ValueError: functions that are not callable, a value that is not one float; arguments without float arrays, empty or not
-            finite.
+        TypeError: f or grad_f is not callable, or key is not a PRNG key.
+        ValueError: f does not return one float; an argnum is out of range; the arguments have no
+            float array, an empty or a non-finite one.
 
-    >>> check_grad(lambda x: (x**2).sum(), lambda x: 2 * x, jnp.array([1.0, -3.0]), key=jax.random.key(0)).ok
+    >>> x = jnp.array([1.0, -3.0])
+    >>> check_grad(lambda x: (x**2).sum(), lambda x: 2 * x, x, key=jax.random.key(0)).ok
     True
     """
     _validation.function("f", f)
     _validation.function("grad_f", grad_f)
-    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    for number in chosen:
+    if not isinstance(argnums, int):
+        argnums = tuple(argnums)
+    for number in (argnums,) if isinstance(argnums, int) else argnums:
         _validation.choice("argnums", number, range(len(args)))
     _validation.scalar("f", jax.eval_shape(f, *args))
-    claim = function_claim(
-        f, grad_f, _named(f, args), argnums if isinstance(argnums, int) else chosen
-    )
-    require_variables(claim.variables)
-    return _check(claim, key)
+    test = function_under_test(f, grad_f, _name_arguments(f, args), argnums)
+    require_variables(test.variables)
+    return _check(test, key)
 
 
-def _check(claim: Claim, key: Array) -> Report:
+def _name_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    """Name the arguments by the parameters of f, or by number if f has no such signature."""
+    try:
+        names = list(inspect.signature(f).bind(*args).arguments)
+    except (TypeError, ValueError):
+        names = []
+    if len(names) != len(args):
+        names = [f"args[{k}]" for k in range(len(args))]
+    return dict(zip(names, args, strict=True))
+
+
+def _check(test: GradientUnderTest, key: Array) -> Report:
     _validation.key("key", key)
-    draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     notes: list[str] = []
     asymmetry = 0.0
     with jax.enable_x64(True):
-        claim = in_dtype(claim, np.float64)
-        variables = cast(claim.variables, jnp.float64)
-        narrow, narrow_rule, changing = traced(claim, variables)
-        unit = max((float(jnp.finfo(dtype).eps) for dtype in narrow), default=2.0**-53)
-        if narrow:
+        test = cast_constants(test, np.float64)
+        variables = cast(test.variables, jnp.float64)
+        properties = trace_properties(test, variables)
+        dtypes = properties.function_dtypes
+        unit_roundoff = max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=2.0**-53)
+        if dtypes:
             notes.append(
-                f"the function computes in {', '.join(narrow)} whatever the dtype of its arguments, and is checked to that accuracy only"
+                f"the function computes in {', '.join(dtypes)} regardless of the dtype of its "
+                "arguments; it is checked to that accuracy only"
             )
-        dy = cotangent(claim, variables, draw)
-        given = observe(claim, "given", variables, dy, unit)
-        if changing or not same(given.got, value_and_claimed(claim, variables, dy)[1]):
-            return Report(tuple(_nondeterministic(given, path) for path in variables))
-        generic = generic_point(claim, given, draw)
+        dy = random_cotangent(test, variables, rng)
+        given = evaluate_point(test, "given", variables, dy, unit_roundoff)
+        second_call = value_and_gradient(test, variables, dy)[1]
+        if properties.varies or not bitwise_equal(given.got, second_call):
+            hint = "two calls with the same arguments differ: pass a key"
+            nan = float("nan")
+            return Report(
+                tuple(
+                    Finding(path, "nondeterministic", (), nan, nan, nan, 0.0, hint)
+                    for path in variables
+                )
+            )
+        generic = generic_point(test, given, rng)
         if generic is None:
             notes.append(
-                "no generic point was found at which the function is finite; checked at the given point only"
+                "no generic point was found at which the function is finite; "
+                "checked at the given point only"
             )
-        findings = [_of_leaf(claim, given, generic, path, draw) for path in variables]
-        findings = [_excused(finding, narrow_rule, unit) for finding in findings]
-        if claim.rule is not None and all(finding.ok for finding in findings):
-            seconds, asymmetry = second_order(claim, generic or given, draw)
-            findings += seconds
-    return _with_precision(claim, Report(tuple(findings), (), tuple(notes), asymmetry), dy)
+        findings = [
+            _allow_narrow_gradient(
+                _check_leaf_at_both_points(test, given, generic, path, rng),
+                properties.gradient_dtypes,
+                unit_roundoff,
+            )
+            for path in variables
+        ]
+        if test.function_with_rule is not None and all(finding.ok for finding in findings):
+            second_order, asymmetry = check_second_order(test, generic or given, rng)
+            findings += second_order
+    report = Report(tuple(findings), (), tuple(notes), asymmetry)
+    return _check_precision(test, report, dy)
 
 
-def _nondeterministic(point: Point, path: str) -> Finding:
-    nothing = float("nan")
-    return Finding(
-        path,
-        "nondeterministic",
-        (),
-        nothing,
-        nothing,
-        nothing,
-        0.0,
-        "two calls with the same arguments differ: pass a key",
-    )
-
-
-def _of_leaf(
-    claim: Claim, given: Point, generic: Point | None, path: str, draw: np.random.Generator
+def _check_leaf_at_both_points(
+    test: GradientUnderTest,
+    given: TestPoint,
+    generic: TestPoint | None,
+    path: str,
+    rng: np.random.Generator,
 ) -> Finding:
-    first = judge(claim, given, path, draw)
+    """Check one leaf at the given point and, if it is ok there, at the generic one."""
+    first = check_leaf(test, given, path, rng)
     if generic is None or not first.ok:
         return first
-    second = judge(claim, generic, path, draw)
+    second = check_leaf(test, generic, path, rng)
     if not second.ok:
         return second
     if first.verdict != "degenerate":
         return second if (first.verdict, second.verdict) == ("ok", "autodiff-wrong") else first
     if second.verdict == "degenerate":
-        return first._replace(
-            verdict="unused",
-            hint="zero here and at generic points: the function does not depend on it, or in steps only",
+        hint = (
+            "zero here and at generic points: the function does not depend on it, "
+            "or is piecewise constant"
         )
-    return first._replace(
-        hint="zero at the given point, where nothing can be seen; right at a generic point"
+        return first._replace(verdict="unused", hint=hint)
+    hint = "zero at the given point, which checks nothing; correct at a generic point"
+    return first._replace(hint=hint)
+
+
+def _allow_narrow_gradient(
+    finding: Finding, gradient_dtypes: list[str], unit_roundoff: float
+) -> Finding:
+    """Turn "wrong" into "precision" if a fixed dtype of the gradient explains the error."""
+    eps = max((float(jnp.finfo(dtype).eps) for dtype in gradient_dtypes), default=0.0)
+    # The slack in the tolerance is for another formula in float64, not for a narrow dtype.
+    tolerance = finding.tolerance * eps / unit_roundoff * ULPS / FORMULA_SLACK
+    if finding.verdict != "wrong" or eps <= unit_roundoff or not finding.error <= tolerance:
+        return finding
+    hint = (
+        f"the gradient computes in {', '.join(gradient_dtypes)} "
+        "regardless of the dtype of its arguments"
     )
+    return finding._replace(verdict="precision", hint=hint)
 
 
-def _excused(finding: Finding, narrow_rule: list[str], unit: float) -> Finding:
-    """A rule that is right but for a dtype it insists on is inexact, not wrong."""
-    eps = max((float(jnp.finfo(dtype).eps) for dtype in narrow_rule), default=0.0)
-    # The slack within the tolerance is for another formula in float64, not for a narrow dtype.
-    if (
-        finding.verdict == "wrong"
-        and eps > unit
-        and finding.error <= finding.tolerance * eps / unit * ULPS / SLACK
-    ):
-        return finding._replace(
-            verdict="precision",
-            hint=f"the rule computes in {', '.join(narrow_rule)} whatever the dtype of its arguments",
-        )
-    return finding
-
-
-def _with_precision(claim: Claim, report: Report, dy: Any) -> Report:
-    """Measure the leaves of a right report; one that is too inexact in its own dtype is a finding."""
-    right = [
+def _check_precision(test: GradientUnderTest, report: Report, dy: Any) -> Report:
+    """Measure rounding errors; a leaf above its bound in its own dtype is a finding."""
+    paths = [
         finding.path
         for finding in report.findings
         if finding.verdict in ("ok", "kink", "degenerate")
     ]
-    if not report.ok or not right:
+    if not report.ok or not paths:
         return report
-    measured, said = precisions(claim, right, dy)
-    found = [p for p in measured if np.isfinite(p.bound)]
-    lost = sorted(
-        {f"{p.dtype}: {p.path}" for p in measured} - {f"{p.dtype}: {p.path}" for p in found}
-    )
-    said += [
-        f"{name} not judged, rounding may lead it to where the function is not finite"
-        for name in lost
+    measured, notes = measure_precision(test, paths, dy)
+    precision = tuple(entry for entry in measured if np.isfinite(entry.bound))
+    notes += [
+        f"{entry.dtype}: {entry.path} not assessed, rounding may reach points where f is not finite"
+        for entry in sorted(
+            set(measured) - set(precision), key=lambda entry: (entry.dtype, entry.path)
+        )
     ]
-    own = {path: str(jnp.result_type(leaf)) for path, leaf in claim.variables.items()}
-    inexact = {p.path: p for p in found if p.dtype == own[p.path] and not p.error <= p.bound}
-    findings = [
-        _imprecise(finding, inexact[finding.path]) if finding.path in inexact else finding
-        for finding in report.findings
-    ]
+    own_dtype = {path: str(jnp.result_type(leaf)) for path, leaf in test.variables.items()}
+    too_large = {
+        entry.path: entry
+        for entry in precision
+        if entry.dtype == own_dtype[entry.path] and not entry.error <= entry.bound
+    }
+    findings = list(report.findings)
+    for k, finding in enumerate(findings):
+        if (entry := too_large.get(finding.path)) is not None:
+            hint = (
+                f"correct in float64; in {entry.dtype} the error of the whole leaf is "
+                f"{entry.error:.2g}, above the rounding bound {entry.bound:.2g}"
+            )
+            findings[k] = finding._replace(
+                verdict="precision", error=entry.error, tolerance=entry.bound, hint=hint
+            )
     return report._replace(
-        findings=tuple(findings), precision=tuple(found), notes=(*report.notes, *said)
+        findings=tuple(findings), precision=precision, notes=(*report.notes, *notes)
     )
-
-
-def _imprecise(finding: Finding, found: Any) -> Finding:
-    said = f"right in float64; in {found.dtype} the error of the whole leaf is {found.error:.2g}, rounding explains {found.bound:.2g}"
-    return finding._replace(
-        verdict="precision", error=found.error, tolerance=found.bound, hint=said
-    )
-
-
-def _named(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """The arguments by the names that f has for them."""
-    try:
-        bound = inspect.signature(f).bind(*args).arguments
-        names = list(bound) if len(bound) == len(args) else []
-    except (TypeError, ValueError):
-        names = []
-    return dict(zip(names or [f"args[{k}]" for k in range(len(args))], args, strict=True))

@@ -1,7 +1,5 @@
-"""A net checked part by part: each alone, at the inputs it really gets, with a cotangent of its own."""
+"""Check the gradients of a network part by part, each at the inputs it gets in the network."""
 
-import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,22 +10,30 @@ from diffprog.backprop import Layer, Part
 from diffprog.backprop._layer import require_layer
 from diffprog.backprop._net import by_name, gathered, run_forward
 from diffprog.checks._check_layer import check_layer
-from diffprog.checks._gradient_function import layer_claim
-from diffprog.checks._report import Report
+from diffprog.checks._gradient_function import layer_under_test
+from diffprog.checks._report import Report, merge_reports
 
 
 def check_net(net: Layer, params: Any, x: Any, *, key: Array) -> Report:
-    """Check every part of a net alone, at the inputs it really gets, then their composition.
+    """Check every part of a network in isolation, at its actual inputs, then the whole network.
 
-    Each part has a random cotangent of its own, so that an error downstream cannot reach it. The net as a whole is checked once its parts
-    are right; what is wrong then is how it puts them together.
+    Each part gets its own random cotangent, so that a mistake downstream does not affect it. The
+    whole network is checked only if all parts are correct; a mistake there is in how it combines
+    them.
 
     Args:
-        net: a net made by `chain` or `dag`, whose `parts` are layers or nets again.
-        params, x, key: as for `check_layer`.
+        net: network made by `chain` or `dag`; its parts may be networks again. Other layers are
+            checked by `check_layer`.
+        params: its parameters, as for `check_layer`.
+        x: its input, as for `check_layer`.
+        key: PRNG key of the cotangents and the generic points.
 
     Returns:
-        A `Report`, with a finding for each float leaf of each part; `Finding.layer` names the part.
+        A `Report` with one finding for each float leaf of each part; `Finding.layer` names the
+        part.
+
+    Raises:
+        TypeError, ValueError: as for `check_layer`; also if layers do not fit together.
 
     >>> from diffprog import backprop as bp
     >>> check_net(bp.tanh(), (), jax.numpy.ones((2, 3)), key=jax.random.key(0)).ok
@@ -38,36 +44,32 @@ def check_net(net: Layer, params: Any, x: Any, *, key: Array) -> Report:
         return check_layer(net, params, x, key=key)
     _validation.key("key", key)
     keys = jax.random.split(key, len(net.parts) + 1)
-    named = by_name(net, params)
-    values, _ = run_forward(net, named, x)
+    params_of = by_name(net, params)
+    values, _ = run_forward(net, params_of, x)
     reports = [
-        _check_part(part, named[part.name], gathered(values, part.sources), of_part)
-        for part, of_part in zip(net.parts, keys[1:], strict=True)
+        _check_part(part, params_of[part.name], gathered(values, part.sources), part_key)
+        for part, part_key in zip(net.parts, keys[1:], strict=True)
     ]
     if all(report.ok for report in reports):
-        reports.append(_within("the whole net", check_layer(net, params, x, key=keys[0])))
-    findings, precision, notes, asymmetries = zip(*reports, strict=True)
-    return Report(_joined(findings), _joined(precision), _joined(notes), max(asymmetries))
+        whole = check_layer(net, params, x, key=keys[0])
+        reports.append(_add_layer_name("the whole net", whole))
+    return merge_reports(reports)
 
 
 def _check_part(part: Part, params: Any, x: Any, key: Array) -> Report:
-    if not layer_claim(part.layer, params, x).variables:
+    if not layer_under_test(part.layer, params, x).variables:
         return Report((), notes=(f"{part.name}: nothing to differentiate",))
-    return _within(part.name, check_net(part.layer, params, x, key=key))
+    return _add_layer_name(part.name, check_net(part.layer, params, x, key=key))
 
 
-def _joined(tuples: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return tuple(itertools.chain(*tuples))
-
-
-def _within(name: str, report: Report) -> Report:
-    """A report on a part, by the part's name."""
+def _add_layer_name(name: str, report: Report) -> Report:
+    """Prefix the layer of each finding, and the paths and notes, by the name of a part."""
     return Report(
         tuple(
-            finding._replace(layer="/".join(filter(None, (name, finding.layer))))
+            finding._replace(layer=f"{name}/{finding.layer}" if finding.layer else name)
             for finding in report.findings
         ),
-        tuple(found._replace(path=f"{name}: {found.path}") for found in report.precision),
+        tuple(entry._replace(path=f"{name}: {entry.path}") for entry in report.precision),
         tuple(f"{name}: {note}" for note in report.notes),
         report.asymmetry,
     )

@@ -1,4 +1,4 @@
-"""What the traced programs tell: whether a function insists on a lower precision than its arguments', and whether it changes by itself."""
+"""Narrow dtypes and nondeterminism, read off the traced programs."""
 
 from typing import Any, NamedTuple
 
@@ -7,57 +7,56 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog._jaxpr import ClosedJaxpr, find_equations
-from diffprog.checks._finite_differences import NOT_IN_JAX
-from diffprog.checks._gradient_function import Claim, Variables
+from diffprog.checks._finite_differences import NOT_TRACEABLE
+from diffprog.checks._gradient_function import GradientUnderTest, Variables
 from diffprog.program import Program
 
 
-class Traced(NamedTuple):
-    """Of float64 arguments.
+class TraceProperties(NamedTuple):
+    """Properties of a function and its gradient, traced with float64 arguments.
 
     Attributes:
-        narrow: the lower float dtypes in which the function computes.
-        narrow_rule: those in which the claimed gradient does.
-        changing: whether two tracings differ.
+        function_dtypes: float dtypes below float64 in which the function computes.
+        gradient_dtypes: the same of the gradient under test; empty if it cannot be traced.
+        varies: whether two traces differ.
     """
 
-    narrow: list[str]
-    narrow_rule: list[str]
-    changing: bool
+    function_dtypes: list[str]
+    gradient_dtypes: list[str]
+    varies: bool
 
 
-def traced(claim: Claim, variables: Variables) -> Traced:
-    """Trace the function and the rule, twice."""
-    value, again = (_trace(claim.value, variables, claim.fixed) for _ in range(2))
-    dy = jax.eval_shape(claim.value, variables, claim.fixed)
+def trace_properties(test: GradientUnderTest, variables: Variables) -> TraceProperties:
+    """Trace the function and its gradient twice each."""
+    functions = [_trace(test.function, variables, test.fixed) for _ in range(2)]
+    dy = jax.eval_shape(test.function, variables, test.fixed)
+    varies = not _same_program(*functions)
     try:
-        rule, rule_again = (_trace(claim.gradient, variables, claim.fixed, dy) for _ in range(2))
-    except NOT_IN_JAX:
-        return Traced(_narrow_dtypes(value), [], not _same_program(value, again))
-    return Traced(
-        _narrow_dtypes(value),
-        _narrow_dtypes(rule),
-        not (_same_program(value, again) and _same_program(rule, rule_again)),
+        gradients = [_trace(test.gradient, variables, test.fixed, dy) for _ in range(2)]
+    except NOT_TRACEABLE:
+        return TraceProperties(_narrow_dtypes(functions[0]), [], varies)
+    return TraceProperties(
+        _narrow_dtypes(functions[0]),
+        _narrow_dtypes(gradients[0]),
+        varies or not _same_program(*gradients),
     )
 
 
 def _trace(f: Program, *args: Any) -> ClosedJaxpr:
-    # A function of its own each time: JAX remembers the programs it has traced.
+    # A new function object each time, because JAX caches traces by function.
     return jax.make_jaxpr(lambda *args: f(*args))(*args)
 
 
 def _same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
     return str(a.jaxpr) == str(b.jaxpr) and all(
-        np.array_equal(x, y) for x, y in zip(a.consts, b.consts, strict=True) if not _is_key(x)
+        np.array_equal(x, y)
+        for x, y in zip(a.consts, b.consts, strict=True)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
 
 
-def _is_key(array: Any) -> bool:
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-
-
 def _narrow_dtypes(program: ClosedJaxpr) -> list[str]:
-    """The float dtypes below float64 in which a program computes."""
+    """List the float dtypes below float64 among the results of all equations."""
     outputs = [
         variable.aval
         for site in find_equations(program, lambda equation: True)
@@ -69,8 +68,8 @@ def _narrow_dtypes(program: ClosedJaxpr) -> list[str]:
     )
 
 
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Two claimed gradients, bit for bit."""
+def bitwise_equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Check if two gradients agree bit for bit."""
     return a.keys() == b.keys() and all(
         np.array_equal(a[path], b[path], equal_nan=True) for path in a
     )

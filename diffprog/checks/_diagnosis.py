@@ -1,11 +1,13 @@
-"""What a wrong gradient looks like: the usual mistakes, each made on purpose and compared with what was claimed.
+"""Diagnosis of a wrong gradient: common mistakes are made on purpose and compared with it.
 
-Some leave the true gradient recognisable (a sign, a factor, a transposition). Others are the gradient of a neighbouring problem: with a
-weight transposed, with a kernel turned, with one path of a fan-out cut. For the last, every operand of every operation has a switch s,
+Some mistakes transform the correct gradient: a sign, a factor, a transposition. Others give the
+gradient of an altered function: with a weight transposed, with a kernel not flipped, with one path
+of a fan-out missing. For the last, every operand of every operation has a switch s,
 
     h -> s h + (1 - s) stop_gradient(h),
 
-which leaves the value and scales what flows back along that edge; the gradient with one switch off is compared with the claim.
+which keeps the value and scales the cotangent that flows back along that edge. The gradient with
+one switch off is compared with the wrong gradient.
 """
 
 import functools
@@ -21,18 +23,20 @@ import numpy as np
 from jaxtyping import Array
 
 from diffprog._jaxpr import ClosedJaxpr, Handler, JaxprEqn, Path, evaluate_equation, interpret
-from diffprog.checks._finite_differences import automatic
-from diffprog.checks._gradient_function import Claim, Variables, compiled
-from diffprog.checks._rounding_error import smallest
+from diffprog.checks._finite_differences import reference_gradient
+from diffprog.checks._gradient_function import GradientUnderTest, Variables, jit_unoptimized
+from diffprog.checks._rounding_error import innermost_equations
 from diffprog.program import Program
 
-Alike: TypeAlias = Callable[[np.ndarray, np.ndarray], bool]
+_Matches: TypeAlias = Callable[[np.ndarray], bool]
+_Edge: TypeAlias = tuple[Path, JaxprEqn, int]
 
-_EDGES, _JACOBIAN = 200, 1024  # no more switches, and no larger a Jacobian, than these are tried
+# Programs with more edges, and larger Jacobians, are not searched for mistakes.
+_MAX_EDGES, _MAX_JACOBIAN = 200, 1024
 
 
-def hint(
-    claim: Claim,
+def diagnose(
+    test: GradientUnderTest,
     variables: Variables,
     dy: Any,
     path: str,
@@ -40,205 +44,197 @@ def hint(
     want: np.ndarray,
     wrong: np.ndarray,
 ) -> str:
-    """What the claimed gradient of one leaf looks like.
+    """Describe the mistake in the gradient of one leaf.
 
     Args:
-        claim, variables, dy: the problem.
+        test: the function.
+        variables: the point at which it is differentiated.
+        dy: cotangent.
         path: the leaf.
-        got: its claimed gradient.
-        want: its true gradient, of the same shape.
-        wrong: where they differ by more than rounding.
+        got: its wrong gradient.
+        want: its correct gradient, of the same shape.
+        wrong: mask of the elements that differ by more than rounding.
     """
-    # A mistake is recognised if it leaves a thousandth of the error at most.
-    alike = functools.partial(_alike, most=1e-3 * float(np.abs(got - want)[wrong].max()))
+    # A mistake is recognized if it explains all but a thousandth of the error.
+    tolerance = 1e-3 * float(np.abs(got - want)[wrong].max())
+
+    def matches(other: np.ndarray) -> bool:
+        return other.shape == got.shape and bool(np.abs(got - other).max() <= tolerance)
+
     sizes = {
         leaf.shape[0]
-        for leaf in jax.tree.leaves((variables, claim.fixed, dy))
+        for leaf in jax.tree.leaves((variables, test.fixed, dy))
         if getattr(leaf, "ndim", 0)
     }
-    found = next(
-        itertools.chain(
-            _of_itself(got, want, sizes, alike),
-            _of_neighbours(claim, variables, dy, path, got, alike),
-        ),
-        None,
+    diagnoses = itertools.chain(
+        _transformations(got, want, sizes, matches),
+        _altered_functions(test, variables, dy, path, matches),
     )
-    return f"{found}; {_where(wrong)}" if found and not wrong.all() else found or _where(wrong)
+    diagnosis, elements = next(diagnoses, None), _describe_elements(wrong)
+    if diagnosis is None:
+        return elements
+    return diagnosis if wrong.all() else f"{diagnosis}; {elements}"
 
 
-def shape_hint(got: tuple[int, ...], want: tuple[int, ...]) -> str:
-    """What a gradient of another shape than its leaf may be."""
-    said = f"has shape {list(got)}, the leaf {list(want)}"
+def diagnose_shape(got: tuple[int, ...], want: tuple[int, ...]) -> str:
+    """Describe the mistake in a gradient whose shape is not that of its leaf."""
+    description = f"has shape {list(got)}, the leaf {list(want)}"
     if sorted(got) == sorted(want):
-        return f"{said}: transposed"
-    return (
-        f"{said}: a sum over axis {_extra(got, want)} is missing"
-        if _extra(got, want) is not None
-        else said
-    )
+        return f"{description}: transposed"
+    for axis in range(len(got)):
+        if got[:axis] + got[axis + 1 :] == want:
+            return f"{description}: a sum over axis {axis} is missing"
+    return description
 
 
-def _extra(got: tuple[int, ...], want: tuple[int, ...]) -> int | None:
-    return next((axis for axis in range(len(got)) if got[:axis] + got[axis + 1 :] == want), None)
-
-
-def _alike(a: np.ndarray, b: np.ndarray, most: float) -> bool:
-    return a.shape == b.shape and bool(np.abs(a - b).max() <= most)
-
-
-def _of_itself(got: np.ndarray, want: np.ndarray, sizes: set[int], alike: Alike) -> Iterator[str]:
+def _transformations(
+    got: np.ndarray, want: np.ndarray, sizes: set[int], matches: _Matches
+) -> Iterator[str]:
+    """Yield the transformations of the correct gradient that match."""
     if not got.any():
-        yield "detached: the claimed gradient is zero"
+        yield "detached: the gradient is zero"
         return
-    if alike(got, -want):
-        yield "sign: minus the gradient"
+    if matches(-want):
+        yield "sign: the negative of the gradient"
     factor = float((got * want).sum() / (want * want).sum()) if want.any() else math.nan
-    if math.isfinite(factor) and alike(got, factor * want):
-        yield f"a constant factor {factor:.6g}{_meant(factor, sizes)}"
+    if math.isfinite(factor) and matches(factor * want):
+        yield f"a constant factor {factor:.6g}{_explain_factor(factor, sizes)}"
     for axes in itertools.permutations(range(want.ndim)):
-        if axes != tuple(range(want.ndim)) and alike(got, want.transpose(axes)):
+        if axes != tuple(range(want.ndim)) and matches(want.transpose(axes)):
             yield "transposed" if want.ndim == 2 else f"transposed: axes {axes}"
     for count in range(1, want.ndim + 1):
         for axes in itertools.combinations(range(want.ndim), count):
-            if alike(got, np.flip(want, axes)):
+            if matches(np.flip(want, axes)):
                 yield f"flipped along axes {axes}"
 
 
-def _meant(factor: float, sizes: set[int]) -> str:
-    """What the factor is, if it counts examples."""
+def _explain_factor(factor: float, sizes: set[int]) -> str:
+    """Explain a factor that is the length of a leading axis, or one over it."""
     for size in sizes - {1}:
         if math.isclose(factor * size, 1, rel_tol=1e-6):
-            return f" = 1/{size}: a mean where a sum is meant"
+            return f" = 1/{size}: a mean instead of a sum"
         if math.isclose(factor, size, rel_tol=1e-6):
-            return ": a sum where a mean is meant"
+            return ": a sum instead of a mean"
     return ""
 
 
-def _of_neighbours(
-    claim: Claim, variables: Variables, dy: Any, path: str, got: np.ndarray, alike: Alike
+def _altered_functions(
+    test: GradientUnderTest, variables: Variables, dy: Any, path: str, matches: _Matches
 ) -> Iterator[str]:
-    for name, other in _altered(variables, path):
-        if alike(got, np.asarray(automatic(claim, other, dy)[path])):
-            yield name
-    cut = _with_edges_cut(claim, variables, dy, path)
-    yield from (name for name, gradient in cut if alike(got, gradient))
-    diagonal = _diagonal(claim, variables, dy, path)
-    if diagonal is not None and alike(got, diagonal):
+    """Yield the alterations of the function whose gradient matches."""
+    for name, leaf in variables.items():
+        if name == path:
+            continue
+        if leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]:
+            alteration, altered = f"{name} in place of its transpose, or vice versa", leaf.T
+        elif leaf.ndim >= 3:
+            alteration, altered = f"the kernel {name} is not flipped", np.flip(leaf, (0, 1))
+        else:
+            continue
+        gradient = reference_gradient(test, variables | {name: altered}, dy)
+        if matches(np.asarray(gradient[path])):
+            yield alteration
+    program = jax.make_jaxpr(test.function)(variables, test.fixed)
+    edges = _edges(program)
+    if len(edges) <= _MAX_EDGES:
+        consumers = _count_consumers(program)
+        for number, edge in enumerate(edges):
+            switches = np.ones(len(edges))
+            switches[number] = 0
+            gradient = _switched_gradient(test.function, variables, test.fixed, dy, switches)
+            if matches(np.asarray(gradient[path])):
+                yield _describe_edge(edge, consumers)
+    diagonal = _diagonal_gradient(test, variables, dy, path)
+    if diagonal is not None and matches(diagonal):
         yield "only the diagonal of the Jacobian is used"
 
 
-def _altered(variables: Variables, path: str) -> Iterator[tuple[str, Variables]]:
-    """The variables with a square weight transposed, or a kernel turned by 180 degrees."""
-    for name, leaf in variables.items():
-        if name != path and leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]:
-            yield (
-                f"{name} is used where its transpose is meant, or the other way about",
-                variables | {name: leaf.T},
-            )
-        if name != path and leaf.ndim >= 3:
-            yield f"the kernel {name} is not flipped", variables | {name: np.flip(leaf, (0, 1))}
+def _describe_edge(edge: _Edge, consumers: Counter[Any]) -> str:
+    """Name the edge whose cotangent is missing."""
+    _, equation, operand = edge
+    target = equation.primitive.name
+    if len(equation.invars) > 1:
+        target = f"operand {operand} of {target}"
+    if consumers[equation.invars[operand]] > 1:
+        return f"one path of a fan-out is missing, the one into {target}"
+    return f"detached at {target}"
 
 
-def _with_edges_cut(
-    claim: Claim, variables: Variables, dy: Any, path: str
-) -> list[tuple[str, np.ndarray]]:
-    """For every edge of the program, the gradient of the leaf without what flows back along it."""
-    program = jax.make_jaxpr(claim.value)(variables, claim.fixed)
-    edges = _edges(program)
-    if not 0 < len(edges) <= _EDGES:
-        return []
-    rows = 1 - np.eye(len(edges))
-    run = functools.partial(_switched, claim.value, variables, claim.fixed, dy)
-    readers = _readers(program)
-    return [
-        (_cut_name(edge, readers), np.asarray(run(row)[path]))
-        for edge, row in zip(edges, rows, strict=True)
-    ]
-
-
-def _cut_name(edge: tuple[Path, JaxprEqn, int], readers: Counter[Any]) -> str:
-    equation, operand = edge[1:]
-    where = (
-        f"operand {operand} of {equation.primitive.name}"
-        if len(equation.invars) > 1
-        else equation.primitive.name
-    )
-    if readers[equation.invars[operand]] > 1:
-        return f"one path of a fan-out is missing, the one into {where}"
-    return f"detached at {where}"
-
-
-def _edges(program: ClosedJaxpr) -> list[tuple[Path, JaxprEqn, int]]:
-    """Every float operand of every equation: path, equation, position."""
+def _edges(program: ClosedJaxpr) -> list[_Edge]:
+    """List path, equation and position of every float operand of every equation."""
     return [
         (site.path, site.equation, position)
-        for site in smallest(program)
+        for site in innermost_equations(program)
         for position, operand in enumerate(site.equation.invars)
         if not hasattr(operand, "val")
         and jnp.issubdtype(getattr(operand.aval, "dtype", int), jnp.floating)
     ]
 
 
-def _readers(program: ClosedJaxpr) -> Counter[Any]:
-    operands = [operand for site in smallest(program) for operand in site.equation.invars]
-    return Counter(operand for operand in operands if not hasattr(operand, "val"))
+def _count_consumers(program: ClosedJaxpr) -> Counter[Any]:
+    """Count the equations that use each variable."""
+    return Counter(
+        operand
+        for site in innermost_equations(program)
+        for operand in site.equation.invars
+        if not hasattr(operand, "val")
+    )
 
 
-@compiled
-def _switched(
-    value: Program, variables: Variables, fixed: dict[str, Any], dy: Any, switches: Array
+@jit_unoptimized
+def _switched_gradient(
+    function: Program, variables: Variables, fixed: dict[str, Any], dy: Any, switches: Array
 ) -> Variables:
-    program, shape = jax.make_jaxpr(value, return_shape=True)(variables, fixed)
-    given: dict[Path, dict[int, Array]] = {}
+    """Evaluate the gradient with the cotangent along every edge scaled by its switch."""
+    program, shape = jax.make_jaxpr(function, return_shape=True)(variables, fixed)
+    switches_at: dict[Path, dict[int, Array]] = {}
     for (path, _, position), switch in zip(_edges(program), switches, strict=True):
-        given.setdefault(path, {})[position] = switch
-    actions: dict[Path, Handler] = {
-        path: functools.partial(_switch, of_path) for path, of_path in given.items()
+        switches_at.setdefault(path, {})[position] = switch
+    handlers: dict[Path, Handler] = {
+        path: functools.partial(_evaluate_switched, of_equation)
+        for path, of_equation in switches_at.items()
     }
 
     def run(variables: Variables) -> Any:
-        outputs, _ = interpret(program, actions, jax.tree.leaves((variables, fixed)))
+        outputs, _ = interpret(program, handlers, jax.tree.leaves((variables, fixed)))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return jax.vjp(run, variables)[1](dy)[0]
 
 
-def _switch(
-    switches: dict[int, Array], equation: JaxprEqn, inputs: list[Any], given: None
+def _evaluate_switched(
+    switches: dict[int, Array], equation: JaxprEqn, inputs: list[Any], side_input: None
 ) -> tuple[Sequence[Any], None]:
-    scaled = [
-        _scaled(inputs[k], switches[k]) if k in switches else inputs[k] for k in range(len(inputs))
-    ]
-    return evaluate_equation(equation, scaled), None
+    inputs = list(inputs)
+    for position, switch in switches.items():
+        operand = inputs[position]
+        constant = jax.lax.stop_gradient(operand)
+        inputs[position] = (constant + switch * (operand - constant)).astype(operand.dtype)
+    return evaluate_equation(equation, inputs), None
 
 
-def _scaled(operand: Array, switch: Array) -> Array:
-    held = jax.lax.stop_gradient(operand)
-    return (held + switch * (operand - held)).astype(operand.dtype)
-
-
-def _diagonal(claim: Claim, variables: Variables, dy: Any, path: str) -> np.ndarray | None:
-    """dy_i dy_i/dx_i, for a function from a leaf to one output of its shape."""
-    outputs = jax.tree.leaves(dy)
-    if (
-        len(outputs) != 1
-        or outputs[0].shape != variables[path].shape
-        or outputs[0].size > _JACOBIAN
-    ):
+def _diagonal_gradient(
+    test: GradientUnderTest, variables: Variables, dy: Any, path: str
+) -> np.ndarray | None:
+    """Evaluate dy_i df_i/dx_i; None unless f has a single small output of the shape of the leaf."""
+    outputs, leaf = jax.tree.leaves(dy), variables[path]
+    if len(outputs) != 1 or outputs[0].shape != leaf.shape or outputs[0].size > _MAX_JACOBIAN:
         return None
-    f = lambda leaf: jax.tree.leaves(claim.value(variables | {path: leaf}, claim.fixed))[0].ravel()
-    jacobian = jax.jacrev(f)(variables[path]).reshape(outputs[0].size, -1)
+
+    def f(leaf: Array) -> Array:
+        return jax.tree.leaves(test.function(variables | {path: leaf}, test.fixed))[0].ravel()
+
+    jacobian = jax.jacrev(f)(leaf).reshape(outputs[0].size, -1)
     return np.asarray(outputs[0] * jnp.diagonal(jacobian).reshape(outputs[0].shape))
 
 
-def _where(wrong: np.ndarray) -> str:
-    """How many elements are wrong, and what they have in common."""
-    count = int(wrong.sum())
-    said = f"{count} of {wrong.size} elements wrong"
-    at = np.argwhere(wrong)
+def _describe_elements(wrong: np.ndarray) -> str:
+    """Count the wrong elements and name the indices they share."""
+    count, indices = int(wrong.sum()), np.argwhere(wrong)
+    description = f"{count} of {wrong.size} elements wrong"
     shared = [
-        f"index {at[0][axis]} of axis {axis}"
+        f"index {indices[0][axis]} of axis {axis}"
         for axis in range(wrong.ndim)
-        if wrong.shape[axis] > 1 and (at[:, axis] == at[0][axis]).all()
+        if wrong.shape[axis] > 1 and (indices[:, axis] == indices[0][axis]).all()
     ]
-    return f"{said}, all at {' and '.join(shared)}" if count > 1 and shared else said
+    return f"{description}, all at {' and '.join(shared)}" if count > 1 and shared else description

@@ -1,13 +1,15 @@
-"""The three witnesses of a gradient: what is claimed, what `jax.grad` finds, and what the function does when its variables are moved.
+"""Directional derivatives by Ridders' method, and the two gradients that they are compared with.
 
-The first two are compared number by number in float64. The third decides between them, along single coordinates or random directions d:
-from the one-sided slopes
+Three values of a gradient are compared in float64: the gradient under test, the reference gradient
+by `jax.vjp`, and finite differences of the function along a direction d. The one-sided differences
 
     r(h) = dy (f(v + h d) - f(v)) / h,        l(h) = dy (f(v) - f(v - h d)) / h
 
-for steps h a factor 4 apart, Neville's table extrapolates to h = 0, as in Ridders' method: the entry is taken whose distance to its
-neighbours, plus the rounding error it inherits, is the least, and that is its error bar. The central slope is (r + l) / 2, whose error
-has even powers of h only. Where r and l differ by more than their bars, f has a kink at v.
+are taken at steps h a factor 4 apart and extrapolated to h = 0 with Neville's table (Ridders'
+method). The table entry with the smallest error estimate is the result; its error estimate is the
+distance to its neighbours in the table plus the rounding error it inherits. The central difference
+(r + l) / 2 has only even powers of h in its error. Where r and l differ by more than their errors,
+f has a kink at v.
 
 Source: Ridders, Accurate computation of F'(x) and F'(x)F''(x), 1982.
 """
@@ -20,189 +22,239 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffprog.checks._gradient_function import Claim, Variables, compiled
+from diffprog.checks._gradient_function import GradientUnderTest, Variables, jit_unoptimized
 from diffprog.program import Program
 
-_RATIO, _COUNT = 4.0, 10
-_STEPS = 2.0**-3 * _RATIO ** -np.arange(_COUNT)
-NOT_IN_JAX = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
-_CAUTION = 10.0  # times the distance of neighbours in the table, which is itself only an estimate
+NOT_TRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+_STEP_RATIO, _STEP_COUNT = 4.0, 10
+_STEPS = 2.0**-3 * _STEP_RATIO ** -np.arange(_STEP_COUNT)
+_SAFETY = 10.0  # the distance of two table entries only estimates the error
 
 
-class Measured(NamedTuple):
-    """A number and how far from the truth it may be."""
+class Estimate(NamedTuple):
+    """A number and a bound of its error."""
 
     value: float
-    bar: float
+    error: float
 
 
-class Slopes(NamedTuple):
-    """The derivative along one direction, from both sides, from the right and from the left."""
+class DirectionalDerivatives(NamedTuple):
+    """Central, right-sided and left-sided derivative along one direction."""
 
-    central: Measured
-    right: Measured
-    left: Measured
+    central: Estimate
+    right: Estimate
+    left: Estimate
 
     @property
-    def kinked(self) -> bool:
-        """The two sides differ by more than their bars and more than a millionth."""
-        apart = abs(self.right.value - self.left.value)
-        size = max(abs(self.right.value), abs(self.left.value))
-        return apart > 2 * (self.right.bar + self.left.bar) + 1e-6 * size
+    def is_kink(self) -> bool:
+        """Check if the one-sided derivatives differ by more than their errors and by over 1e-6."""
+        difference = abs(self.right.value - self.left.value)
+        magnitude = max(abs(self.right.value), abs(self.left.value))
+        return difference > 2 * (self.right.error + self.left.error) + 1e-6 * magnitude
 
     @property
     def interval(self) -> tuple[float, float]:
-        """From the lesser to the greater of the one-sided derivatives."""
+        """The one-sided derivatives in ascending order: the interval of subgradients."""
         return min(self.right.value, self.left.value), max(self.right.value, self.left.value)
 
 
-def cotangent(claim: Claim, variables: Variables, draw: np.random.Generator) -> Any:
-    """A random one, as no two outputs may be weighted alike: a uniform cotangent hides every symmetric bug. 1 for a scalar."""
-    shapes = jax.eval_shape(claim.value, variables, claim.fixed)
+def random_cotangent(
+    test: GradientUnderTest, variables: Variables, rng: np.random.Generator
+) -> Any:
+    """Sample a normal cotangent dy; 1 for a scalar function.
+
+    A constant cotangent would weight all outputs alike and so hide every symmetric mistake.
+    """
+    shapes = jax.eval_shape(test.function, variables, test.fixed)
     leaves, treedef = jax.tree.flatten(shapes)
     if wrong := [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
         raise TypeError(
             f"the function must return float arrays, got {wrong[0].dtype}{list(wrong[0].shape)}"
         )
-    if len(leaves) == 1 and leaves[0].shape == () and claim.rule is None:
+    if len(leaves) == 1 and leaves[0].shape == () and test.function_with_rule is None:
         return jax.tree.unflatten(treedef, [np.ones((), leaves[0].dtype)])
     return jax.tree.unflatten(
-        treedef, [np.asarray(draw.normal(size=leaf.shape)).astype(leaf.dtype) for leaf in leaves]
+        treedef, [np.asarray(rng.normal(size=leaf.shape)).astype(leaf.dtype) for leaf in leaves]
     )
 
 
-def fitted(claim: Claim, variables: Variables, dy: Any) -> Any:
-    """A cotangent in the dtypes of y at these variables."""
-    shapes = jax.eval_shape(claim.value, variables, claim.fixed)
+def cast_cotangent(test: GradientUnderTest, variables: Variables, dy: Any) -> Any:
+    """Cast a cotangent to the dtypes that y has at these variables."""
+    shapes = jax.eval_shape(test.function, variables, test.fixed)
     return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), dy, shapes)
 
 
-def value_and_claimed(claim: Claim, variables: Variables, dy: Any) -> tuple[Any, dict[str, Any]]:
-    """y and the claimed gradient, run under jit; the gradient as it is, if it is not written in JAX."""
+def value_and_gradient(
+    test: GradientUnderTest, variables: Variables, dy: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Evaluate y and the gradient under test, jitted unless the gradient is written in NumPy."""
     try:
-        return _value_and_claimed(claim.value, claim.gradient, variables, claim.fixed, dy)
-    except NOT_IN_JAX:
-        return compiled(claim.value)(variables, claim.fixed), claim.gradient(
-            variables, claim.fixed, dy
-        )
+        return _value_and_gradient(test.function, test.gradient, variables, test.fixed, dy)
+    except NOT_TRACEABLE:
+        y = jit_unoptimized(test.function)(variables, test.fixed)
+        return y, test.gradient(variables, test.fixed, dy)
 
 
-def automatic(claim: Claim, variables: Variables, dy: Any) -> Variables:
-    """dy df/dv by `jax.vjp`."""
-    return _automatic(claim.value, variables, claim.fixed, dy)
+def reference_gradient(test: GradientUnderTest, variables: Variables, dy: Any) -> Variables:
+    """Evaluate dy df/dv by `jax.vjp`."""
+    return _reference_gradient(test.function, variables, test.fixed, dy)
 
 
-def coordinate(variables: Variables, path: str, index: tuple[int, ...]) -> tuple[Variables, float]:
-    """The direction that moves one number by its own size or that of its leaf, and that length."""
+def random_direction(variables: Variables, path: str, rng: np.random.Generator) -> np.ndarray:
+    """Sample a normal direction for one leaf, scaled to about the magnitude of the leaf."""
+    return rng.normal(size=variables[path].shape) * _round_to_power_of_two(
+        magnitude(variables[path])
+    )
+
+
+def embed_direction(variables: Variables, path: str, direction: np.ndarray) -> Variables:
+    """Extend the direction of one leaf to all variables by zeros."""
+    return {other: np.zeros_like(leaf) for other, leaf in variables.items()} | {path: direction}
+
+
+def coordinate_direction(
+    variables: Variables, path: str, index: tuple[int, ...]
+) -> tuple[Variables, float]:
+    """The direction along one element, and its length: the magnitude of the element or its leaf."""
     leaf = variables[path]
-    length = _power_of_two(max(abs(float(leaf[index])), size_of(leaf)))
-    moved = np.zeros_like(leaf)
-    moved[index] = length
-    return along_leaf(variables, path, moved), length
+    length = _round_to_power_of_two(max(abs(float(leaf[index])), magnitude(leaf)))
+    direction = np.zeros_like(leaf)
+    direction[index] = length
+    return embed_direction(variables, path, direction), length
 
 
-def random_direction(variables: Variables, path: str, draw: np.random.Generator) -> np.ndarray:
-    """What moves every number of one leaf, by about the leaf's size."""
-    return draw.normal(size=variables[path].shape) * _power_of_two(size_of(variables[path]))
-
-
-def along_leaf(variables: Variables, path: str, moved: np.ndarray) -> Variables:
-    """The direction in which one leaf moves and the others stay."""
-    return {other: np.zeros_like(leaf) for other, leaf in variables.items()} | {path: moved}
-
-
-def size_of(leaf: np.ndarray) -> float:
-    """The root mean square; 1 for zeros."""
+def magnitude(leaf: np.ndarray) -> float:
+    """Root mean square of an array; 1 for zeros."""
     return float(np.sqrt(np.mean(np.square(leaf)))) or 1.0
 
 
-def slopes(
-    claim: Claim, variables: Variables, dy: Any, direction: Variables, *, unit: float = 2.0**-53
-) -> Slopes:
-    """The numeric witness along a direction."""
+def directional_derivatives(
+    test: GradientUnderTest,
+    variables: Variables,
+    dy: Any,
+    direction: Variables,
+    *,
+    unit_roundoff: float = 2.0**-53,
+) -> DirectionalDerivatives:
+    """Estimate the derivatives of dy f along a direction by extrapolated finite differences."""
     right, left, rounding = (
-        np.asarray(found)
-        for found in _along(claim.value, variables, claim.fixed, dy, direction, _STEPS)
+        np.asarray(row)
+        for row in _one_sided_differences(
+            test.function, variables, test.fixed, dy, direction, _STEPS
+        )
     )
     with np.errstate(all="ignore"):
-        noise = 8 * unit * (rounding + (np.abs(right) + np.abs(left)) / _STEPS)
-        return Slopes(
+        noise = 8 * unit_roundoff * (rounding + (np.abs(right) + np.abs(left)) / _STEPS)
+        return DirectionalDerivatives(
             _extrapolate((right + left) / 2, noise, 2),
             _extrapolate(right, noise, 1),
             _extrapolate(left, noise, 1),
         )
 
 
-def _extrapolate(row: np.ndarray, noise: np.ndarray, power: int) -> Measured:
-    """The entry of Neville's table with the least error bar; steps at which the function is not finite do not count."""
-    best = Measured(float("nan"), float("inf"))
-    inherited = noise
+def partial_derivatives(
+    test: GradientUnderTest,
+    variables: Variables,
+    dy: Any,
+    path: str,
+    index: tuple[int, ...],
+    unit_roundoff: float,
+) -> DirectionalDerivatives:
+    """Estimate the derivatives of dy f with respect to one element of a leaf."""
+    direction, length = coordinate_direction(variables, path, index)
+    along = directional_derivatives(test, variables, dy, direction, unit_roundoff=unit_roundoff)
+    # Division by the length is exact: it is a power of two.
+    return DirectionalDerivatives(
+        *(Estimate(estimate.value / length, estimate.error / length) for estimate in along)
+    )
+
+
+def _extrapolate(row: np.ndarray, noise: np.ndarray, power: int) -> Estimate:
+    """Extrapolate to step 0 with Neville's table; non-finite entries are ignored.
+
+    Args:
+        row: differences at falling steps, with an error series in h^power.
+        noise: rounding error of each difference.
+        power: 1 for one-sided differences, 2 for central ones.
+    """
+    best = Estimate(float("nan"), float("inf"))
     for order in range(1, len(row)):
-        factor = _RATIO ** (power * order)
+        factor = _STEP_RATIO ** (power * order)
         finer = (factor * row[1:] - row[:-1]) / (factor - 1)
-        inherited = (factor * inherited[1:] + inherited[:-1]) / (factor - 1)
-        bars = _CAUTION * np.maximum(np.abs(finer - row[1:]), np.abs(finer - row[:-1])) + inherited
-        at = int(np.argmin(np.where(np.isfinite(bars), bars, np.inf)))
-        if bars[at] < best.bar:
-            best = Measured(float(finer[at]), float(bars[at]))
+        noise = (factor * noise[1:] + noise[:-1]) / (factor - 1)
+        errors = _SAFETY * np.maximum(np.abs(finer - row[1:]), np.abs(finer - row[:-1])) + noise
+        smallest = int(np.argmin(np.where(np.isfinite(errors), errors, np.inf)))
+        if errors[smallest] < best.error:
+            best = Estimate(float(finer[smallest]), float(errors[smallest]))
         row = finer
     return best
 
 
-def _power_of_two(size: float) -> float:
-    """So that steps along a coordinate are exact."""
+def _round_to_power_of_two(size: float) -> float:
+    # With such a length, steps along a coordinate are exact in floating point.
     return float(2.0 ** np.clip(np.round(np.log2(size)), -1000, 1000)) if np.isfinite(size) else 1.0
 
 
-@compiled
-def _value_and_claimed(
-    value: Program, gradient: Program, variables: Variables, fixed: dict[str, Any], dy: Any
+@jit_unoptimized
+def _value_and_gradient(
+    function: Program, gradient: Program, variables: Variables, fixed: dict[str, Any], dy: Any
 ) -> tuple[Any, dict[str, Any]]:
-    return value(variables, fixed), gradient(variables, fixed, dy)
+    return function(variables, fixed), gradient(variables, fixed, dy)
 
 
-@compiled
-def _automatic(value: Program, variables: Variables, fixed: dict[str, Any], dy: Any) -> Variables:
-    return jax.vjp(lambda variables: value(variables, fixed), variables)[1](dy)[0]
+@jit_unoptimized
+def _reference_gradient(
+    function: Program, variables: Variables, fixed: dict[str, Any], dy: Any
+) -> Variables:
+    return jax.vjp(lambda variables: function(variables, fixed), variables)[1](dy)[0]
 
 
-@compiled
-def _along(
-    value: Program,
+def values_along(
+    function: Program,
+    variables: Variables,
+    fixed: dict[str, Any],
+    direction: Variables,
+    steps: Array,
+) -> Any:
+    """Evaluate the function at variables + step * direction for every step."""
+    return jax.lax.map(
+        lambda step: function(
+            {path: leaf + step * direction[path] for path, leaf in variables.items()}, fixed
+        ),
+        steps,
+    )
+
+
+@jit_unoptimized
+def _one_sided_differences(
+    function: Program,
     variables: Variables,
     fixed: dict[str, Any],
     dy: Any,
     direction: Variables,
     steps: Array,
 ) -> tuple[Array, Array, Array]:
-    """r(h), l(h) and the size of the terms in their numerators over h."""
-    everywhere = jnp.concatenate([steps, -steps, jnp.zeros(1)])
-    ys = jax.lax.map(
-        lambda step: value(
-            {path: leaf + step * direction[path] for path, leaf in variables.items()}, fixed
-        ),
-        everywhere,
+    """Return r(h), l(h), and the magnitude of the terms in their numerators divided by h."""
+    ys = values_along(
+        function, variables, fixed, direction, jnp.concatenate([steps, -steps, jnp.zeros(1)])
     )
-    up, down, y = (
-        jax.tree.map(lambda leaf, part=part: leaf[part], ys)
-        for part in (slice(0, len(steps)), slice(len(steps), -1), -1)
+    count = len(steps)
+    y = jax.tree.map(lambda leaf: leaf[-1], ys)
+    right = jax.tree.map(lambda leaf: leaf[:count], ys)
+    left = jax.tree.map(lambda leaf: leaf[count:-1], ys)
+    center = jax.tree.map(lambda y, right: jnp.broadcast_to(y, right.shape), y, right)
+    # Outputs constant at the largest step do not depend on the direction and add no rounding error.
+    # If all are constant, the change may have been lost in rounding: then all of them count.
+    changes = jax.tree.map(lambda y, a, b: (y != a[0]) | (y != b[0]), y, right, left)
+    none = ~functools.reduce(jnp.logical_or, [leaf.any() for leaf in jax.tree.leaves(changes)])
+    terms = jax.tree.map(lambda y, changes: 2 * jnp.abs(y) * (changes | none), y, changes)
+    size = _inner(jax.tree.map(jnp.abs, dy), terms)
+    difference = jax.vmap(
+        lambda after, before: _inner(dy, jax.tree.map(jnp.subtract, after, before))
     )
-    # Outputs that do not move at the largest step do not depend on the direction; if none moves, the move is lost in rounding.
-    moves = jax.tree.map(lambda y, up, down: (y != up[0]) | (y != down[0]), y, up, down)
-    none = ~functools.reduce(jnp.logical_or, [leaf.any() for leaf in jax.tree.leaves(moves)])
-    size = _contract(
-        jax.tree.map(jnp.abs, dy),
-        jax.tree.map(lambda y, moves: 2 * jnp.abs(y) * (moves | none), y, moves),
-    )
-    slope = jax.vmap(
-        lambda after, before: _contract(dy, jax.tree.map(jnp.subtract, after, before)),
-        in_axes=(0, 0),
-    )
-    still = jax.tree.map(lambda y, up: jnp.broadcast_to(y, up.shape), y, up)
-    return slope(up, still) / steps, slope(still, down) / steps, size / steps
+    return difference(right, center) / steps, difference(center, left) / steps, size / steps
 
 
-def _contract(dy: Any, dv: Any) -> Array:
-    return functools.reduce(
-        jnp.add, jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), dy, dv))
-    )
+def _inner(dy: Any, dv: Any) -> Array:
+    products = jax.tree.map(lambda a, b: (a * b).sum(), dy, dv)
+    return functools.reduce(jnp.add, jax.tree.leaves(products))

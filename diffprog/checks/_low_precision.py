@@ -1,7 +1,8 @@
-"""The claimed gradient in float32, bfloat16 and float16, against what rounding explains.
+"""Error and rounding error bound of a gradient in float32, bfloat16 and float16.
 
-The variables are rounded to the dtype first. The rule is run on them in that dtype and in float64, and the root mean square of the
-difference is held against the spread of `_rounding` at the dtype's eps: the error that the function's own sensitivity makes unavoidable.
+The variables are rounded to the dtype. The gradient is evaluated there in that dtype and in
+float64. The root mean square of the difference is compared with the rounding spread at the eps of
+the dtype: the error that the sensitivity of the function makes unavoidable.
 """
 
 from typing import Any
@@ -10,71 +11,75 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.checks._finite_differences import fitted, value_and_claimed
-from diffprog.checks._gradient_function import Claim, Variables, cast, in_dtype
-from diffprog.checks._kinks import Choice, choices, first_changed
-from diffprog.checks._rounding_error import Precision, spread
+from diffprog.checks._finite_differences import cast_cotangent, value_and_gradient
+from diffprog.checks._gradient_function import GradientUnderTest, Variables, cast, cast_constants
+from diffprog.checks._kinks import Branches, find_branches, first_branch_change
+from diffprog.checks._report import Precision
+from diffprog.checks._rounding_error import rounding_spread
 
 DTYPES = ("float32", "bfloat16", "float16")
-_SLACK = 4.0  # for the rule's formula, which is another than autodiff's, and for four samples
+_SLACK = 4.0  # the spread is of autodiff's formula, not the rule's, and of four samples only
 
 
-def precisions(claim: Claim, paths: list[str], dy: Any) -> tuple[list[Precision], list[str]]:
-    """The error and bound of each leaf in each dtype, and what could not be measured."""
-    found, notes = [], []
+def measure_precision(
+    test: GradientUnderTest, paths: list[str], dy: Any
+) -> tuple[list[Precision], list[str]]:
+    """Measure error and bound of each leaf in each dtype; also notes on what is not comparable."""
+    precision, notes = [], []
     for dtype in DTYPES:
         try:
-            found += _precision(claim, paths, dy, dtype)
-        except _Incomparable as reason:
-            notes.append(f"{dtype}: {reason}")
-    return found, notes
+            precision += _precision_in(dtype, test, paths, dy)
+        except _NotComparableError as reason:
+            notes.append(f"{dtype}: not assessed, {reason}")
+    return precision, notes
 
 
-class _Incomparable(Exception):
-    """The function is another one, or none, in this dtype."""
+class _NotComparableError(Exception):
+    """The function fails in this dtype, or computes something else."""
 
 
-def _precision(claim: Claim, paths: list[str], dy: Any, dtype: str) -> list[Precision]:
-    rounded, limits = cast(claim.variables, dtype), jnp.finfo(dtype)
-    claim = in_dtype(in_dtype(claim, dtype), np.float64)
+def _precision_in(
+    dtype: str, test: GradientUnderTest, paths: list[str], dy: Any
+) -> list[Precision]:
+    rounded, info = cast(test.variables, dtype), jnp.finfo(dtype)
+    test = cast_constants(cast_constants(test, dtype), np.float64)
     low_dy = jax.tree.map(lambda leaf: leaf.astype(dtype), dy)
-    y, got, chosen = _run_in(in_dtype(claim, dtype), rounded, low_dy)
+    y, got, branches = _evaluate_below_float64(cast_constants(test, dtype), rounded, low_dy)
     with jax.enable_x64(True):
         wide = cast(rounded, np.float64)
-        wide_dy = fitted(claim, wide, low_dy)
-        if (crossed := first_changed(choices(claim, wide), chosen)) is not None:
-            raise _Incomparable(f"not judged, rounding takes {crossed}, to its other side")
-        exact_y, want = value_and_claimed(claim, wide, wide_dy)
-        moved = spread(claim, wide, wide_dy, float(limits.eps), float(limits.smallest_subnormal))
-    pairs = list(zip(*map(jax.tree.leaves, (y, exact_y, moved.y)), strict=True))
-    if any(
-        _rms(_wide(low) - _wide(high)) > _SLACK * (_rms(near) + float(limits.eps) * _rms(high))
-        for low, high, near in pairs
-    ):
-        raise _Incomparable(
-            "not judged, the value of the function itself is another (random draws depend on the dtype; sums may overflow)"
-        )
+        wide_dy = cast_cotangent(test, wide, low_dy)
+        kink = first_branch_change(find_branches(test, wide), branches)
+        if kink is not None:
+            raise _NotComparableError(f"rounding changes the branch of {kink}")
+        exact_y, want = value_and_gradient(test, wide, wide_dy)
+        eps = float(info.eps)
+        spread = rounding_spread(test, wide, wide_dy, eps, float(info.smallest_subnormal))
+    for low, exact, deviation in zip(*map(jax.tree.leaves, (y, exact_y, spread.y)), strict=True):
+        if _rms(_wide(low) - _wide(exact)) > _SLACK * (_rms(deviation) + eps * _rms(exact)):
+            raise _NotComparableError(
+                "the function has another value in this dtype "
+                "(random draws depend on the dtype; sums may overflow)"
+            )
     return [
-        _of_leaf(path, dtype, got[path], want[path], moved.gradient[path], float(limits.eps))
+        Precision(
+            path,
+            dtype,
+            error=_rms(_wide(got[path]) - np.asarray(want[path])),
+            bound=_SLACK * float(np.hypot(_rms(spread.gradient[path]), eps * _rms(want[path]))),
+        )
         for path in paths
     ]
 
 
-def _run_in(
-    claim: Claim, variables: Variables, dy: Any
-) -> tuple[Any, dict[str, Any], dict[str, Choice]]:
+def _evaluate_below_float64(
+    test: GradientUnderTest, variables: Variables, dy: Any
+) -> tuple[Any, dict[str, Any], dict[str, Branches]]:
     with jax.enable_x64(False):
         try:
-            return *value_and_claimed(claim, variables, fitted(claim, variables, dy)), choices(
-                claim, variables
-            )
+            dy = cast_cotangent(test, variables, dy)
+            return *value_and_gradient(test, variables, dy), find_branches(test, variables)
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise _Incomparable(f"does not run, {str(error).splitlines()[0]}") from None
-
-
-def _of_leaf(path: str, dtype: str, got: Any, want: Any, moved: Any, eps: float) -> Precision:
-    bound = _SLACK * float(np.hypot(_rms(moved), eps * _rms(want)))
-    return Precision(path, dtype, _rms(_wide(got) - np.asarray(want)), bound)
+            raise _NotComparableError(f"raises {str(error).splitlines()[0]}") from None
 
 
 def _wide(array: Any) -> np.ndarray:

@@ -1,24 +1,24 @@
-"""What a check found: a table that names the layer, the leaf and the element.
+"""Result of a check: one finding per leaf, printed as a table of layer, leaf and worst element.
 
     verdict           meaning
-    ok                the claimed gradient is autodiff's, to rounding, and the function moves as it says
-    kink              the function has a kink there and the claim lies between its one-sided derivatives: a valid subgradient
-    degenerate        zero everywhere at the given point, so that nothing could be seen there; right at a generic point
+    ok                agrees with autodiff and finite differences to rounding
+    kink              f has a kink; the gradient lies between the one-sided derivatives
+    degenerate        zero everywhere at the given point; correct at a generic point
     unused            the function does not depend on this variable, at either point
-    autodiff-wrong    the claim is what the function does, and `jax.grad` is not
-    wrong             the claim is not what the function does
-    invalid-kink      the function has a kink there and the claim lies outside its one-sided derivatives
-    nonfinite         NaN or infinite
+    autodiff-wrong    agrees with finite differences; `jax.grad` does not
+    precision         correct in float64; in the given dtype the error exceeds the rounding bound
     nondeterministic  two calls with the same arguments gave different numbers
-    precision         right in float64, but less exact in the dtype of the given arrays than rounding explains
+    nonfinite         NaN or infinite
+    invalid-kink      f has a kink; the gradient lies outside the one-sided derivatives
+    wrong             disagrees with finite differences
 
-The first five leave a report `ok`.
+A report is `ok` if it has only the first five.
 """
 
+import itertools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
-
-from diffprog.checks._rounding_error import Precision
 
 VERDICTS = (
     "ok",
@@ -32,31 +32,47 @@ VERDICTS = (
     "invalid-kink",
     "wrong",
 )
-_FINE = VERDICTS[:5]
+_ACCEPTABLE = VERDICTS[:5]
 _COLUMNS = ("layer", "leaf", "worst index", "got", "want", "error/tolerance", "verdict", "hint")
 
 
-class Finding(NamedTuple):
-    """One leaf of a gradient.
+class Precision(NamedTuple):
+    """Accuracy of the gradient under test in one dtype.
 
     Attributes:
-        path: the leaf, as "params['weight']".
+        path: the leaf.
+        dtype: the dtype of the computation.
+        error: root mean square of the difference from the same gradient in float64.
+        bound: rounding error bound for this dtype.
+    """
+
+    path: str
+    dtype: str
+    error: float
+    bound: float
+
+
+class Finding(NamedTuple):
+    """Result of the check of one leaf of a gradient.
+
+    Attributes:
+        path: the leaf, such as "params['weight']".
         verdict: one of `VERDICTS`.
-        index: its worst element.
-        got: what was claimed there.
-        want: what the better witness says.
+        index: the element with the largest error relative to its tolerance.
+        got: the gradient under test there.
+        want: the reference gradient there, by autodiff or by finite differences.
         error: |got - want|.
-        tolerance: what rounding explains, of `error`.
-        hint: what the error looks like, or what else there is to say.
-        layer: the layer it belongs to, within a net.
-        point: "given", or "generic" for the second point, where the numbers are of random sign and magnitude.
-        order: 1, or 2 for the derivative of the rule.
-        interval: at a kink, from the lesser to the greater of the one-sided derivatives.
+        tolerance: the error that rounding explains.
+        hint: diagnosis of the error, or other remarks.
+        layer: the layer within a network; empty if there is none.
+        point: "given", or "generic" for the second point of random signs and magnitudes.
+        order: 1, or 2 for the derivative of the hand-written rule.
+        interval: at a kink, the one-sided derivatives in ascending order.
     """
 
     path: str
     verdict: str
-    index: tuple[int, ...]  # type: ignore[assignment]  # the method `tuple.index` has no use here
+    index: tuple[int, ...]  # type: ignore[assignment]  # shadows the method `tuple.index`
     got: float
     want: float
     error: float
@@ -69,18 +85,18 @@ class Finding(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the gradient of this leaf can be used."""
-        return self.verdict in _FINE
+        """Check if the gradient of this leaf is usable."""
+        return self.verdict in _ACCEPTABLE
 
 
 class Report(NamedTuple):
-    """What a check found.
+    """Result of a gradient check.
 
     Attributes:
-        findings: one for each leaf, and one more for each whose second derivative is wrong.
-        precision: the error of each leaf in float32, bfloat16 and float16, beside what one must expect.
-        notes: what else is worth knowing, a sentence each.
-        asymmetry: |u H w - w H u| over the size of their terms, for the Hessian H of a hand-written rule.
+        findings: one for each leaf, and one more for each leaf whose second derivative is wrong.
+        precision: error and bound of each leaf in float32, bfloat16 and float16.
+        notes: further remarks, one sentence each.
+        asymmetry: |u H w - w H u| relative to its terms, for the Hessian H of a hand-written rule.
     """
 
     findings: tuple[Finding, ...]
@@ -90,76 +106,73 @@ class Report(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """No gradient is wrong."""
+        """Check if every finding is ok."""
         return all(finding.ok for finding in self.findings)
 
     def raise_if_wrong(self) -> None:
-        """Raise an AssertionError with this table unless `ok`."""
+        """Raise AssertionError with the printed report unless it is `ok`."""
         if not self.ok:
-            raise AssertionError(f"a gradient is wrong\n{self}")
+            raise AssertionError(f"incorrect gradient\n{self}")
 
     def __str__(self) -> str:
-        right = sum(finding.ok for finding in self.findings)
-        header = f"{right} of {len(self.findings)} gradients right"
-        table = _table(_COLUMNS, [_row(finding) for finding in self.findings])
-        hessian = (
-            [f"the Hessian is asymmetric by {self.asymmetry:.1e} of its terms"]
-            if self.asymmetry
-            else []
-        )
-        return "\n".join([header, *table, *_accuracies(self.precision), *hessian, *self.notes])
+        correct = sum(finding.ok for finding in self.findings)
+        lines = [f"{correct} of {len(self.findings)} gradients correct"]
+        lines += _table(_COLUMNS, [_row(finding) for finding in self.findings])
+        lines += _precision_lines(self.precision)
+        if self.asymmetry:
+            lines.append(f"relative asymmetry of the Hessian: {self.asymmetry:.1e}")
+        return "\n".join([*lines, *self.notes])
+
+
+def merge_reports(reports: Iterable[Report]) -> Report:
+    """Concatenate several reports."""
+    findings, precision, notes, asymmetries = zip(*reports, strict=True)
+    findings, precision, notes = (
+        tuple(itertools.chain(*parts)) for parts in (findings, precision, notes)
+    )
+    return Report(findings, precision, notes, max(asymmetries))
 
 
 def worst(findings: list[Finding]) -> Finding:
-    """The one with the gravest verdict, the first of several."""
+    """Return the finding with the most severe verdict, the first of several."""
     return max(findings, key=lambda finding: VERDICTS.index(finding.verdict))
 
 
 def _row(finding: Finding) -> tuple[str, ...]:
-    leaf = (
-        finding.path
-        + (", 2nd order" if finding.order == 2 else "")
-        + (" (generic point)" if finding.point == "generic" else "")
-    )
-    ratio = _ratio(finding.error, finding.tolerance)
-    index = str(finding.index) if len(finding.index) != 1 else f"({finding.index[0]})"
+    order = ", 2nd order" if finding.order == 2 else ""
+    point = " (generic point)" if finding.point == "generic" else ""
     return (
         finding.layer,
-        leaf,
-        index,
-        _number(finding.got),
-        _number(finding.want),
-        f"{ratio:.2g}",
+        f"{finding.path}{order}{point}",
+        str(finding.index) if len(finding.index) != 1 else f"({finding.index[0]})",
+        f"{finding.got + 0.0:.7g}",
+        f"{finding.want + 0.0:.7g}",
+        f"{_ratio(finding.error, finding.tolerance):.2g}",
         finding.verdict,
         finding.hint,
     )
-
-
-def _number(number: float) -> str:
-    return f"{number + 0.0:.7g}"
 
 
 def _ratio(error: float, tolerance: float) -> float:
     return error / tolerance if tolerance > 0 else math.inf if error else 0.0
 
 
-def _accuracies(precision: tuple[Precision, ...]) -> list[str]:
-    """For each dtype the leaf that is the least exact, measured by what one must expect."""
+def _precision_lines(precision: tuple[Precision, ...]) -> list[str]:
+    """For each dtype, print the leaf with the largest error relative to its bound."""
     lines = []
-    for dtype in dict.fromkeys(found.dtype for found in precision):
-        of_dtype = [found for found in precision if found.dtype == dtype]
-        least = max(of_dtype, key=lambda found: _ratio(found.error, found.bound))
-        said = f"{_ratio(least.error, least.bound):.2f} of what rounding explains at most, in {least.path}"
-        lines.append(
-            f"{dtype}: {said}" + ("" if least.error <= least.bound else "  <- too inexact")
-        )
+    for dtype in dict.fromkeys(entry.dtype for entry in precision):
+        entries = [entry for entry in precision if entry.dtype == dtype]
+        largest = max(entries, key=lambda entry: _ratio(entry.error, entry.bound))
+        ratio = f"{_ratio(largest.error, largest.bound):.2f}"
+        line = f"{dtype}: error at most {ratio} of the rounding bound, in {largest.path}"
+        lines.append(line + ("" if largest.error <= largest.bound else "  <- exceeds the bound"))
     return lines
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns of text; a column that is empty in every row is left out."""
-    kept = [k for k in range(len(header)) if any(row[k] for row in rows)]
-    lines = [[row[k] for k in kept] for row in (header, *rows)]
+    """Align the columns; a column that is empty in every row is omitted."""
+    columns = [k for k in range(len(header)) if any(row[k] for row in rows)]
+    lines = [[row[k] for k in columns] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -1,12 +1,14 @@
-"""How exactly a gradient can be computed at all: its sensitivity to rounding, from the function itself.
+"""Rounding error bounds of a gradient, by Monte Carlo arithmetic (Parker, 1997).
 
-Arithmetic in a dtype of unit eps returns each result only to within a relative eps. So the program of `jax.vjp(f)` is run in float64 with
-every result of an arithmetic operation, and every variable, multiplied by 1 + eps xi, xi in [-1, 1]: the spread of the gradients that
-come out is the error one must expect of that dtype (Parker's Monte Carlo arithmetic, 1997). A sum of n terms is disturbed by sqrt(n) eps,
-its probabilistic error bound. Operations that only move or compare numbers are exact. xi is a hash of the number that it disturbs, since
-rounding too is a function of the number: equal values stay equal, and a tie stays a tie.
+Arithmetic with unit roundoff eps returns each result only to a relative error of eps. So the
+program of `jax.vjp(f)` runs in float64 with every variable and every arithmetic result multiplied
+by 1 + eps xi, xi in [-1, 1]. The spread of the resulting gradients estimates the error that is
+unavoidable in a dtype of that eps. A sum of n terms is perturbed by sqrt(n) eps, its probabilistic
+error bound. Operations that only move or compare numbers are exact. xi is a hash of the number that
+it perturbs, because rounding is a function of the number too: equal values stay equal, and ties
+stay ties.
 
-The same spread at eps = 2^-30, scaled down, is the tolerance within which two programs of float64 may differ.
+The same spread at eps = 2^-30, scaled down, is the tolerance between two formulas in float64.
 """
 
 import functools
@@ -32,138 +34,107 @@ from diffprog._jaxpr import (
     interpret,
     reduced_axes,
 )
-from diffprog.checks._gradient_function import Claim, Variables, compiled
+from diffprog.checks._gradient_function import GradientUnderTest, Variables, jit_unoptimized
 from diffprog.program import Program
 
 _SAMPLES = 4
-_MOVING = {
-    "broadcast_in_dim",
-    "concatenate",
-    "copy",
-    "copy_p",
-    "dynamic_slice",
-    "dynamic_update_slice",
-    "gather",
-    "iota",
-    "pad",
-    "reshape",
-}
-_MOVING |= {
-    "rev",
-    "name",
-    "optimization_barrier",
-    "select_n",
-    "slice",
-    "split",
-    "squeeze",
-    "stop_gradient",
-    "transpose",
-}
-_CHOOSING = {
-    "abs",
-    "argmax",
-    "argmin",
-    "clamp",
-    "max",
-    "min",
-    "neg",
-    "reduce_max",
-    "reduce_min",
-    "sign",
-    "sort",
-}
-_EXACT = frozenset(_MOVING | _CHOOSING | {"convert_element_type", "reduce_precision"})
+_MOVES = (
+    "broadcast_in_dim concatenate copy copy_p dynamic_slice dynamic_update_slice gather iota name "
+    "optimization_barrier pad reshape rev select_n slice split squeeze stop_gradient transpose"
+)
+_COMPARISONS = "abs argmax argmin clamp max min neg reduce_max reduce_min sign sort"
+_CASTS = "convert_element_type reduce_precision"
+_EXACT_PRIMITIVES = frozenset(f"{_MOVES} {_COMPARISONS} {_CASTS}".split())
 
 
-class Precision(NamedTuple):
-    """The accuracy of a claimed gradient in one dtype.
-
-    Attributes:
-        path: the leaf.
-        dtype: the dtype it was computed in.
-        error: root mean square of its difference from the same gradient in float64.
-        bound: what `diffprog.checks` expects of the dtype.
-    """
-
-    path: str
-    dtype: str
-    error: float
-    bound: float
-
-
-class Spread(NamedTuple):
-    """How far the value and the gradients moved, number by number: the largest of the samples."""
+class RoundingSpread(NamedTuple):
+    """Largest deviation of the value and of the gradients over all samples, element by element."""
 
     y: Any
     gradient: Variables
 
 
-def spread(claim: Claim, variables: Variables, dy: Any, unit: float, least: float = 0.0) -> Spread:
-    """The spread of y and of dy df/dv at relative errors `unit`, and absolute ones `least` where results are that small."""
-    run = functools.partial(_disturbed, claim.value, variables, claim.fixed, dy)
+def rounding_spread(
+    test: GradientUnderTest,
+    variables: Variables,
+    dy: Any,
+    unit_roundoff: float,
+    smallest_subnormal: float = 0.0,
+) -> RoundingSpread:
+    """Estimate the rounding error of y and of dy df/dv.
+
+    Args:
+        test: the function.
+        variables: where it is evaluated, float64.
+        dy: cotangent.
+        unit_roundoff: relative perturbation of every result, a power of two.
+        smallest_subnormal: absolute perturbation of every result.
+    """
+    run = functools.partial(_perturbed_vjp, test.function, variables, test.fixed, dy)
     exact = run(np.int64(0), 0.0, np.uint64(0))
-    bits = np.int64(52 + round(math.log2(unit)))
-    moved = [run(bits, least, np.uint64(salt)) for salt in range(1, _SAMPLES + 1)]
-    return Spread(*jax.tree.map(_furthest, exact, *moved))
+    bits = np.int64(52 + round(math.log2(unit_roundoff)))
+    samples = [run(bits, smallest_subnormal, np.uint64(salt)) for salt in range(1, _SAMPLES + 1)]
+
+    def largest_deviation(exact: Array, *perturbed: Array) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            deviations = [np.abs(np.asarray(sample) - np.asarray(exact)) for sample in perturbed]
+            return functools.reduce(np.maximum, deviations)
+
+    return RoundingSpread(*jax.tree.map(largest_deviation, exact, *samples))
 
 
-def _furthest(exact: Array, *moved: Array) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return functools.reduce(
-            np.maximum, [np.abs(np.asarray(other) - np.asarray(exact)) for other in moved]
-        )
-
-
-def smallest(program: ClosedJaxpr) -> list[EquationSite]:
-    """The equations that can be acted on and hold no other such equation."""
-    open_ = [
+def innermost_equations(program: ClosedJaxpr) -> list[EquationSite]:
+    """List the equations that `interpret` can replace and that contain no other such equation."""
+    sites = [
         site
         for site in find_equations(program, lambda equation: True)
         if site.opaque_primitive is None and site.custom_rule_primitive is None
     ]
-    around = {site.path[:depth] for site in open_ for depth in range(1, len(site.path))}
-    return [site for site in open_ if site.path not in around]
+    enclosing = {site.path[:depth] for site in sites for depth in range(1, len(site.path))}
+    return [site for site in sites if site.path not in enclosing]
 
 
-@compiled
-def _disturbed(
-    value: Program,
+@jit_unoptimized
+def _perturbed_vjp(
+    function: Program,
     variables: Variables,
     fixed: dict[str, Any],
     dy: Any,
     bits: Array,
-    least: Array,
+    smallest_subnormal: Array,
     salt: Array,
 ) -> tuple[Any, Variables]:
-    def both(variables: Variables, fixed: dict[str, Any], dy: Any) -> tuple[Any, Variables]:
-        y, pull = jax.vjp(lambda variables: value(variables, fixed), variables)
-        return y, pull(dy)[0]
+    """Evaluate y and dy df/dv with perturbed arithmetic; `bits` 0 leaves it exact."""
 
-    disturb = functools.partial(_disturb, bits, least)
-    variables = {path: disturb(leaf, salt) for path, leaf in variables.items()}
-    program, shape = jax.make_jaxpr(both, return_shape=True)(variables, fixed, dy)
-    actions: dict[Path, Handler] = {
-        site.path: functools.partial(_act, disturb, salt + np.uint64(97 * number))
-        for number, site in enumerate(smallest(program))
-        if site.equation.primitive.name not in _EXACT
+    def value_and_vjp(
+        variables: Variables, fixed: dict[str, Any], dy: Any
+    ) -> tuple[Any, Variables]:
+        y, vjp = jax.vjp(lambda variables: function(variables, fixed), variables)
+        return y, vjp(dy)[0]
+
+    perturb = functools.partial(_perturb, bits, smallest_subnormal)
+
+    def evaluate_perturbed(
+        salt: Array, equation: JaxprEqn, inputs: list[Any], side_input: None
+    ) -> tuple[Sequence[Any], None]:
+        outputs = evaluate_equation(equation, inputs)
+        return [perturb(output, salt, _summed_terms(equation)) for output in outputs], None
+
+    variables = {path: perturb(leaf, salt) for path, leaf in variables.items()}
+    program, shape = jax.make_jaxpr(value_and_vjp, return_shape=True)(variables, fixed, dy)
+    handlers: dict[Path, Handler] = {
+        site.path: functools.partial(evaluate_perturbed, salt + np.uint64(97 * number))
+        for number, site in enumerate(innermost_equations(program))
+        if site.equation.primitive.name not in _EXACT_PRIMITIVES
     }
-    outputs, _ = interpret(program, actions, jax.tree.leaves((variables, fixed, dy)))
+    outputs, _ = interpret(program, handlers, jax.tree.leaves((variables, fixed, dy)))
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
 
-def _act(
-    disturb: Any, salt: Array, equation: JaxprEqn, inputs: list[Any], given: None
-) -> tuple[Sequence[Any], None]:
-    outputs = evaluate_equation(equation, inputs)
-    return [disturb(output, salt, _terms(equation)) for output in outputs], None
-
-
-def _terms(equation: JaxprEqn) -> float:
-    """How many numbers are added up to one."""
-    name, shapes = (
-        equation.primitive.name,
-        [getattr(variable.aval, "shape", ()) for variable in equation.invars],
-    )
+def _summed_terms(equation: JaxprEqn) -> float:
+    """Count the terms in the sum that makes one output."""
+    name = equation.primitive.name
+    shapes = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
     if name == "dot_general":
         return math.prod(shapes[0][axis] for axis in dot_dimensions(equation)[0][0])
     if name == "conv_general_dilated":
@@ -173,28 +144,30 @@ def _terms(equation: JaxprEqn) -> float:
     return 1.0
 
 
-def _disturb(bits: Array, least: Array, number: Any, salt: Array, terms: float = 1.0) -> Any:
-    """The number, its last `bits` binary digits changed, and more for a sum of many terms.
+def _perturb(
+    bits: Array, smallest_subnormal: Array, number: Any, salt: Array, terms: float = 1.0
+) -> Any:
+    """Change the last `bits` binary digits of a number, more for a sum of many terms.
 
-    In integers, since a compiler may compute a float twice, rounded in two ways, and then find the largest of a row unequal to itself.
+    It works on integers: a compiler may evaluate a float expression twice with different rounding,
+        and
+    then the largest element of a row is unequal to itself.
     """
     if not jnp.issubdtype(getattr(number, "dtype", int), jnp.floating):
         return number
     wide = jnp.asarray(number, jnp.float64)
-    hashed = _hash(wide, salt)
+    noise = _hash(wide, salt)
     usable = (wide != 0) & jnp.isfinite(wide)
     width = jnp.clip(bits + round(math.log2(terms) / 2), 0, 51)
-    steps = jnp.where(usable & (bits > 0), hashed >> (63 - width), 0)
-    moved = jax.lax.bitcast_convert_type(
-        jax.lax.bitcast_convert_type(wide, jnp.int64) + steps, jnp.float64
-    )
-    return (moved + jnp.where(usable, jnp.where(hashed < 0, -least, least), 0.0)).astype(
-        number.dtype
-    )
+    offset = jnp.where(usable & (bits > 0), noise >> (63 - width), 0)
+    as_integer = jax.lax.bitcast_convert_type(wide, jnp.int64)
+    perturbed = jax.lax.bitcast_convert_type(as_integer + offset, jnp.float64)
+    absolute = jnp.where(noise < 0, -smallest_subnormal, smallest_subnormal)
+    return (perturbed + jnp.where(usable, absolute, 0.0)).astype(number.dtype)
 
 
 def _hash(number: Array, salt: Array) -> Array:
-    """Integers of 64 bits that look random; the same for the same number and salt."""
+    """Hash floats to pseudorandom integers of 64 bits (splitmix64)."""
     bits = jax.lax.bitcast_convert_type(number, jnp.uint64) ^ (salt * np.uint64(0x9E3779B97F4A7C15))
     for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         bits = (bits ^ (bits >> np.uint64(31))) * np.uint64(factor)

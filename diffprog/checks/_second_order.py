@@ -1,7 +1,8 @@
-"""The derivative of a hand-written rule: H u from the rule against H u from the plain function, and the symmetry of H.
+"""Second-order check: the derivative of a hand-written rule against that of the function itself.
 
-The scalar is phi(v) = sum dy (y + y^2 / 2), y = f(v), so that the cotangent that reaches the rule depends on v too. A rule whose residuals
-are detached has a right gradient and a wrong Hessian; it is seen here, and so is an H with u H w != w H u.
+Both differentiate phi(v) = sum dy (y + y^2 / 2), y = f(v); the square makes the cotangent that
+reaches the rule depend on v. A rule whose residuals are detached has a correct gradient and a wrong
+Hessian-vector product H u. The symmetry u H w = w H u is measured too.
 """
 
 from typing import Any
@@ -12,50 +13,47 @@ import numpy as np
 from jaxtyping import Array
 
 from diffprog.checks._finite_differences import random_direction
-from diffprog.checks._gradient_function import Claim, Variables, compiled
+from diffprog.checks._gradient_function import GradientUnderTest, Variables, jit_unoptimized
 from diffprog.checks._report import Finding
-from diffprog.checks._test_points import Point
+from diffprog.checks._test_points import TestPoint
 from diffprog.program import Program
 
-_SLACK, _DISTURBED = 2.0**12, 2.0**-30
+_SLACK, _PERTURBATION = 2.0**12, 2.0**-30
 
 
-def second_order(
-    claim: Claim, point: Point, draw: np.random.Generator
+def check_second_order(
+    test: GradientUnderTest, point: TestPoint, rng: np.random.Generator
 ) -> tuple[list[Finding], float]:
-    """The leaves whose row of H u is wrong, and |u H w - w H u| over the size of their terms."""
-    assert claim.rule is not None
-    u, w = (
-        {path: random_direction(point.variables, path, draw) for path in point.variables}
-        for _ in range(2)
+    """Return findings for the leaves where H u is wrong, and the relative asymmetry of H."""
+    assert test.function_with_rule is not None
+    variables = point.variables
+    u, w = ({path: random_direction(variables, path, rng) for path in variables} for _ in range(2))
+    of_rule, of_rule_w = _hessian_vector_products(
+        test.function_with_rule, variables, test.fixed, point.dy, u, w
     )
-    hand, hand_w = _products(claim.rule, point.variables, claim.fixed, point.dy, u, w)
-    plain, _ = _products(claim.value, point.variables, claim.fixed, point.dy, u, w)
-    nudged = {
-        path: leaf * (1 + _DISTURBED * np.sin(1e3 * u[path]))
-        for path, leaf in point.variables.items()
+    want, _ = _hessian_vector_products(test.function, variables, test.fixed, point.dy, u, w)
+    perturbed_variables = {
+        path: leaf * (1 + _PERTURBATION * np.sin(1e3 * u[path])) for path, leaf in variables.items()
     }
-    moved, _ = _products(claim.value, nudged, claim.fixed, point.dy, u, w)
-    found = [
-        _compare(
-            point, path, np.asarray(hand[path]), np.asarray(plain[path]), np.asarray(moved[path])
-        )
-        for path in point.variables
-    ]
-    one, other, size = (
-        _inner(w, hand),
-        _inner(u, hand_w),
-        _inner(jax.tree.map(np.abs, w), jax.tree.map(np.abs, hand)),
+    perturbed, _ = _hessian_vector_products(
+        test.function, perturbed_variables, test.fixed, point.dy, u, w
     )
-    return [finding for finding in found if finding is not None], abs(
-        one - other
-    ) / size if size else 0.0
+    findings = [
+        _compare(point, path, *(np.asarray(tree[path]) for tree in (of_rule, want, perturbed)))
+        for path in variables
+    ]
+    difference = abs(_inner(w, of_rule) - _inner(u, of_rule_w))
+    scale = _inner(jax.tree.map(np.abs, w), jax.tree.map(np.abs, of_rule))
+    asymmetry = difference / scale if scale else 0.0
+    return [finding for finding in findings if finding is not None], asymmetry
 
 
-@compiled
-def _products(
+@jit_unoptimized
+def _hessian_vector_products(
     f: Program, variables: Variables, fixed: dict[str, Any], dy: Any, u: Variables, w: Variables
 ) -> tuple[Variables, Variables]:
+    """Evaluate H u and H w."""
+
     def phi(variables: Variables) -> Array:
         y = f(variables, fixed)
         return sum(
@@ -63,24 +61,34 @@ def _products(
             for leaf in jax.tree.leaves(jax.tree.map(lambda dy, y: dy * (y + y * y / 2), dy, y))
         )
 
-    _, along = jax.linearize(jax.grad(phi), variables)
-    both = jax.vmap(along)(jax.tree.map(lambda *directions: jnp.stack(directions), u, w))
+    _, hessian_vector_product = jax.linearize(jax.grad(phi), variables)
+    both = jax.vmap(hessian_vector_product)(jax.tree.map(lambda *pair: jnp.stack(pair), u, w))
     return jax.tree.map(lambda leaf: leaf[0], both), jax.tree.map(lambda leaf: leaf[1], both)
 
 
 def _compare(
-    point: Point, path: str, got: np.ndarray, want: np.ndarray, moved: np.ndarray
+    point: TestPoint, path: str, got: np.ndarray, want: np.ndarray, perturbed: np.ndarray
 ) -> Finding | None:
     error = np.abs(got - want)
     largest = np.abs(want).max() or np.abs(got).max()
-    tolerance = _SLACK * point.unit * (np.abs(moved - want) / _DISTURBED + np.abs(want) + largest)
-    over = np.where(np.isfinite(want), error - tolerance, -1.0)
-    if not (over > 0).any():
+    sensitivity = np.abs(perturbed - want) / _PERTURBATION
+    tolerance = _SLACK * point.unit_roundoff * (sensitivity + np.abs(want) + largest)
+    excess = np.where(np.isfinite(want), error - tolerance, -1.0)
+    if not (excess > 0).any():
         return None
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(over / tolerance)), want.shape))
-    said = "the derivative of the rule is wrong: is a residual detached, or rounded?"
-    numbers = (float(got[index]), float(want[index]), float(error[index]), float(tolerance[index]))
-    return Finding(path, "wrong", index, *numbers, hint=said, point=point.name, order=2)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess / tolerance)), want.shape))
+    return Finding(
+        path,
+        "wrong",
+        index,
+        float(got[index]),
+        float(want[index]),
+        float(error[index]),
+        float(tolerance[index]),
+        hint="the derivative of the rule is wrong: is a residual detached or rounded?",
+        point=point.name,
+        order=2,
+    )
 
 
 def _inner(a: Variables, b: Variables) -> float:

@@ -1,11 +1,13 @@
-"""Taylor's test: the remainder tells a right gradient from a wrong one by its order.
+"""Taylor test: the order of the Taylor remainder tells a correct gradient from a wrong one.
 
     R(h) = |f(x + h d) - f(x) - h g d|
 
-falls like h^2 if g is the gradient and like h if it is not, d random. On logarithmic axes these are straight lines of slope 2 and 1, down
-to the rounding error of f, where every remainder levels out.
+falls like h^2 if g is the gradient and like h if it is not, for a random direction d. On
+logarithmic axes these are lines of slope 2 and 1, down to the rounding error of f, where every
+remainder levels out.
 
-Source: the adjoint "Taylor test" of PDE-constrained optimisation; Griewank and Walther, Evaluating Derivatives, 2008.
+Source: the Taylor test of adjoint methods in PDE-constrained optimization; Griewank and Walther,
+Evaluating Derivatives, 2008.
 """
 
 from collections.abc import Callable
@@ -16,32 +18,37 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffprog import _validation
-from diffprog.checks._finite_differences import along_leaf, random_direction, value_and_claimed
+from diffprog.checks._finite_differences import (
+    embed_direction,
+    random_direction,
+    value_and_gradient,
+    values_along,
+)
 from diffprog.checks._gradient_function import (
-    Claim,
+    GradientUnderTest,
     Variables,
     cast,
-    compiled,
-    function_claim,
-    in_dtype,
+    cast_constants,
+    function_under_test,
+    jit_unoptimized,
     require_variables,
 )
-from diffprog.program import Program
 
 _STEPS = 2.0 ** -np.arange(1, 27)
-_FLOOR = 30.0  # remainders below this multiple of the rounding error have no slope
-_USED = 4  # of the smallest steps above that
+_FLOOR = 30.0  # remainders below this multiple of the rounding error have no meaningful slope
+_FITTED_STEPS = 4  # the slope is fitted to the smallest steps above the floor
 
 
 class SlopeReport(NamedTuple):
-    """Remainders along a random direction of each leaf.
+    """Taylor remainders along a random direction of each leaf.
 
     Attributes:
         paths: the leaves.
-        steps: h, falling.
-        remainders: R(h), a row for each leaf.
-        rounding: the rounding error of each leaf's remainders.
-        orders: the slope of log R against log h at the smallest steps above rounding; infinite where R is rounding at every step.
+        steps: h, decreasing.
+        remainders: R(h), one row per leaf.
+        rounding: rounding error of the remainders of each leaf.
+        orders: slope of log R against log h at the smallest steps above rounding; infinite where R
+            is rounding error at every step, NaN where R is not finite.
     """
 
     paths: tuple[str, ...]
@@ -52,13 +59,13 @@ class SlopeReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Every order is nearer to 2 than to 1, or higher."""
+        """Check if every order is above 1.5."""
         return bool((self.orders > 1.5).all())
 
     def __str__(self) -> str:
         width = max(map(len, self.paths))
         return "\n".join(
-            f"{path.ljust(width)}  order {order:.2f}  {_said(order)}"
+            f"{path.ljust(width)}  order {order:.2f}  {_conclusion(order)}"
             for path, order in zip(self.paths, self.orders, strict=True)
         )
 
@@ -66,83 +73,78 @@ class SlopeReport(NamedTuple):
 def slope_test(
     f: Callable[..., Any], grad_f: Callable[..., Any], x: Any, *, key: Array
 ) -> SlopeReport:
-    """The order of the Taylor remainder of f with the claimed gradient, leaf by leaf: 2 is right, 1 is wrong.
+    """Taylor test of a gradient, leaf by leaf: order 2 is correct, order 1 is wrong.
 
     Computed in float64.
 
     Args:
         f: `f(x)`, a float scalar, written in JAX.
-        grad_f: `grad_f(x)`, the claimed gradient.
-        x: any pytree; its float leaves are moved.
-        key: for the directions.
+        grad_f: `grad_f(x)`, the gradient under test.
+        x: any pytree; directions are sampled for its float leaves.
+        key: PRNG key of the directions.
 
     Raises:
-        TypeError, ValueError: functions that are not callable, a value that is not one float; x without float arrays, empty or not finite.
+        TypeError: f or grad_f is not callable, or key is not a PRNG key.
+        ValueError: f(x) is not a float scalar, grad_f(x) has other leaves or shapes than x, or x
+            has no float array, an empty or a non-finite one.
 
-    >>> slope_test(lambda x: (x**3).sum(), lambda x: 3 * x**2, np.array([1.0, 2.0]), key=jax.random.key(0)).orders.round(1)
+    >>> x = np.array([1.0, 2.0])
+    >>> report = slope_test(lambda x: (x**3).sum(), lambda x: 3 * x**2, x, key=jax.random.key(0))
+    >>> report.orders.round(1)
     array([2.])
     """
     _validation.function("f", f)
     _validation.function("grad_f", grad_f)
     _validation.scalar("f", jax.eval_shape(f, x))
-    claim = function_claim(f, grad_f, {"x": x}, 0)
-    require_variables(claim.variables)
+    test = function_under_test(f, grad_f, {"x": x}, 0)
+    require_variables(test.variables)
     _validation.key("key", key)
-    draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     with jax.enable_x64(True):
-        claim = in_dtype(claim, np.float64)
-        variables = cast(claim.variables, np.float64)
-        claimed = value_and_claimed(claim, variables, np.ones(()))[1]
+        test = cast_constants(test, np.float64)
+        variables = cast(test.variables, np.float64)
+        gradient = value_and_gradient(test, variables, np.ones(()))[1]
         for path, leaf in variables.items():
-            if path not in claimed or np.shape(claimed[path]) != leaf.shape:
-                came = list(np.shape(claimed[path])) if path in claimed else "none"
+            if path not in gradient or np.shape(gradient[path]) != leaf.shape:
+                shape = list(np.shape(gradient[path])) if path in gradient else "none"
                 raise ValueError(
-                    f"grad_f must return a gradient of shape {list(leaf.shape)} for {path}, got {came}"
+                    f"grad_f must return a gradient of shape {list(leaf.shape)} for {path}, "
+                    f"got {shape}"
                 )
         rows = [
-            _of_leaf(claim, variables, np.asarray(claimed[path]), path, draw) for path in variables
+            _remainders(test, variables, np.asarray(gradient[path]), path, rng)
+            for path in variables
         ]
-    remainders, rounding = (
-        np.array([row for row, _ in rows]),
-        np.array([floor for _, floor in rows]),
+    return SlopeReport(
+        tuple(variables),
+        _STEPS,
+        np.array([remainders for remainders, _ in rows]),
+        np.array([rounding for _, rounding in rows]),
+        np.array([_order(*row) for row in rows]),
     )
-    orders = np.array([_order(row, floor) for row, floor in rows])
-    return SlopeReport(tuple(variables), _STEPS, remainders, rounding, orders)
 
 
-def _of_leaf(
-    claim: Claim, variables: Variables, gradient: np.ndarray, path: str, draw: np.random.Generator
+_values_along = jit_unoptimized(values_along)
+
+
+def _remainders(
+    test: GradientUnderTest,
+    variables: Variables,
+    gradient: np.ndarray,
+    path: str,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, float]:
-    moved = random_direction(variables, path, draw)
-    values = np.asarray(
-        _values(
-            claim.value,
-            variables,
-            claim.fixed,
-            along_leaf(variables, path, moved),
-            np.append(_STEPS, 0.0),
-        )
-    )
+    """Evaluate R(h) along a random direction of one leaf, and its rounding error."""
+    direction = random_direction(variables, path, rng)
     if not np.isfinite(gradient).all():
         return np.full(len(_STEPS), np.nan), np.nan
-    rounding = 2.0**-53 * (
-        2 * np.abs(values[-1]) + float(np.abs(gradient * moved).sum()) * _STEPS[-1]
-    )
-    return np.abs(values[:-1] - values[-1] - _STEPS * float((gradient * moved).sum())), float(
-        rounding
-    )
-
-
-@compiled
-def _values(
-    value: Program, variables: Variables, fixed: dict[str, Any], direction: Variables, steps: Array
-) -> Array:
-    return jax.lax.map(
-        lambda step: value(
-            {path: leaf + step * direction[path] for path, leaf in variables.items()}, fixed
-        ),
-        steps,
-    )
+    embedded = embed_direction(variables, path, direction)
+    steps = np.append(_STEPS, 0.0)
+    values = np.asarray(_values_along(test.function, variables, test.fixed, embedded, steps))
+    products = gradient * direction
+    smallest_change = float(np.abs(products).sum()) * _STEPS[-1]
+    rounding = 2.0**-53 * (2 * np.abs(values[-1]) + smallest_change)
+    return np.abs(values[:-1] - values[-1] - _STEPS * float(products.sum())), float(rounding)
 
 
 def _order(remainders: np.ndarray, rounding: float) -> float:
@@ -151,17 +153,13 @@ def _order(remainders: np.ndarray, rounding: float) -> float:
     usable = np.flatnonzero(np.isfinite(remainders) & (remainders > _FLOOR * rounding))
     if len(usable) < 2:
         return float("inf")
-    used = usable[-_USED:]
-    return float(np.polyfit(np.log(_STEPS[used]), np.log(remainders[used]), 1)[0])
+    fitted = usable[-_FITTED_STEPS:]
+    return float(np.polyfit(np.log(_STEPS[fitted]), np.log(remainders[fitted]), 1)[0])
 
 
-def _said(order: float) -> str:
-    return (
-        "not finite"
-        if np.isnan(order)
-        else "right, f is linear"
-        if np.isinf(order)
-        else "right"
-        if order > 1.5
-        else "wrong"
-    )
+def _conclusion(order: float) -> str:
+    if np.isnan(order):
+        return "not finite"
+    if np.isinf(order):
+        return "correct, f is linear"
+    return "correct" if order > 1.5 else "wrong"

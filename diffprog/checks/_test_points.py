@@ -1,10 +1,12 @@
-"""The points at which a gradient is checked, and what the claim and autodiff say there.
+"""The points at which gradients are compared, and the tolerance of each element there.
 
-The given point may hide a bug: zeros, ones and symmetric weights make wrong formulas right. So there is a second one, generic: every
-number of random sign and of a magnitude drawn log-uniformly around the size of its leaf.
+The given point may hide a mistake: at zeros, ones and symmetric weights wrong formulas are right.
+So there is a second, generic point: random signs, and magnitudes drawn log-uniformly around the
+magnitude of each leaf.
 
-Two programs for one gradient differ by rounding. What of a difference that explains is the tolerance: the sensitivity of each number to
-rounding (`_rounding`) times the unit of float64, and a factor for a formula that loses up to three digits more.
+Two formulas of one gradient differ by rounding. The tolerance is the sensitivity of each element to
+rounding (`_rounding_error`) times the unit roundoff, with slack for a formula that loses up to
+three more digits.
 """
 
 from typing import Any, NamedTuple
@@ -12,20 +14,37 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffprog.checks._finite_differences import automatic, cotangent, size_of, value_and_claimed
-from diffprog.checks._gradient_function import Claim, Variables
+from diffprog.checks._finite_differences import (
+    magnitude,
+    random_cotangent,
+    reference_gradient,
+    value_and_gradient,
+)
+from diffprog.checks._gradient_function import GradientUnderTest, Variables
 from diffprog.checks._kinks import nearest_kink
-from diffprog.checks._rounding_error import spread
+from diffprog.checks._rounding_error import rounding_spread
 
-AT_KINK = 2.0**-40  # margins below this are zero but for rounding
-SLACK = 2.0**10  # another formula for the same gradient may lose three digits more
-ULPS = 8  # of the largest number of the leaf
-_DISTURBED = 2.0**-30
-_TRIES = 4
+KINK_MARGIN = 2.0**-40  # a smaller margin is zero up to rounding
+FORMULA_SLACK = 2.0**10  # another formula of the same gradient may lose three more digits
+ULPS = 8  # of the largest element of the leaf
+_PERTURBATION = 2.0**-30
+_ATTEMPTS = 4
 
 
-class Point(NamedTuple):
-    """The witnesses at one point; `want` and `tolerance` hold arrays of the leaf's shape, `got` whatever was claimed."""
+class TestPoint(NamedTuple):
+    """The gradients at one point.
+
+    Attributes:
+        name: "given" or "generic".
+        variables: where the gradients are evaluated, float64.
+        dy: cotangent.
+        y: value of the function.
+        got: gradient under test by path; anything may have been returned.
+        want: reference gradient by path.
+        tolerance: tolerated difference of each element, by path.
+        unit_roundoff: of the function; above 2^-53 if it computes in a narrower dtype.
+        at_kink: whether some branch of the function is at its margin.
+    """
 
     name: str
     variables: Variables
@@ -34,68 +53,66 @@ class Point(NamedTuple):
     got: dict[str, Any]
     want: dict[str, np.ndarray]
     tolerance: dict[str, np.ndarray]
-    unit: float
-    kinked: bool
+    unit_roundoff: float
+    at_kink: bool
 
 
-def observe(claim: Claim, name: str, variables: Variables, dy: Any, unit: float) -> Point:
-    """Ask the claim and autodiff; `unit` is the relative rounding error of the function."""
-    want = automatic(claim, variables, dy)
-    y, got = value_and_claimed(claim, variables, dy)
-    disturbed = max(_DISTURBED, unit)
-    moved = spread(claim, variables, dy, disturbed).gradient
-    slack = SLACK if unit < _DISTURBED else ULPS
+def evaluate_point(
+    test: GradientUnderTest, name: str, variables: Variables, dy: Any, unit_roundoff: float
+) -> TestPoint:
+    """Evaluate both gradients and the tolerances at one point."""
+    reference = reference_gradient(test, variables, dy)
+    want = {path: np.asarray(leaf) for path, leaf in reference.items()}
+    y, got = value_and_gradient(test, variables, dy)
+    perturbation = max(_PERTURBATION, unit_roundoff)
+    spread = rounding_spread(test, variables, dy, perturbation).gradient
+    slack = FORMULA_SLACK if unit_roundoff < _PERTURBATION else ULPS
     tolerance = {
-        path: _tolerance(np.asarray(want[path]), np.asarray(moved[path]) / disturbed, unit, slack)
-        for path in want
+        path: _tolerance(leaf, np.asarray(spread[path]) / perturbation, unit_roundoff, slack)
+        for path, leaf in want.items()
     }
-    nearest = nearest_kink(claim, variables)
-    return Point(
-        name,
-        variables,
-        dy,
-        y,
-        got,
-        {path: np.asarray(leaf) for path, leaf in want.items()},
-        tolerance,
-        unit,
-        nearest is not None and nearest.margin < AT_KINK,
-    )
+    kink = nearest_kink(test, variables)
+    at_kink = kink is not None and kink.margin < KINK_MARGIN
+    return TestPoint(name, variables, dy, y, got, want, tolerance, unit_roundoff, at_kink)
 
 
-def _tolerance(want: np.ndarray, sensitivity: np.ndarray, unit: float, slack: float) -> np.ndarray:
+def _tolerance(
+    want: np.ndarray, sensitivity: np.ndarray, unit_roundoff: float, slack: float
+) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         largest = np.nanmax(np.abs(want), initial=0.0, where=np.isfinite(want))
-        return (
-            slack * unit * (np.nan_to_num(sensitivity, posinf=0.0) + np.abs(np.nan_to_num(want)))
-            + ULPS * unit * largest
-        )
+        relative = np.nan_to_num(sensitivity, posinf=0.0) + np.abs(np.nan_to_num(want))
+        return slack * unit_roundoff * relative + ULPS * unit_roundoff * largest
 
 
-def generic_point(claim: Claim, given: Point, draw: np.random.Generator) -> Point | None:
-    """A point of log-uniform magnitudes, over two and a half decades, and random signs; with the given signs if f needs them.
+def generic_point(
+    test: GradientUnderTest, given: TestPoint, rng: np.random.Generator
+) -> TestPoint | None:
+    """Sample a generic point at which the function is finite; None if there is none.
 
-    Where a gradient is zero at the given point and here too, another point may show it; a few are tried.
+    The signs are random, or those of the given point if f is not finite otherwise. Of a few
+    attempts it keeps the point with the fewest leaves whose gradient is zero here and at the given
+    point.
     """
     best, fewest = None, len(given.want) + 1
-    for signed in [True] * _TRIES + [False]:
-        moved = {path: _scattered(leaf, signed, draw) for path, leaf in given.variables.items()}
-        point = observe(claim, "generic", moved, cotangent(claim, moved, draw), given.unit)
-        blind = sum(
-            not point.want[path].any() and not given.want[path].any() for path in given.want
-        )
-        if (
-            all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((point.y, point.want)))
-            and blind < fewest
-        ):
-            best, fewest = point, blind
+    for random_signs in [True] * _ATTEMPTS + [False]:
+        variables = {
+            path: _scatter(leaf, random_signs, rng) for path, leaf in given.variables.items()
+        }
+        dy = random_cotangent(test, variables, rng)
+        point = evaluate_point(test, "generic", variables, dy, given.unit_roundoff)
+        zero = sum(not point.want[path].any() and not given.want[path].any() for path in given.want)
+        finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((point.y, point.want)))
+        if finite and zero < fewest:
+            best, fewest = point, zero
         if fewest == 0:
             break
     return best
 
 
-def _scattered(leaf: np.ndarray, signed: bool, draw: np.random.Generator) -> np.ndarray:
-    magnitude = size_of(leaf) * 10 ** draw.uniform(-2.0, 0.5, leaf.shape)
+def _scatter(leaf: np.ndarray, random_signs: bool, rng: np.random.Generator) -> np.ndarray:
+    """Sample magnitudes over two and a half decades around the magnitude of the leaf."""
+    size = magnitude(leaf) * 10 ** rng.uniform(-2.0, 0.5, leaf.shape)
     return np.asarray(
-        magnitude * (draw.choice([-1.0, 1.0], leaf.shape) if signed else np.sign(leaf))
+        size * (rng.choice([-1.0, 1.0], leaf.shape) if random_signs else np.sign(leaf))
     )

@@ -1,8 +1,9 @@
 """The verdict on one leaf at one point.
 
-The claim and autodiff are compared number by number; where they differ by more than rounding explains, the function itself is moved along
-that coordinate, and its one-sided slopes decide. Where they agree, the function is moved along a random direction and a few coordinates, as
-both may be wrong: through a custom rule inside the function, or where autodiff meets a kink.
+The gradient under test is compared with autodiff element by element. Where they differ by more than
+rounding, finite differences along that coordinate decide. Where they agree, both may still be
+wrong, by a custom rule inside the function or because autodiff meets a kink: finite differences
+along a random direction and a few coordinates must agree too.
 """
 
 from typing import Any
@@ -10,286 +11,268 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffprog.checks._diagnosis import hint, shape_hint
+from diffprog.checks._diagnosis import diagnose, diagnose_shape
 from diffprog.checks._finite_differences import (
-    Measured,
-    along_leaf,
-    coordinate,
+    DirectionalDerivatives,
+    Estimate,
+    coordinate_direction,
+    directional_derivatives,
+    embed_direction,
+    partial_derivatives,
     random_direction,
-    slopes,
 )
-from diffprog.checks._gradient_function import Claim
+from diffprog.checks._gradient_function import GradientUnderTest
 from diffprog.checks._kinks import kinks_along, nearest_kink
 from diffprog.checks._report import Finding, worst
-from diffprog.checks._test_points import AT_KINK, Point
+from diffprog.checks._test_points import KINK_MARGIN, TestPoint
 
-_MOST = 12  # elements of a leaf that the numeric witness is asked about
-_PART = 1e-6  # of the derivative: what the numeric witness must miss by to overrule the other two
+_MAX_ELEMENTS = 12  # elements of a leaf that are compared with finite differences
+_MIN_DISAGREEMENT = 1e-6  # relative, for finite differences to refute both other gradients
 
 
-def judge(claim: Claim, point: Point, path: str, draw: np.random.Generator) -> Finding:
-    """The finding on one leaf."""
+def check_leaf(
+    test: GradientUnderTest, point: TestPoint, path: str, rng: np.random.Generator
+) -> Finding:
+    """Compare the three gradients of one leaf."""
     want, tolerance = point.want[path], point.tolerance[path]
     if path not in point.got:
-        return _finding(
-            point,
-            path,
-            "wrong",
-            (0,) * want.ndim,
-            np.zeros_like(want),
-            hint="no gradient is returned",
-        )
+        index, zeros = (0,) * want.ndim, np.zeros_like(want)
+        return _finding(point, path, "wrong", index, zeros, hint="no gradient is returned")
     got = np.asarray(point.got[path], np.float64)
     if got.shape != want.shape:
-        return Finding(
-            path,
-            "wrong",
-            (),
-            np.nan,
-            np.nan,
-            np.inf,
-            0.0,
-            shape_hint(got.shape, want.shape),
-            point=point.name,
-        )
+        hint = diagnose_shape(got.shape, want.shape)
+        return Finding(path, "wrong", (), np.nan, np.nan, np.inf, 0.0, hint=hint, point=point.name)
     if not np.isfinite(got).all():
-        return _nonfinite(claim, point, path, got)
+        return _nonfinite_finding(test, point, path, got)
     with np.errstate(invalid="ignore"):
-        over = np.where(np.isfinite(want), np.abs(got - want) - tolerance, np.inf)
-    if (over > 0).any():
-        return _disputed(claim, point, path, got, over)
-    return _undisputed(claim, point, path, got, draw)
+        excess = np.where(np.isfinite(want), np.abs(got - want) - tolerance, np.inf)
+    if (excess > 0).any():
+        return _resolve_difference(test, point, path, got, excess)
+    return _confirm(test, point, path, got, rng)
 
 
 def _finding(
-    point: Point, path: str, verdict: str, index: tuple[int, ...], got: np.ndarray, **more: Any
+    point: TestPoint,
+    path: str,
+    verdict: str,
+    index: tuple[int, ...],
+    got: np.ndarray,
+    reference: Estimate | None = None,
+    hint: str = "",
+    interval: tuple[float, float] | None = None,
 ) -> Finding:
-    want = more.pop("want", float(point.want[path][index]))
-    tolerance = more.pop("tolerance", float(point.tolerance[path][index]))
+    """Build a finding; `reference` takes the place of the reference gradient and its tolerance."""
+    if reference is None:
+        reference = Estimate(float(point.want[path][index]), float(point.tolerance[path][index]))
     value = float(got[index])
     return Finding(
-        path, verdict, index, value, want, abs(value - want), tolerance, point=point.name, **more
-    )
-
-
-def _nonfinite(claim: Claim, point: Point, path: str, got: np.ndarray) -> Finding:
-    bad = ~np.isfinite(got)
-    index = _index(np.argmax(bad), got.shape)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(point.y)):
-        said = "the value of the function is not finite either"
-    elif not np.isfinite(point.want[path][index]):
-        said = "autodiff is not finite either"
-        nearest = nearest_kink(claim, point.variables)
-        said += f": {nearest}" if nearest is not None and nearest.margin < AT_KINK else ""
-    else:
-        said = "autodiff is finite"
-    return _finding(
-        point,
         path,
-        "nonfinite",
+        verdict,
         index,
-        got,
-        hint=f"{said}; {int(bad.sum())} of {bad.size} elements",
+        value,
+        reference.value,
+        abs(value - reference.value),
+        reference.error,
+        hint,
+        point=point.name,
+        interval=interval,
     )
 
 
-def _disputed(claim: Claim, point: Point, path: str, got: np.ndarray, over: np.ndarray) -> Finding:
-    """The claim and autodiff differ: the gravest verdict among the elements where they do so most."""
+def _nonfinite_finding(
+    test: GradientUnderTest, point: TestPoint, path: str, got: np.ndarray
+) -> Finding:
+    nonfinite = ~np.isfinite(got)
+    index = _unravel(np.argmax(nonfinite), got.shape)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(point.y)):
+        cause = "the value of the function is not finite either"
+    elif not np.isfinite(point.want[path][index]):
+        cause = "autodiff is not finite either"
+        kink = nearest_kink(test, point.variables)
+        if kink is not None and kink.margin < KINK_MARGIN:
+            cause += f": {kink}"
+    else:
+        cause = "autodiff is finite"
+    hint = f"{cause}; {int(nonfinite.sum())} of {nonfinite.size} elements"
+    return _finding(point, path, "nonfinite", index, got, hint=hint)
+
+
+def _resolve_difference(
+    test: GradientUnderTest, point: TestPoint, path: str, got: np.ndarray, excess: np.ndarray
+) -> Finding:
+    """Return the most severe finding among the elements that differ most from autodiff.
+
+    Args:
+        excess: |got - want| - tolerance of each element.
+    """
+    tolerance = point.tolerance[path]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(
-            over > 0, (over + point.tolerance[path]) / point.tolerance[path], -1.0
-        ).ravel()
-    candidates = np.argsort(-np.nan_to_num(ratio, nan=np.inf), kind="stable")[:_MOST]
-    found = [
-        _decide(claim, point, path, got, _index(flat, got.shape))
-        for flat in candidates
-        if over.ravel()[flat] > 0
-    ]
-    finding = worst(found)
+        ratio = np.where(excess > 0, (excess + tolerance) / tolerance, -1.0).ravel()
+    candidates = np.argsort(-np.nan_to_num(ratio, nan=np.inf), kind="stable")[:_MAX_ELEMENTS]
+    finding = worst(
+        [
+            _resolve_element(test, point, path, got, _unravel(flat, got.shape))
+            for flat in candidates
+            if excess.ravel()[flat] > 0
+        ]
+    )
     if finding.verdict != "wrong":
         return finding
-    return finding._replace(
-        hint=hint(claim, point.variables, point.dy, path, got, point.want[path], over > 0)
-    )
+    want = point.want[path]
+    hint = diagnose(test, point.variables, point.dy, path, got, want, excess > 0)
+    return finding._replace(hint=hint)
 
 
-def _decide(
-    claim: Claim, point: Point, path: str, got: np.ndarray, index: tuple[int, ...]
+def _resolve_element(
+    test: GradientUnderTest, point: TestPoint, path: str, got: np.ndarray, index: tuple[int, ...]
 ) -> Finding:
-    """One element on which claim and autodiff differ, by the numeric witness."""
-    direction, length = coordinate(point.variables, path, index)
-    seen = slopes(claim, point.variables, point.dy, direction, unit=point.unit)
-    value, want = got[index] * length, point.want[path][index] * length
-    if seen.kinked:
-        return _at_kink(claim, point, path, got, index)
-    measured = seen.central
-    claim_stands, autodiff_stands = _stands(value, measured), _stands(want, measured)
-    if claim_stands and not autodiff_stands:
-        more = {"want": measured.value / length, "tolerance": measured.bar / length}
-        return _finding(
-            point,
-            path,
-            "autodiff-wrong",
-            index,
-            got,
-            hint=f"jax.grad says {want / length:.6g} here",
-            **more,
-        )
-    if not autodiff_stands and np.isfinite(measured.value):
-        return _finding(
-            point,
-            path,
-            "wrong",
-            index,
-            got,
-            want=measured.value / length,
-            tolerance=measured.bar / length,
-        )
+    """Decide by finite differences between the gradient under test and autodiff."""
+    want = point.want[path][index]
+    derivatives = _partial_derivatives(test, point, path, index)
+    if derivatives.is_kink:
+        return _kink_finding(test, point, path, got, index, derivatives)
+    central = derivatives.central
+    got_agrees = abs(got[index] - central.value) <= central.error
+    autodiff_agrees = abs(want - central.value) <= central.error
+    if got_agrees and not autodiff_agrees:
+        hint = f"jax.grad gives {want:.6g} here"
+        return _finding(point, path, "autodiff-wrong", index, got, central, hint)
+    if not autodiff_agrees and np.isfinite(central.value):
+        return _finding(point, path, "wrong", index, got, central)
     if np.isfinite(want):
         return _finding(point, path, "wrong", index, got)
-    return _finding(
-        point,
-        path,
-        "nonfinite",
-        index,
-        got,
-        hint="the claim is finite, autodiff and the numeric witness are not",
-    )
+    hint = "finite, but neither autodiff nor finite differences are"
+    return _finding(point, path, "nonfinite", index, got, hint=hint)
 
 
-def _stands(value: float, measured: Measured) -> bool:
-    return bool(abs(value - measured.value) <= measured.bar)
-
-
-def _at_kink(
-    claim: Claim, point: Point, path: str, got: np.ndarray, index: tuple[int, ...]
+def _kink_finding(
+    test: GradientUnderTest,
+    point: TestPoint,
+    path: str,
+    got: np.ndarray,
+    index: tuple[int, ...],
+    derivatives: DirectionalDerivatives,
 ) -> Finding:
-    direction, length = coordinate(point.variables, path, index)
-    seen = slopes(claim, point.variables, point.dy, direction, unit=point.unit)
-    low, high = (end / length for end in seen.interval)
-    margin = (seen.left.bar + seen.right.bar) / length + _PART * (high - low)
-    kinks = kinks_along(claim, point.variables, direction)
-    interval = f"one-sided derivatives {low:.6g} and {high:.6g}" + (
-        f"; {kinks[0]}" if kinks else ""
-    )
+    """Check if an element at a kink lies between the one-sided derivatives."""
+    low, high = derivatives.interval
+    margin = derivatives.left.error + derivatives.right.error + _MIN_DISAGREEMENT * (high - low)
+    direction, _ = coordinate_direction(point.variables, path, index)
+    kinks = kinks_along(test, point.variables, direction)
+    hint = "; ".join([f"one-sided derivatives {low:.6g} and {high:.6g}", *map(str, kinks[:1])])
     value = float(got[index])
     if not low - margin <= value <= high + margin:
-        end = low if value < low else high
-        return _finding(
-            point,
-            path,
-            "invalid-kink",
-            index,
-            got,
-            want=end,
-            tolerance=margin,
-            hint=interval,
-            interval=(low, high),
-        )
-    agreed = abs(value - point.want[path][index]) <= point.tolerance[path][index]
-    if agreed and kinks and kinks[0].margin > AT_KINK:
+        nearer = Estimate(low if value < low else high, margin)
+        return _finding(point, path, "invalid-kink", index, got, nearer, hint, (low, high))
+    want = float(point.want[path][index])
+    agrees = abs(value - want) <= point.tolerance[path][index]
+    if agrees and kinks and kinks[0].margin > KINK_MARGIN:
         return _finding(point, path, "ok", index, got)
-    return _finding(
-        point,
-        path,
-        "kink",
-        index,
-        got,
-        tolerance=max(margin, high - low),
-        hint=interval,
-        interval=(low, high),
-    )
+    reference = Estimate(want, max(margin, high - low))
+    return _finding(point, path, "kink", index, got, reference, hint, (low, high))
 
 
-def _undisputed(
-    claim: Claim, point: Point, path: str, got: np.ndarray, draw: np.random.Generator
+def _confirm(
+    test: GradientUnderTest,
+    point: TestPoint,
+    path: str,
+    got: np.ndarray,
+    rng: np.random.Generator,
 ) -> Finding:
-    """Claim and autodiff agree; does the function move as they say?"""
-    if not point.kinked and (element := _overruled(claim, point, path, draw)) is not None:
-        return element
+    """Compare a gradient that agrees with autodiff with finite differences."""
+    if not point.at_kink:
+        finding = _confirm_along_random_direction(test, point, path, got, rng)
+        if finding is not None:
+            return finding
     if point.name == "given":
-        found = [_confirm(claim, point, path, got, index) for index in _asked(point, path, got)]
-        if (finding := worst(found)).verdict != "ok":
+        finding = worst(
+            [
+                _confirm_element(test, point, path, got, index)
+                for index in _elements_to_confirm(point, path, got)
+            ]
+        )
+        if finding.verdict != "ok":
             return finding
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.nan_to_num(np.abs(got - point.want[path]) / point.tolerance[path])
     verdict = "ok" if got.any() or point.want[path].any() else "degenerate"
-    return _finding(point, path, verdict, _index(np.argmax(ratio), got.shape), got)
+    return _finding(point, path, verdict, _unravel(np.argmax(ratio), got.shape), got)
 
 
-def _asked(point: Point, path: str, got: np.ndarray) -> list[tuple[int, ...]]:
-    """All elements of a small leaf; of a large one the greatest, and some at zero, where kinks often are."""
-    if got.size <= _MOST:
+def _elements_to_confirm(point: TestPoint, path: str, got: np.ndarray) -> list[tuple[int, ...]]:
+    """Select all elements of a small leaf; else the largest, and some at zero (often kinks)."""
+    if got.size <= _MAX_ELEMENTS:
         return list(np.ndindex(got.shape))
-    zeros = np.flatnonzero(np.asarray(point.variables[path]) == 0)[: _MOST // 2]
-    return [_index(flat, got.shape) for flat in (int(np.argmax(np.abs(got))), *zeros)]
+    zeros = np.flatnonzero(np.asarray(point.variables[path]) == 0)[: _MAX_ELEMENTS // 2]
+    return [_unravel(flat, got.shape) for flat in (int(np.argmax(np.abs(got))), *zeros)]
 
 
-def _confirm(
-    claim: Claim, point: Point, path: str, got: np.ndarray, index: tuple[int, ...]
+def _confirm_element(
+    test: GradientUnderTest, point: TestPoint, path: str, got: np.ndarray, index: tuple[int, ...]
 ) -> Finding:
-    direction, length = coordinate(point.variables, path, index)
-    seen = slopes(claim, point.variables, point.dy, direction, unit=point.unit)
-    if seen.kinked:
-        return _at_kink(claim, point, path, got, index)
-    measured = seen.central
-    if _misses(got[index] * length, measured, abs(got[index]) * length):
-        return _both_wrong(
-            point, path, index, Measured(measured.value / length, measured.bar / length)
-        )
+    derivatives = _partial_derivatives(test, point, path, index)
+    if derivatives.is_kink:
+        return _kink_finding(test, point, path, got, index, derivatives)
+    if _is_refuted(got[index], derivatives.central, abs(got[index])):
+        return _refuted_finding(point, path, got, index, derivatives.central)
     return _finding(point, path, "ok", index, got)
 
 
-def _misses(value: float, measured: Measured, size: float) -> bool:
-    return bool(abs(value - measured.value) > measured.bar + _PART * (abs(measured.value) + size))
+def _confirm_along_random_direction(
+    test: GradientUnderTest, point: TestPoint, path: str, got: np.ndarray, rng: np.random.Generator
+) -> Finding | None:
+    """Compare along a random direction; if that fails, bisect the direction down to one element."""
+    direction = random_direction(point.variables, path, rng)
 
-
-def _both_wrong(point: Point, path: str, index: tuple[int, ...], measured: Measured) -> Finding:
-    said = "autodiff says the same, yet the function moves otherwise: a rule or a stop_gradient inside it, or a kink"
-    return _finding(
-        point,
-        path,
-        "wrong",
-        index,
-        np.asarray(point.got[path], np.float64),
-        want=measured.value,
-        tolerance=measured.bar,
-        hint=said,
-    )
-
-
-def _overruled(claim: Claim, point: Point, path: str, draw: np.random.Generator) -> Finding | None:
-    """Ask along a random direction; if the function moves otherwise, halve the direction down to one element."""
-    direction = random_direction(point.variables, path, draw)
-    got = np.asarray(point.got[path], np.float64)
-
-    def missed(part: np.ndarray) -> bool:
-        seen = slopes(
-            claim,
+    def is_refuted_along(direction: np.ndarray) -> bool:
+        derivatives = directional_derivatives(
+            test,
             point.variables,
             point.dy,
-            along_leaf(point.variables, path, part),
-            unit=point.unit,
+            embed_direction(point.variables, path, direction),
+            unit_roundoff=point.unit_roundoff,
         )
-        return not seen.kinked and _misses(
-            float((got * part).sum()), seen.central, float(np.abs(got * part).sum())
+        products = got * direction
+        return not derivatives.is_kink and _is_refuted(
+            float(products.sum()), derivatives.central, float(np.abs(products).sum())
         )
 
-    if not missed(direction):
+    if not is_refuted_along(direction):
         return None
     low, high = 0, direction.size
     while high - low > 1:
         middle = (low + high) // 2
-        part = np.zeros(direction.size)
-        part[low:middle] = direction.ravel()[low:middle]
-        low, high = (low, middle) if missed(part.reshape(direction.shape)) else (middle, high)
-    index = _index(low, direction.shape)
-    along, length = coordinate(point.variables, path, index)
-    measured = slopes(claim, point.variables, point.dy, along, unit=point.unit).central
-    if not _misses(float(got[index]) * length, measured, abs(float(got[index])) * length):
+        half = np.zeros(direction.size)
+        half[low:middle] = direction.ravel()[low:middle]
+        in_first_half = is_refuted_along(half.reshape(direction.shape))
+        low, high = (low, middle) if in_first_half else (middle, high)
+    index = _unravel(low, direction.shape)
+    central = _partial_derivatives(test, point, path, index).central
+    if not _is_refuted(got[index], central, abs(got[index])):
         return None
-    return _both_wrong(point, path, index, Measured(measured.value / length, measured.bar / length))
+    return _refuted_finding(point, path, got, index, central)
 
 
-def _index(flat: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _partial_derivatives(
+    test: GradientUnderTest, point: TestPoint, path: str, index: tuple[int, ...]
+) -> DirectionalDerivatives:
+    return partial_derivatives(test, point.variables, point.dy, path, index, point.unit_roundoff)
+
+
+def _is_refuted(value: float, estimate: Estimate, size: float) -> bool:
+    """Check if a derivative, a sum of terms of total magnitude `size`, contradicts an estimate."""
+    tolerance = estimate.error + _MIN_DISAGREEMENT * (abs(estimate.value) + size)
+    return bool(abs(value - estimate.value) > tolerance)
+
+
+def _refuted_finding(
+    point: TestPoint, path: str, got: np.ndarray, index: tuple[int, ...], estimate: Estimate
+) -> Finding:
+    hint = (
+        "autodiff agrees, but finite differences do not: "
+        "a custom rule or a stop_gradient inside the function, or a kink"
+    )
+    return _finding(point, path, "wrong", index, got, estimate, hint)
+
+
+def _unravel(flat: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(int(flat), shape))

@@ -8,7 +8,7 @@ import pytest
 from diffprog import backprop as bp
 from diffprog.checks import Finding, Precision, Report, check_layer, slope_test
 
-RIGHT = Finding("params['bias']", "ok", (0,), 1.0, 1.0, 0.0, 1e-12)
+CORRECT = Finding("params['bias']", "ok", (0,), 1.0, 1.0, 0.0, 1e-12)
 WRONG = Finding(
     "params['weight']",
     "wrong",
@@ -17,29 +17,29 @@ WRONG = Finding(
     1.0,
     1.0,
     1e-12,
-    "a constant factor 2",
+    "factor 2",
     layer="affine2",
 )
 
 
-def test_the_table_says_everything():
-    assert str(Report((RIGHT, WRONG))).splitlines() == [
-        "1 of 2 gradients right",
+def test_report_prints_every_finding():
+    assert str(Report((CORRECT, WRONG))).splitlines() == [
+        "1 of 2 gradients correct",
         "layer    leaf              worst index  got  want  error/tolerance  verdict  hint",
         "         params['bias']    (0)          1    1     0                ok",
-        "affine2  params['weight']  (1, 2)       2    1     1e+12            wrong    a constant factor 2",
+        "affine2  params['weight']  (1, 2)       2    1     1e+12            wrong    factor 2",
     ]
 
 
-def test_precision_is_one_line_a_dtype():
-    found = (
+def test_report_prints_one_precision_line_per_dtype():
+    precision = (
         Precision("x", "float32", 1.0, 2.0),
         Precision("y", "float32", 3.0, 4.0),
         Precision("x", "bfloat16", 5.0, 2.0),
     )
-    assert str(Report((RIGHT,), found)).splitlines()[-2:] == [
-        "float32: 0.75 of what rounding explains at most, in y",
-        "bfloat16: 2.50 of what rounding explains at most, in x  <- too inexact",
+    assert str(Report((CORRECT,), precision)).splitlines()[-2:] == [
+        "float32: error at most 0.75 of the rounding bound, in y",
+        "bfloat16: error at most 2.50 of the rounding bound, in x  <- exceeds the bound",
     ]
 
 
@@ -51,24 +51,24 @@ def test_precision_is_one_line_a_dtype():
         ("degenerate", True),
         ("unused", True),
         ("autodiff-wrong", True),
+        ("precision", False),
+        ("nondeterministic", False),
+        ("nonfinite", False),
+        ("invalid-kink", False),
         ("wrong", False),
-    ]
-    + [
-        (verdict, False)
-        for verdict in ("invalid-kink", "nonfinite", "nondeterministic", "precision")
     ],
 )
-def test_which_verdicts_leave_a_report_ok(verdict, ok):
-    assert Report((RIGHT, WRONG._replace(verdict=verdict))).ok is ok
+def test_report_is_ok_for_acceptable_verdicts_only(verdict, ok):
+    assert Report((CORRECT, WRONG._replace(verdict=verdict))).ok is ok
 
 
-def test_raise_if_wrong_raises_the_table():
-    Report((RIGHT,)).raise_if_wrong()
+def test_raise_if_wrong_raises_the_printed_report():
+    Report((CORRECT,)).raise_if_wrong()
     with pytest.raises(AssertionError, match="affine2  params"):
         Report((WRONG,)).raise_if_wrong()
 
 
-def test_error_and_tolerance_are_of_the_element_named():
+def test_error_and_tolerance_belong_to_the_reported_element():
     layer = bp.affine(3, 2)
     wrong = layer._replace(
         backward=lambda p, x, dz: ({"weight": dz.T @ x, "bias": 2 * dz.sum(0)}, dz @ p["weight"])
@@ -82,27 +82,27 @@ def test_error_and_tolerance_are_of_the_element_named():
     assert 0 < finding.tolerance < 1e-10
 
 
-def cubes(t):
-    return (t["a"] ** 3).sum() + t["b"].sum()
+def cubic(tree):
+    return (tree["a"] ** 3).sum() + tree["b"].sum()
 
 
 X = {"a": jnp.array([1.0, -2.0, 0.5]), "b": jnp.ones(2)}
 
 
-def test_the_order_of_the_remainder_is_2_right_1_wrong_and_infinite_for_a_linear_function():
-    right = slope_test(cubes, jax.grad(cubes), X, key=jax.random.key(0))
-    assert right.paths == ("x['a']", "x['b']")
-    np.testing.assert_allclose(right.orders, [2, math.inf], atol=0.05)
-    assert right.ok
+def test_slope_test_order_is_2_if_correct_1_if_wrong_and_infinite_if_linear():
+    correct = slope_test(cubic, jax.grad(cubic), X, key=jax.random.key(0))
+    assert correct.paths == ("x['a']", "x['b']")
+    np.testing.assert_allclose(correct.orders, [2, math.inf], atol=0.05)
+    assert correct.ok
     wrong = slope_test(
-        cubes, lambda t: {**jax.grad(cubes)(t), "b": jnp.ones(2) * 1.001}, X, key=jax.random.key(0)
+        cubic, lambda t: {**jax.grad(cubic)(t), "b": jnp.ones(2) * 1.001}, X, key=jax.random.key(0)
     )
     np.testing.assert_allclose(wrong.orders, [2, 1], atol=0.05)
     assert not wrong.ok
     assert str(wrong).splitlines()[1] == "x['b']  order 1.00  wrong"
 
 
-def test_the_remainders_are_those_of_the_function():
+def test_slope_test_remainders_of_a_quadratic_fall_by_four():
     report = slope_test(
         lambda x: (x**2).sum(), lambda x: 2 * x, jnp.array([3.0]), key=jax.random.key(0)
     )
