@@ -1,12 +1,12 @@
-"""Gradients: of a program with respect to its parameters, its input, its nodes or each example, and of second order.
+"""Gradients with respect to parameters, input, nodes or each example, and second derivatives.
 
-All of them return what JAX returns, a gradient of the shape of its variable, save `jacobian`: it is in numerator layout, as the lectures
-write derivatives, a matrix with a row for each output and a column for each input. For a scalar J of a vector the two are each other's
-transpose: `jacobian` is the 1 x n row dJ/dx, the gradient has the shape (n,) of x.
+A gradient has the shape of its variable, as in JAX. Only `jacobian` is in numerator layout, as the
+lectures write derivatives: one row per output, one column per input. For a scalar J of a vector x,
+`jacobian` gives the 1 x n row dJ/dx, and a gradient the vector of shape (n,).
 
-Each function is jitted inside, with its program as an argument: for programs of one structure and one set of shapes it compiles once.
-`f` and `cost` are any callables, plain functions or programs, and stay differentiable: these functions nest in each other, and in
-`jax.jit`, `jax.grad` and `jax.vmap`.
+Each function is jitted inside, with its program as an argument: it compiles once for programs of
+one structure and one set of shapes. `f` and `cost` are any callables, plain functions or programs.
+All of these functions can be nested, and used in `jax.jit`, `jax.grad` and `jax.vmap`.
 """
 
 import functools
@@ -25,16 +25,17 @@ Function = Callable[..., Any]
 
 
 def wrt_params(cost: Function) -> Function:
-    """dJ/dtheta of J = cost(params, x, ...).
+    """Gradient dJ/dθ of J = cost(θ, x, ...) with respect to the parameters.
 
     Args:
         cost: `cost(params, x, y, ...) -> J`, a float scalar.
 
     Returns:
-        `gradient(params, x, y, ...)`, a pytree of the shapes of params.
+        `gradient(params, x, y, ...)`, a pytree with the structure and shapes of params.
 
     Raises:
-        TypeError, ValueError: when called: params that are not finite floats, arguments that are not finite, a cost that is not a scalar.
+        TypeError, ValueError: on the call: params that are not finite floats, other arguments that
+            are not finite or have an empty leading axis, a cost that is not a float scalar.
 
     >>> wrt_params(lambda w, x: w * x**2)(jnp.float32(3), 2.0)
     Array(4., dtype=float32)
@@ -43,9 +44,10 @@ def wrt_params(cost: Function) -> Function:
 
 
 def wrt_input(cost: Function) -> Function:
-    """dJ/dx of J = cost(params, x, ...): the gradient behind unit visualization and adversarial perturbations.
+    """Gradient dJ/dx of J = cost(θ, x, ...) with respect to the input.
 
-    Args, Returns, Raises: as `wrt_params`, for x.
+    Unit visualization and adversarial attacks follow this gradient. Args, Returns, Raises: as
+    `wrt_params`, for x.
 
     >>> wrt_input(lambda w, x: w * x**2)(3.0, jnp.float32(2))
     Array(12., dtype=float32)
@@ -53,28 +55,48 @@ def wrt_input(cost: Function) -> Function:
     return _gradient(_validation.function("cost", cost), 1, "x")
 
 
+def _gradient(cost: Function, argnum: int, name: str) -> Function:
+    def gradient(*args: Any) -> Any:
+        if len(args) <= argnum:
+            raise TypeError(
+                f"cost takes params, x, ...: expected at least {argnum + 1} arguments, "
+                f"got {len(args)}"
+            )
+        _validate_variable(name, args[argnum])
+        _validate_arguments(args)
+        return _jitted_gradient(program(cost), args, argnum)
+
+    return gradient
+
+
+@functools.partial(jax.jit, static_argnames="argnum")
+def _jitted_gradient(cost: Program, args: tuple[Any, ...], argnum: int) -> Any:
+    return jax.grad(_scalar("cost", cost), argnum)(*args)
+
+
 def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
-    """The adjoint dJ/dh of nodes h of J = f(...), all in one backward pass.
+    """Adjoints dJ/dh of nodes h of J = f(...), in one backward pass.
 
     Args:
-        f: a scalar function with taps or operations inside (see `diffprog.nodes`).
-        names: of the nodes; None for every tap that is a float and may be changed.
+        f: a scalar function with taps or operations (see `diffprog.nodes`).
+        names: of the nodes; None for every floating-point tap outside of custom derivatives.
 
     Returns:
-        `adjoints(*args)`, a dict from name to an array of the shape that `nodes.read` gives.
+        `adjoints(*args)`, a dict from names to arrays with the shapes that `nodes.read` gives.
 
     Raises:
-        ValueError: when called: unknown names, a function that is not scalar, arguments that are not finite.
+        ValueError: on the call: unknown names, an f that is not scalar, arguments that are not
+            finite.
 
     >>> wrt_nodes(lambda x: jnp.sum(nodes.tap(2 * x, "h") ** 2))(jnp.ones(2))
     {'h': Array([4., 4.], dtype=float32)}
     """
     _validation.function("f", f)
-    wanted = None if names is None else nodes.as_name_tuple(names)
+    selected = None if names is None else nodes.as_name_tuple(names)
 
     def adjoints(*args: Any) -> dict[str, Array]:
         _validation.finite("args", args)
-        return _adjoints(program(f), wanted, args)
+        return _adjoints(program(f), selected, args)
 
     return adjoints
 
@@ -82,22 +104,23 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
 @functools.partial(jax.jit, static_argnames="names")
 def _adjoints(f: Program, names: tuple[str, ...] | None, args: tuple[Any, ...]) -> dict[str, Array]:
     names = tuple(nodes.differentiable(f, *args)) if names is None else names
-    _, found = jax.eval_shape(nodes.read(f, names), *args)
-    zeros = {name: jnp.zeros(node.shape, node.dtype) for name, node in found.items()}
+    _, values = jax.eval_shape(nodes.read(f, names), *args)
+    zeros = {name: jnp.zeros(value.shape, value.dtype) for name, value in values.items()}
     return jax.grad(lambda deltas: _scalar("f", nodes.perturb(f, deltas))(*args))(zeros)
 
 
 def per_example(cost: Function) -> Function:
-    """The gradient of every example, dJ_i/dtheta with J_i the cost of example i alone.
+    """Gradient dJ_i/dθ for every example i, with J_i the cost of that example alone.
 
     Args:
-        cost: `cost(params, x, y, ...) -> J` of a batch, a float scalar; it is called with batches of one.
+        cost: `cost(params, x, y, ...) -> J` of a batch, a float scalar; called with batches of one.
 
     Returns:
-        `gradients(params, xs, ys, ...)`, a pytree with the shapes of params after a leading axis of examples.
+        `gradients(params, xs, ys, ...)`, a pytree like params with a leading axis of examples.
 
     Raises:
-        TypeError, ValueError: when called: as `wrt_params`; leading axes of xs, ys, ... that differ or are empty.
+        TypeError, ValueError: on the call: as `wrt_params`; leading axes of xs, ys, ... that
+            differ.
 
     >>> per_example(lambda w, x: (w * x**2).sum())(jnp.float32(3), jnp.array([1.0, 2.0]))
     Array([1., 4.], dtype=float32)
@@ -109,8 +132,8 @@ def per_example(cost: Function) -> Function:
             raise TypeError(
                 "gradients takes params, xs, ys, ...: expected at least 2 arguments, got 1"
             )
-        _check("params", params)
-        _check_rest((params, *examples))
+        _validate_variable("params", params)
+        _validate_arguments((params, *examples))
         names = ["xs", "ys", *(f"argument {k}" for k in range(3, len(examples) + 1))]
         _validation.batch(**dict(zip(names, examples, strict=False)))
         return _per_example(program(cost), params, examples)
@@ -120,20 +143,22 @@ def per_example(cost: Function) -> Function:
 
 @jax.jit
 def _per_example(cost: Program, params: Any, examples: tuple[Any, ...]) -> Any:
-    def alone(example: tuple[Any, ...]) -> Any:
-        return jax.grad(_scalar("cost", cost))(
-            params, *jax.tree.map(lambda leaf: leaf[None], example)
-        )
+    def gradient(example: tuple[Any, ...]) -> Any:
+        batch_of_one = jax.tree.map(lambda leaf: leaf[None], example)
+        return jax.grad(_scalar("cost", cost))(params, *batch_of_one)
 
-    return jax.vmap(alone)(examples)
+    return jax.vmap(gradient)(examples)
 
 
 def jacobian(f: Function) -> Function:
-    """dy/dx of y = f(x) in numerator layout: J[i, j] = dy_i / dx_j.
+    """Jacobian dy/dx of y = f(x) in numerator layout.
 
-    A scalar counts as a vector of one: y scalar gives a 1 x n row, x scalar an m x 1 column. The derivative of a scalar with respect to
-    a matrix X (n x m) is m x n, entry (i, j) being dy/dX_ji; of a matrix Y (m x n) with respect to a scalar it is m x n. Other cases
-    have no agreed layout (lecture 000) and are refused.
+        J[i, j] = dy_i / dx_j
+
+    A scalar counts as a vector of length 1: a scalar y gives a 1 x n row, a scalar x an m x 1
+    column. The derivative of a scalar y by an n x m matrix X is m x n, with entries dy/dX_ji; that
+    of an m x n matrix Y by a scalar is m x n. Other ranks have no agreed layout (lecture 000) and
+    raise.
 
     Args:
         f: function of one array.
@@ -142,7 +167,8 @@ def jacobian(f: Function) -> Function:
         `derivative(x)`, a matrix.
 
     Raises:
-        TypeError, ValueError: when called: x not a finite float array; ranks without an agreed layout.
+        TypeError, ValueError: on the call: x or f(x) is not a finite float array; ranks without an
+            agreed layout.
 
     >>> jacobian(lambda x: jnp.stack([x.sum(), x[0] * x[1]]))(jnp.array([2.0, 3.0]))
     Array([[1., 1.],
@@ -155,20 +181,15 @@ def jacobian(f: Function) -> Function:
         _validation.finite("x", x)
         y, x = jax.eval_shape(f, x), jnp.asarray(x)
         _validation.floating("f(x)", y)
-        if not (
-            hasattr(y, "ndim")
-            and (max(y.ndim, x.ndim) <= 1 or (y.ndim, x.ndim) in ((0, 2), (2, 0)))
-        ):
-            ranks = f"y of rank {getattr(y, 'ndim', type(y).__name__)} by x of rank {x.ndim}"
+        if max(y.ndim, x.ndim) > 1 and (y.ndim, x.ndim) not in ((0, 2), (2, 0)):
             raise ValueError(
-                f"x and f(x) must be vectors or scalars, or one of them a matrix and the other a scalar, got {ranks}"
+                "x and f(x) must be vectors or scalars, or one of them a matrix and the other a "
+                f"scalar, got y of rank {y.ndim} by x of rank {x.ndim}"
             )
-        plain = _jacobian(program(f), x)
-        return (
-            plain.T
-            if x.ndim == 2
-            else plain.reshape(*(y.shape if y.ndim == 2 else (y.size, x.size)))
-        )
+        dy_dx = _jacobian(program(f), x)
+        if x.ndim == 2:
+            return dy_dx.T
+        return dy_dx.reshape(y.shape if y.ndim == 2 else (y.size, x.size))
 
     return derivative
 
@@ -179,10 +200,10 @@ def _jacobian(f: Program, x: Array) -> Array:
 
 
 def hessian(f: Function) -> Function:
-    """The n x n matrix d2J / dx_i dx_j of a scalar J = f(x) of a vector.
+    """Hessian matrix d²J / dx_i dx_j of a scalar J = f(x) of a vector.
 
     Raises:
-        TypeError, ValueError: when called: x not a finite float vector, f(x) not a scalar.
+        TypeError, ValueError: on the call: x is not a finite float vector, or f(x) not a scalar.
 
     >>> hessian(lambda x: x[0] ** 2 * x[1])(jnp.array([1.0, 2.0]))
     Array([[4., 2.],
@@ -190,12 +211,12 @@ def hessian(f: Function) -> Function:
     """
     _validation.function("f", f)
 
-    def second(x: Float[Array, " n"]) -> Float[Array, "n n"]:
+    def second_derivative(x: Float[Array, " n"]) -> Float[Array, "n n"]:
         _validation.floating("x", x, rank=1)
         _validation.finite("x", x)
         return _hessian(program(f), jnp.asarray(x))
 
-    return second
+    return second_derivative
 
 
 @jax.jit
@@ -204,13 +225,16 @@ def _hessian(f: Program, x: Array) -> Array:
 
 
 def hvp(f: Function) -> Function:
-    """The Hessian times a vector, H v, of a scalar J = f(x) of any pytree, for about the cost of two gradients and without H.
+    """Hessian-vector product H v of a scalar J = f(x) of any pytree.
+
+    It costs about two gradients and does not form H.
 
     Returns:
         `product(x, v)`, with v and the result of the structure and shapes of x.
 
     Raises:
-        TypeError, ValueError: when called: x or v not finite floats, of other structure or shapes than each other; f(x) not a scalar.
+        TypeError, ValueError: on the call: x or v is not finite floats; their structures, shapes or
+            dtypes differ; f(x) is not a scalar.
 
     >>> hvp(lambda x: x[0] ** 2 * x[1])(jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0]))
     Array([4., 2.], dtype=float32)
@@ -218,17 +242,16 @@ def hvp(f: Function) -> Function:
     _validation.function("f", f)
 
     def product(x: Any, v: Any) -> Any:
-        _check("x", x)
-        _check("v", v)
+        _validate_variable("x", x)
+        _validate_variable("v", v)
         _validation.same_structure(x=x, v=v)
-        kinds = [
-            {str(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)} for tree in (x, v)
-        ]
-        if kinds[0] != kinds[1]:
+        x, v = jax.tree.map(jnp.asarray, (x, v))
+        of_x, of_v = ({str(leaf.dtype) for leaf in jax.tree.leaves(tree)} for tree in (x, v))
+        if of_x != of_v:
             raise TypeError(
-                f"x and v must share their dtypes, got {sorted(kinds[0])} and {sorted(kinds[1])}"
+                f"x and v must share their dtypes, got {sorted(of_x)} and {sorted(of_v)}"
             )
-        return _hvp(program(f), *(jax.tree.map(jnp.asarray, tree) for tree in (x, v)))
+        return _hvp(program(f), x, v)
 
     return product
 
@@ -239,16 +262,20 @@ def _hvp(f: Program, x: Any, v: Any) -> Any:
 
 
 def numerical(f: Function) -> Function:
-    """Central differences, (f(x + h e_i) - f(x - h e_i)) / 2h, for a scalar f of any pytree: what a gradient is held against.
+    """Gradient of a scalar function of any pytree by central differences.
 
-    Computed in float64 whatever the dtype of x, with h = 6e-6 max(1, |x_i|), the cube root of the rounding error that balances it with
-    the error of the formula. A function that turns to a lower precision inside gives that precision's noise.
+        dJ/dx_i ≈ (f(x + h e_i) - f(x - h e_i)) / 2h,    h = 6e-6 max(1, |x_i|)
+
+    It is computed in float64 whatever the dtype of x. The step is the cube root of the rounding
+    error, which balances that error with the one of the formula. A function that uses a lower
+    precision inside adds that precision's noise.
 
     Returns:
-        `gradient(x)`, of the structure, shapes and dtypes of x; two evaluations of f for each number in x.
+        `gradient(x)`, with the structure, shapes and dtypes of x; it evaluates f twice per entry of
+        x.
 
     Raises:
-        TypeError, ValueError: when called: x not finite floats, f(x) not a scalar.
+        TypeError, ValueError: on the call: x is not finite floats, or f(x) not a scalar.
 
     >>> numerical(lambda x: (x**3).sum())(jnp.array([1.0, 2.0]))
     Array([ 3., 12.], dtype=float32)
@@ -256,21 +283,20 @@ def numerical(f: Function) -> Function:
     _validation.function("f", f)
 
     def gradient(x: Any) -> Any:
-        _check("x", x)
+        _validate_variable("x", x)
         dtypes = jax.tree.map(lambda leaf: jnp.asarray(leaf).dtype, x)
         with jax.enable_x64(True):
-            wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), x)
-            found = _central_differences(_in_float64(program(f, fast_gradients=False)), wide)
-            return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), found, dtypes)
+            in_float64 = jax.tree.map(
+                lambda leaf: (
+                    leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+                ),
+                program(f, fast_gradients=False),
+            )
+            x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), x)
+            differences = _central_differences(in_float64, x)
+            return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), differences, dtypes)
 
     return gradient
-
-
-def _in_float64(f: Program) -> Program:
-    return jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-        f,
-    )
 
 
 @jax.jit
@@ -278,50 +304,37 @@ def _central_differences(f: Program, x: Any) -> Any:
     flat, unravel = ravel_pytree(x)
     value = _scalar("f", lambda flat: f(unravel(flat)))
 
-    def along(i: Array) -> Array:
-        up = flat[i] + jnp.finfo(flat.dtype).eps ** (1 / 3) * jnp.maximum(1, jnp.abs(flat[i]))
-        down = 2 * flat[i] - up
-        return (value(flat.at[i].set(up)) - value(flat.at[i].set(down))) / (up - down)
+    def partial_derivative(i: Array) -> Array:
+        step = jnp.finfo(flat.dtype).eps ** (1 / 3) * jnp.maximum(1, jnp.abs(flat[i]))
+        above = flat[i] + step
+        below = 2 * flat[i] - above  # symmetric also after rounding
+        difference = value(flat.at[i].set(above)) - value(flat.at[i].set(below))
+        return difference / (above - below)
 
-    return unravel(jax.lax.map(along, jnp.arange(flat.size)))
-
-
-def _gradient(cost: Function, argument: int, name: str) -> Function:
-    def gradient(*args: Any) -> Any:
-        if len(args) <= argument:
-            raise TypeError(
-                f"cost takes params, x, ...: expected at least {argument + 1} arguments, got {len(args)}"
-            )
-        _check(name, args[argument])
-        _check_rest(args)
-        return _jitted_gradient(program(cost), args, argument)
-
-    return gradient
+    return unravel(jax.lax.map(partial_derivative, jnp.arange(flat.size)))
 
 
-@functools.partial(jax.jit, static_argnames="argument")
-def _jitted_gradient(cost: Program, args: tuple[Any, ...], argument: int) -> Any:
-    return jax.grad(_scalar("cost", cost), argument)(*args)
-
-
-def _check(name: str, variable: Any) -> None:
+def _validate_variable(name: str, variable: Any) -> None:
     _validation.floating_leaves(name, variable)
     _validation.finite(name, variable)
 
 
-def _check_rest(args: tuple[Any, ...]) -> None:
-    """Finite, and no empty batch, in (params, x, y, ...)."""
-    for k, given in enumerate(args):
-        name = ("params", "x", "y", *(f"argument {i}" for i in range(4, len(args) + 1)))[k]
-        _validation.finite(name, given)
-        if k and any(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in jax.tree.leaves(given)):
+def _validate_arguments(args: tuple[Any, ...]) -> None:
+    """Check that (params, x, y, ...) are finite and that no batch is empty."""
+    names = ("params", "x", "y", *(f"argument {k}" for k in range(4, len(args) + 1)))
+    for name, arg in zip(names, args, strict=False):
+        _validation.finite(name, arg)
+        shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(arg)]
+        if name != "params" and any(shape[:1] == (0,) for shape in shapes):
             raise ValueError(f"{name} must not be empty, got a leading axis of 0")
 
 
 def _scalar(name: str, f: Function) -> Function:
-    def checked(*args: Any) -> Any:
+    """Wrap f to raise if its output is not a float scalar."""
+
+    def scalar_f(*args: Any) -> Any:
         value = f(*args)
         _validation.scalar(name, value)
         return value
 
-    return checked
+    return scalar_f

@@ -25,31 +25,31 @@ def cost(params, x, y):
     return ((MODEL.apply(params, x) - y) ** 2).sum()
 
 
-def close(got, want, tolerance=1e-5):
+def assert_close(got, expected, tolerance=1e-5):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, expected
     )
 
 
-def test_wrt_params_and_input_are_jax_grad():
-    close(gradients.wrt_params(cost)(PARAMS, X, Y), jax.grad(cost)(PARAMS, X, Y))
-    close(gradients.wrt_input(cost)(PARAMS, X, Y), jax.grad(cost, 1)(PARAMS, X, Y))
+def test_wrt_params_and_wrt_input_equal_jax_grad():
+    assert_close(gradients.wrt_params(cost)(PARAMS, X, Y), jax.grad(cost)(PARAMS, X, Y))
+    assert_close(gradients.wrt_input(cost)(PARAMS, X, Y), jax.grad(cost, 1)(PARAMS, X, Y))
 
 
-def test_numerical_agrees_with_the_gradient():
-    close(
+def test_numerical_approximates_the_gradient():
+    assert_close(
         gradients.numerical(lambda params: cost(params, X, Y))(PARAMS),
         gradients.wrt_params(cost)(PARAMS, X, Y),
         1e-4,
     )
-    close(
+    assert_close(
         gradients.numerical(lambda x: cost(PARAMS, x, Y))(X),
         gradients.wrt_input(cost)(PARAMS, X, Y),
         1e-4,
     )
 
 
-def test_numerical_is_right_to_eight_digits_in_float64():
+def test_numerical_has_eight_digits_in_float64():
     with jax.enable_x64(True):
         x = jnp.array([1e-3, 1.0, 5.0])
         np.testing.assert_allclose(
@@ -57,12 +57,12 @@ def test_numerical_is_right_to_eight_digits_in_float64():
         )
 
 
-def test_wrt_nodes_are_the_adjoints():
+def test_wrt_nodes_gives_the_adjoints():
     adjoints = gradients.wrt_nodes(cost)(PARAMS, X, Y)
     assert list(adjoints) == ["affine1", "hidden1", "logits"]
-    close(adjoints["logits"], 2 * (MODEL.apply(PARAMS, X) - Y))
-    close(adjoints["hidden1"], adjoints["logits"] @ PARAMS["logits"]["weight"])
-    close(gradients.wrt_nodes(cost, "logits")(PARAMS, X, Y), {"logits": adjoints["logits"]})
+    assert_close(adjoints["logits"], 2 * (MODEL.apply(PARAMS, X) - Y))
+    assert_close(adjoints["hidden1"], adjoints["logits"] @ PARAMS["logits"]["weight"])
+    assert_close(gradients.wrt_nodes(cost, "logits")(PARAMS, X, Y), {"logits": adjoints["logits"]})
 
 
 def test_wrt_nodes_sums_over_paths():
@@ -72,21 +72,26 @@ def test_wrt_nodes_sums_over_paths():
     np.testing.assert_allclose(adjoints["h"], 7)
 
 
-def test_wrt_nodes_of_every_tap_leaves_out_those_without_an_adjoint():
+def test_wrt_nodes_skips_taps_without_an_adjoint():
     adjoints = gradients.wrt_nodes(lambda x: (tap(x, "h") * tap(jnp.argmax(x), "i")).sum())(
         jnp.array([1.0, 2.0])
     )
-    close(adjoints, {"h": jnp.ones(2)})
+    assert_close(adjoints, {"h": jnp.ones(2)})
 
 
-def test_numerical_of_a_number_keeps_jax_precision():
+def test_numerical_of_a_python_number_is_float32():
     assert gradients.numerical(lambda x: x**2)(3.0).dtype == jnp.float32
 
 
 def test_per_example_sums_to_the_gradient_of_the_sum():
-    each = gradients.per_example(cost)(PARAMS, X, Y)
-    close(jax.tree.map(lambda leaf: leaf.sum(0), each), gradients.wrt_params(cost)(PARAMS, X, Y))
-    close(jax.tree.map(lambda leaf: leaf[2], each), jax.grad(cost)(PARAMS, X[2:3], Y[2:3]))
+    per_example = gradients.per_example(cost)(PARAMS, X, Y)
+    assert_close(
+        jax.tree.map(lambda leaf: leaf.sum(0), per_example),
+        gradients.wrt_params(cost)(PARAMS, X, Y),
+    )
+    assert_close(
+        jax.tree.map(lambda leaf: leaf[2], per_example), jax.grad(cost)(PARAMS, X[2:3], Y[2:3])
+    )
 
 
 def test_jacobian_has_the_numerator_layout_of_the_lecture():
@@ -108,36 +113,38 @@ def test_jacobians_multiply_along_a_chain():
     example = GOLDEN["lecture_dims_chain"]
     outer, inner = jnp.array(example["inputs"]["J1"]), jnp.array(example["inputs"]["J2"])
     x = jnp.ones(inner.shape[1])
-    whole = gradients.jacobian(lambda x: outer @ (inner @ x))(x)
-    close(whole, jnp.array(example["true"]["product"]))
-    close(
-        whole,
+    chained = gradients.jacobian(lambda x: outer @ (inner @ x))(x)
+    assert_close(chained, jnp.array(example["true"]["product"]))
+    assert_close(
+        chained,
         gradients.jacobian(lambda u: outer @ u)(inner @ x)
         @ gradients.jacobian(lambda x: inner @ x)(x),
     )
 
 
-def test_jacobian_of_scalar_by_matrix_is_transposed_and_of_matrix_by_scalar_is_not():
+def test_jacobians_with_a_matrix_follow_the_numerator_layout():
     weight = jnp.arange(6.0).reshape(2, 3)
-    close(gradients.jacobian(lambda matrix: (matrix * weight).sum())(jnp.ones((2, 3))), weight.T)
-    close(gradients.jacobian(lambda t: t * weight)(jnp.float32(2)), weight)
+    assert_close(
+        gradients.jacobian(lambda matrix: (matrix * weight).sum())(jnp.ones((2, 3))), weight.T
+    )
+    assert_close(gradients.jacobian(lambda t: t * weight)(jnp.float32(2)), weight)
 
 
-def test_softmax_jacobian_of_lecture_004():
+def test_softmax_jacobian_equals_lecture_004():
     example = GOLDEN["softmax_jacobian"]
     with jax.enable_x64(True):
-        close(
+        assert_close(
             gradients.jacobian(jax.nn.softmax)(jnp.array(example["inputs"]["z"])),
             jnp.array(example["true"]["J"]),
             1e-12,
         )
 
 
-def test_hessian_and_its_product_agree():
+def test_hessian_and_hvp_equal_jax_hessian():
     f = lambda x: jnp.sin(x[0]) * x[1] ** 2 + jnp.exp(x @ x)
     x, v = jnp.array([0.3, -0.2]), jnp.array([1.0, 2.0])
-    close(gradients.hessian(f)(x), jax.hessian(f)(x))
-    close(gradients.hvp(f)(x, v), jax.hessian(f)(x) @ v)
+    assert_close(gradients.hessian(f)(x), jax.hessian(f)(x))
+    assert_close(gradients.hvp(f)(x, v), jax.hessian(f)(x) @ v)
 
 
 def test_hvp_through_hand_written_layers_is_symmetric():
@@ -156,34 +163,40 @@ def test_hvp_through_hand_written_layers_is_symmetric():
     )
 
 
-def test_one_structure_traces_once():
+def test_functions_of_one_structure_are_traced_once():
     jax.clear_caches()
-    seen = []
+    calls = []
 
     def scaled(factor):
         def f(params, x):
-            seen.append(1)
+            calls.append(1)
             return (params * x * factor).sum()
 
         return f
 
     for factor in (1.0, 2.0, 3.0):
         got = gradients.wrt_params(scaled(jnp.full(3, factor)))(jnp.ones(3), jnp.ones(3))
-        close(got, jnp.full(3, factor))
-    assert len(seen) == 1
+        assert_close(got, jnp.full(3, factor))
+    assert len(calls) == 1
 
 
-def test_works_inside_jit_vmap_and_grad():
+def test_gradients_nest_in_jit_vmap_and_grad():
     nested = jax.jit(jax.vmap(lambda x: gradients.hvp(lambda v: (v**3).sum())(x, jnp.ones(3))))(X)
-    close(nested, 6 * X)
-    close(jax.grad(lambda x: gradients.wrt_params(lambda v: (v**3).sum())(x).sum())(X[0]), 6 * X[0])
-    close(jax.jit(gradients.wrt_nodes(cost))(PARAMS, X, Y), gradients.wrt_nodes(cost)(PARAMS, X, Y))
+    assert_close(nested, 6 * X)
+    assert_close(
+        jax.grad(lambda x: gradients.wrt_params(lambda v: (v**3).sum())(x).sum())(X[0]), 6 * X[0]
+    )
+    assert_close(
+        jax.jit(gradients.wrt_nodes(cost))(PARAMS, X, Y), gradients.wrt_nodes(cost)(PARAMS, X, Y)
+    )
 
 
-def test_programs_are_functions_too():
-    held = program(MODEL.apply, PARAMS)
-    close(
-        gradients.numerical(lambda x: held(x).sum())(X), jax.grad(lambda x: held(x).sum())(X), 1e-4
+def test_programs_are_accepted():
+    model = program(MODEL.apply, PARAMS)
+    assert_close(
+        gradients.numerical(lambda x: model(x).sum())(X),
+        jax.grad(lambda x: model(x).sum())(X),
+        1e-4,
     )
 
 
@@ -319,6 +332,6 @@ SQUARE = lambda x: (x**2).sum()
         ),
     ],
 )
-def test_refuses(call, error, message):
+def test_invalid_arguments_raise(call, error, message):
     with pytest.raises(error, match=message):
         call()

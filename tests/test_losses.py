@@ -1,4 +1,4 @@
-"""Losses: the sources' worked examples, gradients in closed form, two routes to one number, and what is refused."""
+"""Losses: worked examples of the sources, closed-form gradients, identities, invalid input."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ exactly = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def value_and_gradients(loss, *args):
-    """Loss of one example given without its batch axis, and the gradients with respect to both arguments."""
+    """Loss of one example without a batch axis, and its gradients by both arguments."""
     with jax.enable_x64(True):
         batched = [jnp.asarray(arg, float)[None] for arg in args]
         value, gradients = jax.value_and_grad(lambda *args: loss(*args).sum(), (0, 1))(*batched)
@@ -77,19 +77,19 @@ def examples(seed=0, batch=6, classes=4):
     return 3 * rng.normal(size=(batch, classes)), target / target.sum(1, keepdims=True)
 
 
-def test_softmax_kl_is_scipys_relative_entropy():
+def test_softmax_kl_equals_scipy():
     logits, target = examples()
     with jax.enable_x64(True):
         found = losses.softmax_kl(logits, target)
     np.testing.assert_allclose(found, rel_entr(target, softmax(logits, axis=1)).sum(1), **exactly)
 
 
-def test_softmax_kl_is_zero_where_the_softmax_is_the_target():
+def test_softmax_kl_of_its_own_softmax_is_zero():
     logits, _ = examples()
     np.testing.assert_allclose(losses.softmax_kl(logits, softmax(logits, axis=1)), 0, atol=1e-6)
 
 
-def test_softmax_kl_of_one_hot_targets_is_the_cross_entropy_of_labels():
+def test_softmax_kl_of_one_hot_targets_is_the_cross_entropy():
     logits, labels = examples()[0], np.array([0, 1, 2, 3, 0, 1])
     np.testing.assert_allclose(
         losses.softmax_kl(logits, np.eye(4)[labels]),
@@ -108,7 +108,7 @@ def test_sigmoid_kl_is_softmax_kl_of_two_classes():
         np.testing.assert_allclose(losses.sigmoid_kl(logits, target), two_classes, **exactly)
 
 
-def test_the_gradient_by_the_target_is_its_closed_form_and_finite_at_zero():
+def test_the_gradient_by_the_target_equals_its_closed_form():
     logits, target = examples()
     for z, d in zip(logits, target, strict=True):
         _, _, by_target = value_and_gradients(losses.softmax_kl, z, d)
@@ -119,14 +119,14 @@ def test_the_gradient_by_the_target_is_its_closed_form_and_finite_at_zero():
         assert np.isfinite(value_and_gradients(losses.sigmoid_kl, 0.7, d)[2])
 
 
-def test_large_logits_stay_finite():
+def test_large_logits_give_finite_losses():
     logits, wrong = np.array([[1e4, -1e4]], np.float32), np.array([[0, 1]], np.float32)
     np.testing.assert_allclose(losses.softmax_cross_entropy(logits, np.array([1])), 2e4)
     np.testing.assert_allclose(losses.softmax_kl(logits, wrong), 2e4)
     np.testing.assert_allclose(losses.sigmoid_kl(logits[:, 0], wrong[:, 0]), 1e4)
 
 
-def test_half_squared_error_sums_over_every_axis_but_the_first():
+def test_half_squared_error_sums_over_all_axes_but_the_first():
     found = losses.half_squared_error(np.full((3, 2, 4), 3.0), np.ones((3, 2, 4)))
     np.testing.assert_allclose(found, np.full(3, 0.5 * 4 * 8))
     np.testing.assert_allclose(
@@ -153,7 +153,7 @@ every_loss = pytest.mark.parametrize(
 
 @pytest.mark.slow
 @every_loss
-def test_every_loss_is_per_example_in_every_transformation(loss, args):
+def test_losses_are_per_example_and_work_under_jit_and_vmap(loss, args):
     expected = loss(*args)
     assert expected.shape == (2,)
     assert expected.dtype == np.float32
@@ -165,35 +165,35 @@ def test_every_loss_is_per_example_in_every_transformation(loss, args):
 
 @every_loss
 @pytest.mark.parametrize("position", [0, 1])
-def test_arrays_that_do_not_fit_are_refused(loss, args, position):
-    def refused(value, error, message):
+def test_invalid_arrays_raise(loss, args, position):
+    def assert_raises(value, error, message):
         with pytest.raises(error, match=message):
             loss(*(value if i == position else arg for i, arg in enumerate(args)))
 
     name = loss.__code__.co_varnames[position]
-    refused("text", TypeError, f"{name} must be an array, got str")
-    refused(
+    assert_raises("text", TypeError, f"{name} must be an array, got str")
+    assert_raises(
         args[position][:1], ValueError, r"must agree, got .*: .*2.*1|must agree, got .*: .*1.*2"
     )
-    refused(args[position] + 1j, TypeError, f"{name} must be")
+    assert_raises(args[position] + 1j, TypeError, f"{name} must be")
     if name != "labels":
-        refused(
+        assert_raises(
             np.ones_like(args[position], np.int32),
             TypeError,
             f"{name} must be a float array, got int32",
         )
-        refused(np.full_like(args[position], np.nan), ValueError, f"{name} must be finite")
-        refused(np.full_like(args[position], np.inf), ValueError, f"{name} must be finite")
+        assert_raises(np.full_like(args[position], np.nan), ValueError, f"{name} must be finite")
+        assert_raises(np.full_like(args[position], np.inf), ValueError, f"{name} must be finite")
 
 
 @every_loss
-def test_an_empty_batch_is_refused(loss, args):
+def test_an_empty_batch_raises(loss, args):
     with pytest.raises(ValueError, match="must not be empty"):
         loss(*(arg[:0] for arg in args))
 
 
 @pytest.mark.parametrize("loss", [losses.softmax_cross_entropy, losses.softmax_kl])
-def test_logits_of_another_rank_are_refused(loss):
+def test_logits_of_another_rank_raise(loss):
     with pytest.raises(ValueError, match="logits must have rank 2"):
         loss(np.zeros(3), LABELS)
     with pytest.raises(ValueError, match="logits must have rank 1"):
@@ -203,12 +203,12 @@ def test_logits_of_another_rank_are_refused(loss):
 
 
 @pytest.mark.parametrize("labels", [np.array([0, 3]), np.array([-1, 0])])
-def test_labels_out_of_range_are_refused(labels):
+def test_labels_out_of_range_raise(labels):
     with pytest.raises(ValueError, match=r"labels must lie in 0 .. 2, got values from"):
         losses.softmax_cross_entropy(LOGITS, labels)
 
 
-def test_labels_given_as_one_hot_or_float_are_refused():
+def test_one_hot_or_float_labels_raise():
     for labels in (ONE_HOT, BINARY, LABELS[:, None]):
         with pytest.raises(TypeError, match="labels must be integer labels of shape"):
             losses.softmax_cross_entropy(LOGITS, labels)
@@ -222,12 +222,12 @@ def test_labels_given_as_one_hot_or_float_are_refused():
         ([1.5, -0.5, 0.0], "target must lie in 0"),
     ],
 )
-def test_targets_that_are_no_distributions_are_refused(row, message):
+def test_targets_that_are_not_distributions_raise(row, message):
     with pytest.raises(ValueError, match=message):
         losses.softmax_kl(LOGITS, np.array([[1, 0, 0], row], np.float32))
 
 
-def test_targets_that_sum_to_one_within_rounding_are_taken():
+def test_targets_that_sum_to_one_within_rounding_pass():
     target = softmax(np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32), axis=1)
     assert np.isfinite(losses.softmax_kl(np.zeros((2, 1000), np.float32), target)).all()
     assert np.isfinite(
@@ -237,6 +237,6 @@ def test_targets_that_sum_to_one_within_rounding_are_taken():
 
 
 @pytest.mark.parametrize("target", [-0.1, 1.1])
-def test_probabilities_outside_zero_to_one_are_refused(target):
+def test_probabilities_outside_zero_to_one_raise(target):
     with pytest.raises(ValueError, match=r"target must lie in 0 .. 1, got values from"):
         losses.sigmoid_kl(np.zeros(2), np.array([target, 0.5]))

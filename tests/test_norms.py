@@ -1,4 +1,4 @@
-"""Norms: against closed forms, against a general-purpose optimiser, and against what defines a projection."""
+"""Norms against closed forms, a general optimizer, and the properties that define a projection."""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ cases = settings(max_examples=10, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def length(name, r):
+def reference_length(name, r):
     return np.linalg.norm(np.asarray(r, np.float64).reshape(len(r), -1), ORDER[name], axis=1)
 
 
-def problem(seed, bounds=(0.0, 1.0), shape=(5, 2, 3), dtype=np.float32):
-    """Images, some pixels of them on the border of the box, and perturbations of many sizes."""
+def random_problem(seed, bounds=(0.0, 1.0), shape=(5, 2, 3), dtype=np.float32):
+    """Perturbations of many sizes, and images with some pixels at the bounds."""
     rng = np.random.default_rng(seed)
     low, high = (dtype(bound) for bound in bounds)
     x = np.clip(
@@ -38,14 +38,14 @@ def problem(seed, bounds=(0.0, 1.0), shape=(5, 2, 3), dtype=np.float32):
 
 
 @every_norm
-def test_length_is_numpys(name):
-    r, _ = problem(0)
-    np.testing.assert_allclose(norms.named(name).length(r), length(name, r), rtol=1e-6)
+def test_length_equals_numpy(name):
+    r, _ = random_problem(0)
+    np.testing.assert_allclose(norms.named(name).length(r), reference_length(name, r), rtol=1e-6)
 
 
 @every_norm
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_length_and_ascent_hold_at_any_scale(name, scale):
+def test_length_and_ascent_work_at_any_scale(name, scale):
     norm, unit = norms.named(name), np.array([[3, -4, 0.5]], np.float32)
     np.testing.assert_allclose(
         norm.length(unit * np.float32(scale)), norm.length(unit) * scale, rtol=1e-6
@@ -54,8 +54,8 @@ def test_length_and_ascent_hold_at_any_scale(name, scale):
 
 
 @every_norm
-def test_the_gradient_of_the_length_is_the_ascent_direction_of_the_dual_norm(name):
-    norm, (r, _) = norms.named(name), problem(1)
+def test_the_gradient_of_length_is_the_ascent_of_the_dual_norm(name):
+    norm, (r, _) = norms.named(name), random_problem(1)
     gradient = jax.grad(lambda r: norm.length(r).sum())(r)
     np.testing.assert_allclose(
         np.where(r == 0, 0, gradient), norms.named(DUAL[name]).ascent(r), rtol=1e-5, atol=1e-6
@@ -80,12 +80,12 @@ def test_gradients_are_finite_at_zero(name):
 
 
 @every_norm
-def test_ascent_is_of_length_one_and_attains_the_dual_norm(name):
-    gradient, _ = problem(2)
+def test_ascent_has_length_one_and_attains_the_dual_norm(name):
+    gradient, _ = random_problem(2)
     direction = norms.named(name).ascent(gradient)
-    np.testing.assert_allclose(length(name, direction), 1, rtol=1e-6)
+    np.testing.assert_allclose(reference_length(name, direction), 1, rtol=1e-6)
     np.testing.assert_allclose(
-        (direction * gradient).sum((1, 2)), length(DUAL[name], gradient), rtol=1e-5
+        (direction * gradient).sum((1, 2)), reference_length(DUAL[name], gradient), rtol=1e-5
     )
 
 
@@ -94,19 +94,19 @@ def test_ascent_of_a_zero_gradient_is_zero(name):
     np.testing.assert_array_equal(norms.named(name).ascent(np.zeros((2, 3), np.float32)), 0)
 
 
-def test_l1_ascent_takes_one_coordinate_and_the_first_of_equals():
+def test_l1_ascent_moves_the_first_of_the_largest_coordinates():
     np.testing.assert_array_equal(norms.l1.ascent(np.array([[1.0, -3.0, 3.0]])), [[0, -1, 0]])
 
 
-def test_projections_by_hand():
+def test_projections_of_worked_examples():
     r = np.array([[3.0, -4.0], [0.3, 0.4]])
     np.testing.assert_allclose(norms.linf.project(r, 1.0), [[1, -1], [0.3, 0.4]], rtol=1e-6)
     np.testing.assert_allclose(norms.l2.project(r, 1.0), [[0.6, -0.8], [0.3, 0.4]], rtol=1e-6)
     np.testing.assert_allclose(norms.l1.project(r, 3.0), [[1, -2], [0.3, 0.4]], rtol=1e-6)
 
 
-def test_projections_in_the_box_by_hand():
-    # The second coordinate has only 0.2 of room; what it may not take, the first takes up to the length allowed.
+def test_projections_in_a_box_of_worked_examples():
+    # The second coordinate has room 0.2 only, so the first one uses the rest of the length.
     r, x = np.array([[3.0, 4.0]]), np.array([[0.0, 0.8]])
     np.testing.assert_allclose(norms.linf.project_in_box(r, x, 0.5), [[0.5, 0.2]], rtol=1e-6)
     np.testing.assert_allclose(
@@ -115,13 +115,16 @@ def test_projections_in_the_box_by_hand():
     np.testing.assert_allclose(norms.l1.project_in_box(r, x, 0.5), [[0.3, 0.2]], rtol=1e-6)
 
 
-def test_a_large_entry_without_room_takes_no_digits_from_the_others():
+def test_a_large_entry_without_room_does_not_cost_precision():
     r, x = np.array([[1e6, 0.3, 0.2996]], np.float32), np.array([[1.0, 0.5, 0.5]], np.float32)
     np.testing.assert_allclose(norms.l1.project_in_box(r, x, 1e-3), [[0, 7e-4, 3e-4]], atol=1e-7)
 
 
 def sequential_quadratic_programming(name, r, x, epsilon):
-    """The joint projection from scipy, in units of epsilon; for l1 in sizes p, q >= 0 with r = p - q, where its ball is smooth."""
+    """The joint projection by scipy, in units of epsilon.
+
+    For l1 it solves for p, q >= 0 with r = p - q, in which the ball is smooth.
+    """
     n, r, low, high = r.size, r / epsilon, -x / epsilon, (1 - x) / epsilon
     start = np.clip(
         r / np.linalg.norm(r, ORDER[name]), low, high
@@ -145,13 +148,15 @@ def sequential_quadratic_programming(name, r, x, epsilon):
         method="SLSQP",
         options={"ftol": 1e-15, "maxiter": 500},
     )
-    assert ball["fun"](result.x) > -1e-7, "the optimiser left the ball: its point is no reference"
+    assert ball["fun"](result.x) > -1e-7, (
+        "the optimizer left the ball, so its result is no reference"
+    )
     return epsilon * to_r @ result.x
 
 
 @pytest.mark.parametrize("name", ["l2", "l1"])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.3, 1.0])
-def test_projection_in_the_box_is_what_a_general_optimiser_finds(name, epsilon):
+def test_projection_in_a_box_equals_a_general_optimizer(name, epsilon):
     rng = np.random.default_rng(3)
     r, x = rng.normal(size=(6, 5)), rng.uniform(size=(6, 5))
     with jax.enable_x64(True):
@@ -163,8 +168,8 @@ def test_projection_in_the_box_is_what_a_general_optimiser_finds(name, epsilon):
 
 
 def sorted_breakpoints(name, size, room, epsilon):
-    """The joint projection of sizes another way: exact, piece by piece between the sorted values where a coordinate is cut."""
-    if length(name, [np.minimum(size, room)])[0] <= epsilon:
+    """The joint projection of sizes, exact between sorted breakpoints of the dual variable."""
+    if reference_length(name, [np.minimum(size, room)])[0] <= epsilon:
         return np.minimum(size, room)
     if name == "l2":
 
@@ -182,7 +187,7 @@ def sorted_breakpoints(name, size, room, epsilon):
             return np.clip(size - size.max() + t, 0, room)
 
         knots = np.sort(np.concatenate([[0], size.max() - size, size.max() - size + room]))
-    before = [knot for knot in knots if length(name, [sizes(knot)])[0] <= epsilon][-1]
+    before = [knot for knot in knots if reference_length(name, [sizes(knot)])[0] <= epsilon][-1]
     after = knots[np.searchsorted(knots, before, "right")]
     free = sizes(after) > sizes(before)
     start = sizes(before)
@@ -198,8 +203,8 @@ def sorted_breakpoints(name, size, room, epsilon):
 @pytest.mark.parametrize("name", ["l2", "l1"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-10)])
 @pytest.mark.parametrize("bounds", BOUNDS)
-def test_projection_in_the_box_is_exact_to_rounding(name, dtype, tolerance, bounds):
-    r, x = problem(4, bounds, (12, 40), dtype)
+def test_projection_in_a_box_is_exact_to_rounding(name, dtype, tolerance, bounds):
+    r, x = random_problem(4, bounds, (12, 40), dtype)
     low, high = np.asarray(bounds, dtype).astype(np.float64)
     with jax.enable_x64(dtype is np.float64):
         for epsilon in EPSILONS:
@@ -218,52 +223,59 @@ def test_projection_in_the_box_is_exact_to_rounding(name, dtype, tolerance, boun
 @pytest.mark.parametrize("bounds", BOUNDS)
 @cases
 @given(seed=seeds, epsilon=st.sampled_from(EPSILONS))
-def test_what_is_returned_lies_in_ball_and_box(name, bounds, seed, epsilon):
-    r, x = problem(seed, bounds)
+def test_projections_lie_in_ball_and_box(name, bounds, seed, epsilon):
+    r, x = random_problem(seed, bounds)
     projected = norms.named(name).project_in_box(r, x, epsilon, bounds)
     assert (
         (x + projected >= np.float32(bounds[0])) & (x + projected <= np.float32(bounds[1]))
     ).all()
-    assert (length(name, projected) <= epsilon * (1 + 1e-6)).all()
-    assert (length(name, norms.named(name).project(r, epsilon)) <= epsilon * (1 + 1e-6)).all()
+    assert (reference_length(name, projected) <= epsilon * (1 + 1e-6)).all()
+    assert (
+        reference_length(name, norms.named(name).project(r, epsilon)) <= epsilon * (1 + 1e-6)
+    ).all()
 
 
 @every_norm
 @cases
 @given(seed=seeds, epsilon=st.sampled_from(EPSILONS))
-def test_no_allowed_point_is_nearer(name, seed, epsilon):
-    # p is the projection of r on a convex set exactly if <r - p, c - p> <= 0 for every c of the set.
-    (r, x), norm = problem(seed), norms.named(name)
+def test_no_feasible_point_is_nearer(name, seed, epsilon):
+    # p is the projection of r on a convex set exactly if <r - p, c - p> <= 0 for every c of the
+    # set.
+    (r, x), norm = random_problem(seed), norms.named(name)
     p = norm.project_in_box(r, x, epsilon)
     for other in range(5):
-        c = norm.project_in_box(problem(other)[0], x, epsilon)
+        c = norm.project_in_box(random_problem(other)[0], x, epsilon)
         products = np.asarray((r - p) * (c - p)).sum((1, 2))
-        assert (products <= 1e-5 * length("l2", r) * (length("l2", c) + 1e-3)).all()
+        assert (
+            products <= 1e-5 * reference_length("l2", r) * (reference_length("l2", c) + 1e-3)
+        ).all()
 
 
 @every_norm
 @cases
 @given(seed=seeds, epsilon=st.sampled_from(EPSILONS))
-def test_projecting_twice_is_projecting_once_and_never_spreads(name, seed, epsilon):
-    (r, x), (s, _), norm = problem(seed), problem(seed + 1), norms.named(name)
+def test_projections_are_idempotent_and_nonexpansive(name, seed, epsilon):
+    (r, x), (s, _), norm = random_problem(seed), random_problem(seed + 1), norms.named(name)
     for project in (
         lambda r: norm.project(r, epsilon),
         lambda r: norm.project_in_box(r, x, epsilon),
     ):
         p, q = project(r), project(s)
         np.testing.assert_allclose(project(p), p, atol=1e-6 * max(epsilon, 1))
-        assert (length("l2", p - q) <= length("l2", r - s) * (1 + 1e-5) + 1e-6).all()
+        assert (
+            reference_length("l2", p - q) <= reference_length("l2", r - s) * (1 + 1e-5) + 1e-6
+        ).all()
 
 
 @every_norm
-def test_what_is_inside_stays_bit_for_bit(name):
+def test_points_inside_are_returned_unchanged(name):
     r, x = np.array([[0.1, -0.2, 0.3]], np.float32), np.full((1, 3), 0.5, np.float32)
     np.testing.assert_array_equal(norms.named(name).project(r, 0.7), r)
     np.testing.assert_array_equal(norms.named(name).project_in_box(r, x, 0.7), r)
 
 
 @every_norm
-def test_an_image_at_the_border_does_not_move_out(name):
+def test_a_pixel_at_its_bound_does_not_leave_the_box(name):
     r = np.array([[1.0, 1.0, -1.0, -1.0]], np.float32)
     np.testing.assert_array_equal(
         norms.named(name).project_in_box(r, np.array([[1, 1, 0, 0]], np.float32), 0.5), 0
@@ -272,16 +284,16 @@ def test_an_image_at_the_border_does_not_move_out(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["l2", "l1"])
-def test_the_derivative_of_a_projection_is_that_of_its_closed_form(name):
+def test_derivatives_of_projections_match_finite_differences(name):
     norm = norms.named(name)
     with jax.enable_x64(True):
-        r, x = (jnp.asarray(array) for array in problem(5, shape=(4, 6), dtype=np.float64))
+        r, x = (jnp.asarray(array) for array in random_problem(5, shape=(4, 6), dtype=np.float64))
         f = lambda r, epsilon: jnp.sum(jnp.sin(3 * norm.project_in_box(r, x, epsilon)))
-        towards, step = problem(6, shape=(4, 6), dtype=np.float64)[0], 1e-6
+        direction, step = random_problem(6, shape=(4, 6), dtype=np.float64)[0], 1e-6
         by_r, by_epsilon = jax.grad(f, (0, 1))(r, jnp.asarray(0.6))
         np.testing.assert_allclose(
-            jnp.vdot(by_r, towards),
-            (f(r + step * towards, 0.6) - f(r - step * towards, 0.6)) / (2 * step),
+            jnp.vdot(by_r, direction),
+            (f(r + step * direction, 0.6) - f(r - step * direction, 0.6)) / (2 * step),
             rtol=1e-6,
         )
         np.testing.assert_allclose(
@@ -291,30 +303,31 @@ def test_the_derivative_of_a_projection_is_that_of_its_closed_form(name):
 
 @pytest.mark.slow
 @every_norm
-def test_each_example_has_its_own_radius_also_traced_and_mapped(name):
-    norm, (r, x) = norms.named(name), problem(7)
+def test_epsilon_can_differ_per_example_and_be_traced_and_vmapped(name):
+    norm, (r, x) = norms.named(name), random_problem(7)
     epsilon = np.array([0.0, 1e-3, 0.3, 1.0, 100.0], np.float32)
     one_by_one = np.concatenate(
         [norm.project_in_box(r[i : i + 1], x[i : i + 1], float(epsilon[i])) for i in range(5)]
     )
-    together = norm.project_in_box(r, x, epsilon)
+    batched = norm.project_in_box(r, x, epsilon)
     traced = jax.jit(norm.project_in_box)(r, x, epsilon)
-    mapped = jax.vmap(lambda r, x, e: norm.project_in_box(r[None], x[None], e)[0])(r, x, epsilon)
-    for found in (together, traced, mapped):
+    vmapped = jax.vmap(lambda r, x, e: norm.project_in_box(r[None], x[None], e)[0])(r, x, epsilon)
+    for found in (batched, traced, vmapped):
         np.testing.assert_allclose(found, one_by_one, rtol=1e-5, atol=1e-7)
 
 
 @every_norm
 def test_samples_are_uniform_in_the_ball(name):
-    # In n dimensions the volume within a fraction u of the radius is u^n: so (||r|| / epsilon)^n is uniform, mean 1/2, variance 1/12.
+    # The ball of radius u epsilon has a fraction u^n of the volume, so (||r|| / epsilon)^n is
+    # uniform with mean 1/2 and variance 1/12.
     number, n, epsilon = 4000, 6, 0.3
     r = norms.named(name).sample(jax.random.key(0), (number, 2, 3), epsilon)
-    depth = (length(name, r) / epsilon) ** n
+    depth = (reference_length(name, r) / epsilon) ** n
     assert r.shape == (number, 2, 3)
     assert depth.max() <= 1 + 1e-5
     assert abs(depth.mean() - 0.5) < 5 / np.sqrt(12 * number)
     assert np.abs(np.quantile(depth, [0.1, 0.5, 0.9]) - [0.1, 0.5, 0.9]).max() < 0.04
-    # No direction is preferred: means vanish, and every coordinate has the second moment of the uniform distribution.
+    # Means vanish, and every coordinate has the second moment of the uniform distribution.
     flat = np.asarray(r).reshape(number, n) / epsilon
     moment = {"linf": 1 / 3, "l2": 1 / (n + 2), "l1": 2 / ((n + 1) * (n + 2))}[name]
     assert np.abs(flat.mean(0)).max() < 5 * np.sqrt(moment / number)
@@ -338,28 +351,28 @@ def test_samples_follow_key_shape_radius_and_dtype(name):
 @every_norm
 @pytest.mark.parametrize("epsilon", [1e-45, 1e-38, 1e-20, 1e30])
 @pytest.mark.parametrize("scale", [1e-42, 1e-20, 1e3, 1e38])
-def test_extreme_radii_and_sizes_stay_finite_and_inside(name, epsilon, scale):
+def test_extreme_radii_and_sizes_give_finite_points_of_the_ball(name, epsilon, scale):
     norm, r = norms.named(name), np.array([[1, -0.5, 0.25, 0]], np.float32) * np.float32(scale)
     for projected in (
         norm.project(r, epsilon),
         norm.project_in_box(r, np.full_like(r, 0.5), epsilon),
     ):
         assert np.isfinite(projected).all()
-        assert (length(name, projected) <= np.float32(epsilon) * (1 + 1e-6)).all()
+        assert (reference_length(name, projected) <= np.float32(epsilon) * (1 + 1e-6)).all()
 
 
-def test_named_gives_the_three_norms():
+def test_named_returns_the_three_norms():
     assert [norms.named(name) for name in NAMES] == [norms.linf, norms.l2, norms.l1]
 
 
 @pytest.mark.parametrize("name", ["l3", "", None, ["l2"]])
-def test_unknown_names_are_refused(name):
+def test_unknown_names_raise(name):
     with pytest.raises(ValueError, match="norm must be one of 'linf', 'l2', 'l1'"):
         norms.named(name)
 
 
-GOOD = np.full((2, 3), 0.5, np.float32)
-UNFIT = [
+VALID = np.full((2, 3), 0.5, np.float32)
+INVALID = [
     (np.ones((2, 3), np.int32), TypeError, "must be a float array, got int32"),
     ("r", TypeError, "must be an array, got str"),
     (np.float32(1.0), ValueError, "must have a leading axis"),
@@ -370,17 +383,17 @@ UNFIT = [
 
 
 @every_norm
-@pytest.mark.parametrize(("value", "error", "message"), UNFIT)
-def test_arrays_that_do_not_fit_are_refused(name, value, error, message):
+@pytest.mark.parametrize(("value", "error", "message"), INVALID)
+def test_invalid_arrays_raise(name, value, error, message):
     norm = norms.named(name)
     with pytest.raises(error, match="r " + message):
         norm.length(value)
     with pytest.raises(error, match="r " + message):
         norm.project(value, 1.0)
     with pytest.raises(error, match="r " + message):
-        norm.project_in_box(value, GOOD, 1.0)
+        norm.project_in_box(value, VALID, 1.0)
     with pytest.raises(error, match="x " + message):
-        norm.project_in_box(GOOD, value, 1.0)
+        norm.project_in_box(VALID, value, 1.0)
     with pytest.raises(error, match="gradient " + message):
         norm.ascent(value)
 
@@ -401,12 +414,12 @@ def test_arrays_that_do_not_fit_are_refused(name, value, error, message):
         ("0.1", TypeError),
     ],
 )
-def test_radii_that_do_not_fit_are_refused(name, epsilon, error):
+def test_invalid_radii_raise(name, epsilon, error):
     norm = norms.named(name)
     with pytest.raises(error, match="epsilon must"):
-        norm.project(GOOD, epsilon)
+        norm.project(VALID, epsilon)
     with pytest.raises(error, match="epsilon must"):
-        norm.project_in_box(GOOD, GOOD, epsilon)
+        norm.project_in_box(VALID, VALID, epsilon)
     with pytest.raises(error, match="epsilon must"):
         norm.sample(jax.random.key(0), (2, 3), epsilon)
 
@@ -414,36 +427,36 @@ def test_radii_that_do_not_fit_are_refused(name, epsilon, error):
 @pytest.mark.parametrize(
     ("x", "bounds", "error", "message"),
     [
-        (GOOD[:, :2], (0, 1), ValueError, "shapes must agree, got r: .*, x: "),
-        (GOOD.astype(jnp.bfloat16), (0, 1), TypeError, "r and x must share a dtype"),
-        (GOOD, (1, 1), ValueError, "bounds must be .* low < high"),
-        (GOOD, (1, 0), ValueError, "bounds must be .* low < high"),
-        (GOOD, (0, np.nan), ValueError, r"bounds\[1\] must be a finite number"),
-        (GOOD, 1.0, TypeError, "bounds must be a pair"),
-        (GOOD + 0.6, (0, 1), ValueError, "x must lie in 0 .. 1, got values from 1.1"),
-        (GOOD - 0.6, (0, 1), ValueError, "x must lie in 0 .. 1"),
+        (VALID[:, :2], (0, 1), ValueError, "shapes must agree, got r: .*, x: "),
+        (VALID.astype(jnp.bfloat16), (0, 1), TypeError, "r and x must share a dtype"),
+        (VALID, (1, 1), ValueError, "bounds must be .* low < high"),
+        (VALID, (1, 0), ValueError, "bounds must be .* low < high"),
+        (VALID, (0, np.nan), ValueError, r"bounds\[1\] must be a finite number"),
+        (VALID, 1.0, TypeError, "bounds must be a pair"),
+        (VALID + 0.6, (0, 1), ValueError, "x must lie in 0 .. 1, got values from 1.1"),
+        (VALID - 0.6, (0, 1), ValueError, "x must lie in 0 .. 1"),
     ],
 )
-def test_boxes_that_do_not_fit_are_refused(x, bounds, error, message):
+def test_invalid_boxes_raise(x, bounds, error, message):
     with pytest.raises(error, match=message):
-        norms.l2.project_in_box(GOOD, x, 0.5, bounds)
+        norms.l2.project_in_box(VALID, x, 0.5, bounds)
 
 
 @pytest.mark.parametrize(
     ("shape", "error"),
     [((), ValueError), ((0, 3), ValueError), ((2, -1), ValueError), ((2, 1.5), TypeError)],
 )
-def test_shapes_that_do_not_fit_are_refused(shape, error):
+def test_invalid_sample_shapes_raise(shape, error):
     with pytest.raises(error, match="shape"):
         norms.l2.sample(jax.random.key(0), shape, 0.5)
 
 
-def test_a_dtype_that_is_no_float_is_refused():
+def test_an_integer_dtype_raises():
     with pytest.raises(TypeError, match="dtype must be a float dtype, got int32"):
         norms.l2.sample(jax.random.key(0), (2, 3), 0.5, np.int32)
 
 
-def test_what_is_refused_under_jit_is_what_shapes_can_tell():
+def test_under_jit_shapes_are_checked_and_values_are_not():
     with pytest.raises(ValueError, match="epsilon must"):
-        jax.jit(norms.l2.project)(GOOD, np.ones(3, np.float32))
+        jax.jit(norms.l2.project)(VALID, np.ones(3, np.float32))
     assert np.isnan(jax.jit(norms.l2.length)(np.full((1, 2), np.nan))).all()
