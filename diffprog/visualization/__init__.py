@@ -1,4 +1,4 @@
-"""See what a unit sees: the input of a program is free, and moves to what excites it; and what an output owes to its input."""
+"""Unit visualization (images that maximize units of a program) and attribution of its outputs."""
 
 from diffprog.visualization._alpha_map import alpha_map
 from diffprog.visualization._deep_dream import Dream, dream

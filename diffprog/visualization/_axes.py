@@ -1,11 +1,13 @@
-"""Layout: where a node has its images, and where its units.
+"""Axes of a node: which one indexes the images, and which one the units.
 
-This package takes every node as (images, ..., units). The output of a program and its taps are so, as their author says. An operation has
-the axes that the framework gave it, such as (units, images) for the product W x under `vmap`, and is turned:
+The visualization package takes every node as (images, ..., units). The output of a program and its
+taps have this layout by convention. A convolution or matrix product has whatever layout the
+framework gave it, such as (units, images) for a product W x under `vmap`, and is transposed:
 
-    convolution        its dimension numbers name both axes
-    matrix product     images: the axis that is one longer when the batch is
-                       units:  the last axis of the operand without images, the weights; of the product, where both operands have images
+    convolution        the equation's dimension numbers name both axes
+    matrix product     images: the axis that grows when the batch has one more image
+                       units:  the last free axis of the operand without images (the weights),
+                               or of the product, if both operands have images
 """
 
 from collections.abc import Mapping
@@ -25,86 +27,95 @@ from diffprog._jaxpr import (
 )
 from diffprog.nodes import find_nodes, node_shape, trace_program
 from diffprog.program import Program
-from diffprog.visualization._filters import Axes
+
+Axes = tuple[int, int]
+"""(axis of the images, axis of the units)."""
 
 
-def axes_of(f: Program, images: Any, found: Mapping[str, EquationSite]) -> dict[str, Axes]:
-    """The axes of the images and of the units of some nodes of f, as they were found in its trace on `images`.
+def axes_of(f: Program, images: Any, sites: Mapping[str, EquationSite]) -> dict[str, Axes]:
+    """Find the axes of the images and of the units of some nodes.
+
+    Args:
+        f: the program.
+        images: the batch that it was traced on.
+        sites: the equations of the nodes in that trace, by name.
 
     Raises:
-        ValueError: a matrix product does not have one axis of the images.
+        ValueError: a matrix product does not have exactly one axis of the images.
     """
-    return {name: _axes(f, images, name, site) for name, site in found.items()}
+    return {name: _axes(f, images, name, site) for name, site in sites.items()}
 
 
-def first_and_last(value: Array, axes: Axes) -> Array:
-    """(images, ..., units) from a value with these axes."""
+def units_last(value: Array, axes: Axes) -> Array:
+    """Transpose a node's value with these axes to (images, ..., units)."""
     return value if value.ndim < 2 else jnp.moveaxis(value, axes, (0, -1))
 
 
-def moved_back(value: Array, axes: Axes) -> Array:
-    """The inverse of `first_and_last`."""
+def undo_units_last(value: Array, axes: Axes) -> Array:
+    """Transpose (images, ..., units) back to the node's own layout; inverse of `units_last`."""
     return value if value.ndim < 2 else jnp.moveaxis(value, (0, -1), axes)
 
 
 def _axes(f: Program, images: Any, name: str, site: EquationSite) -> Axes:
-    kind, rank = fast_gradients.primitive_name(site.equation), len(node_shape(site).shape)
-    if kind == "conv_general_dilated":
-        batch, channel = _axes_of_convolution(site.equation)
+    primitive = fast_gradients.primitive_name(site.equation)
+    if primitive == "conv_general_dilated":
+        batch, channel = _convolution_axes(site.equation)
         return batch + len(site.scan_lengths), channel + len(site.scan_lengths)
-    if kind == "dot_general":
-        batch = _axis_of_images(f, images, name, site)
-        return batch, _axis_of_columns(site, batch)
-    return 0, rank - 1
+    if primitive == "dot_general":
+        batch = _product_batch_axis(f, images, name, site)
+        return batch, _product_unit_axis(site, batch)
+    return 0, len(node_shape(site).shape) - 1
 
 
-def _axes_of_convolution(equation: JaxprEqn) -> Axes:
-    """A convolution that has its fast gradient is held between transposes."""
-    inner: list[JaxprEqn] = (
+def _convolution_axes(equation: JaxprEqn) -> Axes:
+    # A convolution with a fast gradient is wrapped in a call, and may be between transposes there.
+    equations: list[JaxprEqn] = (
         [equation]
         if equation.primitive.name == "conv_general_dilated"
         else list(sub_jaxprs(equation)[0].eqns)
     )
-    number = next(
-        k for k, step in enumerate(inner) if step.primitive.name == "conv_general_dilated"
-    )
-    batch, channel, *_ = convolution_dimensions(inner[number]).out_spec
-    for transpose in inner[number + 1 :]:
-        order = list(transpose.params["permutation"])
-        batch, channel = order.index(batch), order.index(channel)
+    names = [inner.primitive.name for inner in equations]
+    position = names.index("conv_general_dilated")
+    batch, channel, *_ = convolution_dimensions(equations[position]).out_spec
+    for transpose in equations[position + 1 :]:
+        permutation = list(transpose.params["permutation"])
+        batch, channel = permutation.index(batch), permutation.index(channel)
     return batch, channel
 
 
-def _axis_of_images(f: Program, images: Any, name: str, site: EquationSite) -> int:
-    count, shape, longer = images.shape[0], node_shape(site).shape, _with_one_more(f, images, name)
-    # For a program of one batch size only: the axis of that size, if there is but one.
-    grown = [
+def _product_batch_axis(f: Program, images: Any, name: str, site: EquationSite) -> int:
+    count, shape = images.shape[0], node_shape(site).shape
+    grown = _shape_with_one_more_image(f, images, name)
+    # A program that takes only one batch size: the axis must be the only one of that size.
+    candidates = [
         axis
         for axis, size in enumerate(shape)
-        if (size == count if longer is None else size != longer[axis])
+        if (size == count if grown is None else size != grown[axis])
     ]
-    if len(grown) != 1 or shape[grown[0]] != count:
+    if len(candidates) != 1 or shape[candidates[0]] != count:
         raise ValueError(
-            f"node {name!r} of {list(shape)} must have one axis of the {count} images; tap it as (images, ..., units)"
+            f"node {name!r} of shape {list(shape)} must have one axis of the {count} images; "
+            "tap it as (images, ..., units)"
         )
-    return grown[0]
+    return candidates[0]
 
 
-def _with_one_more(f: Program, images: Any, name: str) -> tuple[int, ...] | None:
-    """The shape of a node for a batch of one more image; None if f takes no such batch."""
+def _shape_with_one_more_image(f: Program, images: Any, name: str) -> tuple[int, ...] | None:
+    """Return the shape of a node for a batch of one more image, or None if f refuses the batch."""
     more = jax.ShapeDtypeStruct((images.shape[0] + 1, *images.shape[1:]), images.dtype)
     try:
         return node_shape(find_nodes([name], trace_program(f, (more,))[0])[name]).shape
-    except Exception:  # whatever a program raises that was not written for this batch
+    except Exception:  # f may raise anything on a batch size that it was not written for
         return None
 
 
-def _axis_of_columns(site: EquationSite, images: int) -> int:
-    """The output has the axes that both operands share, those of the first alone, and those of the second alone."""
+def _product_unit_axis(site: EquationSite, batch: int) -> int:
+    # Output axes of a `dot_general`: those shared by both operands, then the free axes of the
+    # first operand, then those of the second.
     (summed, _), (shared, _) = dot_dimensions(site.equation)
     operand: Any = site.equation.invars[0].aval
     first, end = len(site.scan_lengths) + len(shared), len(node_shape(site).shape)
     second = first + operand.ndim - len(summed) - len(shared)
-    own, other = range(first, second), range(second, end)
-    columns = other if images in own else own if images in other else ()
-    return max(columns or set(range(end)) - {images}, default=images)
+    of_first, of_second = range(first, second), range(second, end)
+    columns = of_second if batch in of_first else of_first if batch in of_second else ()
+    return max(columns or set(range(end)) - {batch}, default=batch)

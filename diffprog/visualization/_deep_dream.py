@@ -1,11 +1,12 @@
-"""Deep dream: a photograph, and more of what a network sees in it, from coarse to fine (Mordvintsev, Olah and Tyka 2015).
+"""DeepDream: ascend an objective on a photograph, from coarse to fine (Mordvintsev et al., 2015).
 
-    octave o:   x = resize(photograph, size_o) + resize(detail so far, size_o)
-                x <- x + rate · g / mean|g|,   g = d/dx Σ_tiles objective(f(tile)),   some steps
-                detail = x - resize(photograph, size_o)
+    octave o:   x = resize(photograph, size_o) + resize(detail of octave o - 1, size_o)
+                x <- x + rate g / mean|g|,   g = d/dx Σ_tiles objective(f(tile))     (repeated)
+                detail of octave o = x - resize(photograph, size_o)
 
-The image is cut into tiles of the size f takes, along lines that move at random from step to step so that no seam stays. A few tiles are
-differentiated at a time and their values forgotten before the next, so that memory does not grow with the image beyond the image itself.
+The image is cut into tiles of f's input size, along a grid that is shifted at random in every step,
+so that no seams form. Tiles are differentiated in groups, and their intermediate values are not
+stored (`jax.checkpoint`), so that apart from the image itself memory does not grow with its size.
 """
 
 from collections.abc import Callable
@@ -27,12 +28,12 @@ Photograph = Float[Array, "height width channels"]
 
 
 class Dream(NamedTuple):
-    """What became of a photograph.
+    """Result of `dream`.
 
     Attributes:
-        image: (height, width, channels), of the photograph's size.
-        octaves: the image after each octave, from the smallest to the whole.
-        history: (octaves, steps), the mean of the objective over the tiles.
+        image: (height, width, channels), of the size of the photograph.
+        octaves: the image after each octave, smallest first.
+        history: (octaves, steps), the mean objective over the tiles.
     """
 
     image: Photograph
@@ -55,28 +56,30 @@ def dream(
     tiles_at_once: int = 8,
     progress: bool | None = None,
 ) -> Dream:
-    """Ascend the objective on a photograph of any size, octave by octave.
+    """Run DeepDream on a photograph of any size, octave by octave.
 
     Args:
-        f: a program of a batch of tiles, (batch, *tile, channels).
-        objective: of one image, asked of every tile: `deep_dream(node)`, a channel, ...
-        photograph: (height, width, channels), finite, inside the range.
-        key: a random key, for where the tiles begin.
-        tile: height and width of what f takes.
-        octaves: how many sizes, at least 1.
-        scale: from one size to the next, > 1. Every size must hold a tile.
-        steps: updates at each size.
-        rate: mean size of a pixel's change in a step.
-        range: of the pixels.
-        tiles_at_once: how many tiles are differentiated together.
-        progress: a bar for each octave; None shows it for long runs on a terminal.
+        f: program of a batch of tiles, (batch, *tile, channels).
+        objective: of one image, applied to every tile: `deep_dream(node)`, a channel, ...
+        photograph: (height, width, channels), finite, in `range`.
+        key: PRNG key for the shifts of the tile grid.
+        tile: (height, width) of f's input.
+        octaves: number of image sizes, at least 1.
+        scale: ratio of consecutive sizes, > 1. The smallest must hold a tile.
+        steps: updates per octave.
+        rate: mean change of a pixel per step.
+        range: (low, high) of the pixels.
+        tiles_at_once: number of tiles differentiated together.
+        progress: whether to show a progress bar per octave; None shows it for long runs on a
+            terminal.
 
     Raises:
-        TypeError, ValueError: a photograph outside its range or with a smallest octave that holds no tile, an unknown node, numbers out of
-            their range.
+        TypeError, ValueError: the photograph is out of range or its smallest octave holds no tile,
+            f lacks a node of the objective, or an argument is out of range.
 
     >>> from diffprog.visualization import logit
-    >>> found = dream(lambda x: x, logit(0), jnp.full((4, 4, 1), 0.5), key=jax.random.key(0), tile=(2, 2), octaves=1, steps=1)
+    >>> grey, key = jnp.full((4, 4, 1), 0.5), jax.random.key(0)
+    >>> found = dream(lambda x: x, logit(0), grey, key=key, tile=(2, 2), octaves=1, steps=1)
     >>> round(float(found.image.mean()), 3)
     0.51
     """
@@ -88,91 +91,78 @@ def dream(
     _validation.within("photograph", photograph, low, high)
     height, width = _validation.integers("tile", tile, least=2, most=2)
     tile = height, width
-    sizes = _sizes(
-        photograph.shape[:2],
-        _validation.integer("octaves", octaves, low=1),
-        _validation.number("scale", scale, above=1),
-        tile,
-    )
-    optimizer = optax.chain(
-        _of_mean_size_one(), optax.sgd(_validation.number("rate", rate, above=0))
-    )
-    steps, tiles_at_once = (
-        _validation.integer("steps", steps, low=1),
-        _validation.integer("tiles_at_once", tiles_at_once, low=1),
-    )
+    octaves = _validation.integer("octaves", octaves, low=1)
+    scale = _validation.number("scale", scale, above=1)
+    steps = _validation.integer("steps", steps, low=1)
+    rate = _validation.number("rate", rate, above=0)
+    tiles_at_once = _validation.integer("tiles_at_once", tiles_at_once, low=1)
     photograph = jnp.asarray(photograph)
+    sizes = _octave_sizes(photograph.shape[:2], octaves, scale)
+    if sizes[0][0] < height or sizes[0][1] < width:
+        raise ValueError(
+            f"octaves must leave room for a tile of {list(tile)}, "
+            f"got a smallest octave of {list(sizes[0])} pixels"
+        )
     objective = as_objective(objective)
     require_readable(
         f, objective, jax.ShapeDtypeStruct((1, *tile, photograph.shape[2]), photograph.dtype)
     )
     if len(objective) != 1:
         raise ValueError(
-            f"objective must be of one image, asked of every tile, got {len(objective)}"
+            f"objective must be of one image, applied to every tile, got {len(objective)}"
         )
 
-    inside = lambda x: jnp.clip(x, low, high)
-    detail, seen, histories = jnp.zeros_like(photograph), [], []
-    for number, size in enumerate(sizes):
-        base = _resized(photograph, size)
-        cost = _cost(f, objective, tile, tiles_at_once, jax.random.fold_in(key, number))
-        result = descent.run(
-            descent.descent(cost, optimizer, inside),
-            inside(base + _resized(detail, size)),
-            steps,
-            progress=progress,
-        )
+    optimizer = optax.chain(_normalize_by_mean_size(), optax.sgd(rate))
+    clip = lambda x: jnp.clip(x, low, high)
+    detail, images, histories = jnp.zeros_like(photograph), [], []
+    for octave, size in enumerate(sizes):
+        base = _resize(photograph, size)
+        cost = _cost(f, objective, tile, tiles_at_once, jax.random.fold_in(key, octave))
+        method = descent.descent(cost, optimizer, clip)
+        result = descent.run(method, clip(base + _resize(detail, size)), steps, progress=progress)
         detail = result.variable - base
-        seen.append(result.variable)
-        histories.append(
-            -np.pad(result.costs, (0, steps - len(result.costs)), constant_values=np.nan)
-        )
-    return Dream(seen[-1], tuple(seen), np.stack(histories))
+        images.append(result.variable)
+        missing = steps - len(result.costs)
+        histories.append(-np.pad(result.costs, (0, missing), constant_values=np.nan))
+    return Dream(images[-1], tuple(images), np.stack(histories))
 
 
-def _sizes(
-    whole: tuple[int, ...], octaves: int, scale: float, tile: tuple[int, ...]
-) -> list[tuple[int, int]]:
-    sizes = [
-        (round(whole[0] / scale**k), round(whole[1] / scale**k)) for k in reversed(range(octaves))
+def _octave_sizes(size: tuple[int, ...], octaves: int, scale: float) -> list[tuple[int, int]]:
+    return [
+        (round(size[0] / scale**k), round(size[1] / scale**k)) for k in reversed(range(octaves))
     ]
-    if sizes[0][0] < tile[0] or sizes[0][1] < tile[1]:
-        raise ValueError(
-            f"octaves must leave room for a tile of {list(tile)}, got a smallest octave of {list(sizes[0])} pixels"
-        )
-    return sizes
 
 
-def _of_mean_size_one() -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda gradient, _: jax.tree.map(
-            lambda g: g / jnp.maximum(jnp.abs(g).mean(), 1e-12), gradient
-        )
-    )
+def _normalize_by_mean_size() -> optax.GradientTransformation:
+    """Divide the gradient by the mean of its absolute values."""
+    normalize = lambda g: g / jnp.maximum(jnp.abs(g).mean(), 1e-12)
+    return optax.stateless(lambda gradient, _: jax.tree.map(normalize, gradient))
 
 
-def _resized(image: Array, size: tuple[int, int]) -> Array:
+def _resize(image: Array, size: tuple[int, int]) -> Array:
     return jax.image.resize(image, (*size, image.shape[2]), "linear")
 
 
 def _cost(
     f: Program, objective: Objective, tile: tuple[int, ...], batch_size: int, key: jax.Array
 ) -> Callable[[Array, Array], Array]:
-    part = objective.take([0] * batch_size)
-    read, own_score, data = read_units(f, part.requests), part.score, part.data
+    """Return the cost (image, step) -> -mean objective over the tiles."""
+    batch = objective.take([0] * batch_size)
+    read, score, data = read_units(f, batch.requests), batch.score, batch.data
 
     @jax.checkpoint
-    def score(tiles: Array, counted: Array) -> Array:
-        return (own_score(read(tiles)[1], data) * counted).sum()
+    def weighted_score(tiles: Array, weights: Array) -> Array:
+        return (score(read(tiles)[1], data) * weights).sum()
 
     def cost(image: Array, step: Array) -> Array:
         tiles = _tiles(image, tile, jax.random.fold_in(key, step))
+        # Fill up the last batch with black tiles of weight 0.
         missing = -len(tiles) % batch_size
-        counted = jnp.pad(jnp.ones(len(tiles), image.dtype), (0, missing)).reshape(-1, batch_size)
-        tiles = jnp.pad(tiles, ((0, missing), *((0, 0),) * 3)).reshape(
-            -1, batch_size, *tiles.shape[1:]
-        )
-        return -jax.lax.map(lambda batch: score(*batch), (tiles, counted)).sum() / counted.sum()
+        weights = jnp.pad(jnp.ones(len(tiles), image.dtype), (0, missing)).reshape(-1, batch_size)
+        tiles = jnp.pad(tiles, ((0, missing), *((0, 0),) * 3))
+        tiles = tiles.reshape(-1, batch_size, *tiles.shape[1:])
+        total = jax.lax.map(lambda batch: weighted_score(*batch), (tiles, weights)).sum()
+        return -total / weights.sum()
 
     return cost
 
@@ -180,13 +170,10 @@ def _cost(
 def _tiles(
     image: Array, tile: tuple[int, ...], key: jax.Array
 ) -> Float[Array, "tiles rows columns channels"]:
-    """The image cut up from a random corner on; it goes on at the opposite edge, and the last tiles repeat what they have to."""
+    """Cut the periodic image along a randomly shifted grid; the last tiles overlap the first."""
     height, width, channels = image.shape
-    moved = jnp.roll(image, jax.random.randint(key, (2,), 0, jnp.asarray(tile)), (0, 1))
-    whole = jnp.pad(moved, ((0, -height % tile[0]), (0, -width % tile[1]), (0, 0)), mode="wrap")
-    rows, columns = whole.shape[0] // tile[0], whole.shape[1] // tile[1]
-    return (
-        whole.reshape(rows, tile[0], columns, tile[1], channels)
-        .swapaxes(1, 2)
-        .reshape(-1, *tile, channels)
-    )
+    shifted = jnp.roll(image, jax.random.randint(key, (2,), 0, jnp.asarray(tile)), (0, 1))
+    padded = jnp.pad(shifted, ((0, -height % tile[0]), (0, -width % tile[1]), (0, 0)), mode="wrap")
+    rows, columns = padded.shape[0] // tile[0], padded.shape[1] // tile[1]
+    blocks = padded.reshape(rows, tile[0], columns, tile[1], channels)
+    return blocks.swapaxes(1, 2).reshape(-1, *tile, channels)

@@ -1,12 +1,29 @@
-"""Objectives: what an image should excite, said without the model.
+"""Objectives: what an optimized image should maximize, defined without reference to a model.
 
-    argmax_x  y_j(x)                       logit(j)            one output
-    argmax_x  h_j[p, q](x)                 unit(node, j)       one unit of a hidden node
-    argmax_x  mean_{p, q} h_c[p, q](x)     channel(node, c)    one channel, wherever in the image
+    logit(j)            y_j(x)                        one output
+    unit(node, j)       h_j[p, q](x)                  one unit of a hidden node
+    channel(node, c)    mean_{p, q} h_c[p, q](x)      one channel, averaged over positions
 
-An `Objective` names the values it needs of a program (its requests) and turns them into one score for each image of a batch. A list of ids
-makes a batch, one image for each. Objectives of one batch compose image by image: `a + b`, `a - b`, `a * b`, and with numbers or one number
-for each image, as in `interpolate`, which is `a * (1 - t) + b * t`. One of a single image goes with any batch.
+An `Objective` lists the values it reads from a program (its requests) and maps them to one score
+per image. A list of units makes a batch with one image per unit. Objectives of one batch compose
+image by image, `a + b`, `a - b`, `a * b`, also with a number or one number per image. An objective
+of one image composes with a batch of any size.
+
+An objective of your own is a function values -> (batch,). Pass a function of f's output directly,
+or use `custom` for one of other nodes:
+
+>>> from diffprog import tap
+>>> from diffprog.visualization import pixels, visualize
+>>> def f(x):
+...     h = tap(jnp.stack([x, 1 - x], axis=-1), "h")
+...     return h.sum((1, 2, 3))
+>>> contrast = custom(lambda h: h[..., 0].std((1, 2, 3)), "h", name="contrast")
+>>> found = visualize(f, contrast, pixels((1, 2, 1)), key=jax.random.key(0), steps=100)
+>>> print(f"{found.names[0]} {found.scores[0]:.2f}")
+contrast 0.50
+
+A function that returns an `Objective` (like those below) can also take unit indices or other data
+for each image, which are then arguments of the compiled program and not constants in it.
 """
 
 import dataclasses
@@ -28,13 +45,15 @@ Units = int | Sequence[int] | np.ndarray | Array
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What to maximise, for a batch of images.
+    """Score to maximize, for a batch of images.
 
     Attributes:
-        requests: the values it needs, each a node and for each image the unit of it, or the whole node.
-        data: whatever else belongs to each image: arrays with leading axis image.
-        score: `score(values, data) -> (batch,)`, with `values` as requested, each with leading axis image.
-        names: what each image is to show.
+        requests: values to read from the program, each a node and, per image, a unit of it (or the
+            whole node).
+        data: pytree of further arrays, leading axis image.
+        score: `score(values, data) -> (batch,)`, where values[k] of shape (batch, ...) answers
+            requests[k].
+        names: description of the objective of each image.
     """
 
     requests: tuple[Request, ...]
@@ -43,109 +62,101 @@ class Objective:
     names: tuple[str, ...]
 
     def __add__(self, other: Any) -> "Objective":
-        return _combined(self, "+", operator.add, other)
+        return _combine(self, "+", operator.add, other)
 
     def __radd__(self, other: Any) -> "Objective":
-        return _combined(self, "+", operator.add, other)
+        return _combine(self, "+", operator.add, other)
 
     def __sub__(self, other: Any) -> "Objective":
-        return _combined(self, "-", operator.sub, other)
+        return _combine(self, "-", operator.sub, other)
 
     def __rsub__(self, other: Any) -> "Objective":
         return -self + other
 
     def __mul__(self, other: Any) -> "Objective":
-        return _combined(self, "*", operator.mul, other)
+        return _combine(self, "*", operator.mul, other)
 
     def __rmul__(self, other: Any) -> "Objective":
-        return _combined(self, "*", operator.mul, other)
+        return _combine(self, "*", operator.mul, other)
 
     def __neg__(self) -> "Objective":
         score = self.score
-        return Objective(
-            self.requests,
-            self.data,
-            lambda values, data: -score(values, data),
-            tuple(f"-{name}" for name in self.names),
+        return dataclasses.replace(
+            self,
+            score=lambda values, data: -score(values, data),
+            names=tuple(f"-{name}" for name in self.names),
         )
 
-    # NumPy would otherwise take `array * objective` apart, number by number.
+    # Without this, NumPy would evaluate `array * objective` element by element.
     __array_ufunc__ = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def take(self, images: Sequence[int] | np.ndarray) -> "Objective":
-        """The same for some of the images, or for one of them several times."""
+        """Select the objectives of some images; an index may occur several times."""
         index = np.asarray(images, int)
-        requests = tuple(
-            r if r.units is None else r._replace(units=r.units[index]) for r in self.requests
-        )
         return Objective(
-            requests,
+            tuple(
+                request if request.units is None else request._replace(units=request.units[index])
+                for request in self.requests
+            ),
             jax.tree.map(lambda leaf: leaf[index], self.data),
             self.score,
             tuple(self.names[k] for k in index),
         )
 
 
-def _combined(
+def _combine(
     a: Objective, sign: str, operation: Callable[[Any, Any], Any], other: Any
 ) -> Objective:
+    # The closures below hold scores and not objectives: whatever a score closes over is compiled
+    # in, and units and weights must not be.
+    score_a = a.score
     if not isinstance(other, Objective):
-        return _with_numbers(a, sign, operation, other)
-    a, b = _of_one_batch(a, other)
-    # The scores alone, not the objectives: what a score holds is compiled in, and ids and weights are not to be.
-    first, of_a, of_b = len(a.requests), a.score, b.score
+        a, numbers = _with_numbers(a, other)
+        pairs = zip(a.names, np.asarray(numbers), strict=True)
+        return Objective(
+            a.requests,
+            (a.data, numbers),
+            lambda values, data: operation(score_a(values, data[0]), data[1]),
+            tuple(f"{name} {sign} {number:.3g}" for name, number in pairs),
+        )
+    if len(a) != len(other) and 1 not in (len(a), len(other)):
+        raise ValueError(f"objectives must be of one batch, got {len(a)} and {len(other)} images")
+    batch = max(len(a), len(other))
+    a = a if len(a) == batch else a.take([0] * batch)
+    b = other if len(other) == batch else other.take([0] * batch)
+    count, score_b = len(a.requests), b.score
 
     def score(values: Sequence[Array], data: Any) -> Scores:
-        return operation(of_a(values[:first], data[0]), of_b(values[first:], data[1]))
+        return operation(score_a(values[:count], data[0]), score_b(values[count:], data[1]))
 
     names = tuple(f"{left} {sign} {right}" for left, right in zip(a.names, b.names, strict=True))
     return Objective((*a.requests, *b.requests), (a.data, b.data), score, names)
 
 
-def _with_numbers(
-    a: Objective, sign: str, operation: Callable[[Any, Any], Any], numbers: Any
-) -> Objective:
-    numbers = jnp.asarray(
-        _validation.array("an objective's operand", numbers), jnp.result_type(float)
-    )
+def _with_numbers(a: Objective, operand: Any) -> tuple[Objective, Array]:
+    """Return the objective and one number for each of its images, broadcast against each other."""
+    name = "an objective's operand"
+    numbers = jnp.asarray(_validation.array(name, operand), jnp.result_type(float))
     if not numbers.size:
-        raise ValueError("an objective's operand must hold at least one number, got none")
-    _validation.finite("an objective's operand", numbers)
+        raise ValueError(f"{name} must hold at least one number, got none")
+    _validation.finite(name, numbers)
     if numbers.ndim > 1 or (
         numbers.ndim == 1 and 1 not in (len(a), len(numbers)) and len(a) != len(numbers)
     ):
         raise ValueError(
-            f"an objective of {len(a)} images goes with a number or one for each image, got an array {list(numbers.shape)}"
+            f"{name} must be a number or one for each of its {len(a)} images, "
+            f"got an array {list(numbers.shape)}"
         )
     if numbers.ndim == 1 and len(a) == 1:
         a = a.take([0] * len(numbers))
-    numbers = jnp.broadcast_to(numbers, len(a))
-    names = tuple(
-        f"{name} {sign} {number:.3g}"
-        for name, number in zip(a.names, np.asarray(numbers), strict=True)
-    )
-    score = a.score
-    return Objective(
-        a.requests,
-        (a.data, numbers),
-        lambda values, data: operation(score(values, data[0]), data[1]),
-        names,
-    )
-
-
-def _of_one_batch(a: Objective, b: Objective) -> tuple[Objective, Objective]:
-    if len(a) == len(b):
-        return a, b
-    if 1 not in (len(a), len(b)):
-        raise ValueError(f"objectives must be of one batch, got {len(a)} and {len(b)} images")
-    return (a.take([0] * len(b)), b) if len(a) == 1 else (a, b.take([0] * len(a)))
+    return a, jnp.broadcast_to(numbers, len(a))
 
 
 def logit(unit: Units) -> Objective:
-    """y_j: one output of the program, before any softmax.
+    """Objective y_j: an output of the program, before any softmax.
 
     Args:
         unit: j, an index of the last axis of the output, or several, for one image each.
@@ -153,70 +164,71 @@ def logit(unit: Units) -> Objective:
     >>> (logit(3) - 0.5 * logit([5, 8])).names
     ('logit[3] - logit[5] * 0.5', 'logit[3] - logit[8] * 0.5')
     """
-    ids = _ids("unit", unit)
-    return Objective(
-        (Request(None, ids),), (), lambda values, data: _mean(values[0]), _names("logit", ids)
-    )
+    ids = _unit_indices("unit", unit)
+    requests = (Request(None, ids),)
+    return Objective(requests, (), lambda values, data: _mean(values[0]), _names("logit", ids))
 
 
 def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objective:
-    """h_j at one position: a single unit of a node.
+    """Objective h_j[p, q]: a single unit of a node at one position.
 
     Args:
-        node: a tap, or an operation such as "conv:3"; the name of a pre-activation spares you the units that a relu has switched off.
-        unit: j, an index of the node's units, or several, for one image each.
-        position: where, an index for each axis between the first and the last; the middle by default. A node (batch, units) has none.
+        node: a tap, or an operation such as "conv:3". An operation is the value before the
+            activation function, where relu has not cut the gradient to 0.
+        unit: j, an index of the last axis of the node, or several, for one image each.
+        position: index for each axis between the first and the last; by default the middle. A node
+            (batch, units) has no position.
 
     >>> unit("conv2", [0, 1], position=(3, 3)).names
     ('conv2[3, 3, 0]', 'conv2[3, 3, 1]')
     """
-    ids = _ids("unit", unit)
-    if position is None:
-        return Objective(
-            (Request(_node(node), ids),),
-            (),
-            lambda values, data: _middle(values[0]),
-            _names(node, ids),
-        )
-    if not _is_list(position):
+    ids = _unit_indices("unit", unit)
+    if position is not None and not _is_list(position):
         raise TypeError(
-            f"position must be an index for each axis between the first and the last, got {position!r}"
+            "position must be an index for each axis between the first and the last, "
+            f"got {position!r}"
         )
-    at = tuple(
-        _validation.integer(f"position[{k}]", index, low=0) for k, index in enumerate(position)
+    fixed = tuple(
+        _validation.integer(f"position[{k}]", index, low=0)
+        for k, index in enumerate(position or ())
     )
-    requests = (Request(_node(node), ids),)
-    return Objective(requests, (), lambda values, data: _at(values[0], at), _names(node, ids, *at))
+    requests = (Request(_validate_node(node), ids),)
+    if position is None:
+        middle = lambda value: tuple(size // 2 for size in value.shape[1:])
+        score = lambda values, data: _at(values[0], middle(values[0]))
+    else:
+        score = lambda values, data: _at(values[0], fixed)
+    return Objective(requests, (), score, _names(node, ids, *fixed))
 
 
 def channel(node: str, unit: Units) -> Objective:
-    """mean_{p, q} h_c[p, q]: a channel of a node, wherever in the image.
+    """Objective mean_{p, q} h_c[p, q]: a channel of a node, averaged over positions.
 
     Args:
         node: a tap or an operation.
-        unit: c, an index of the node's units, or several, for one image each.
+        unit: c, an index of the last axis of the node, or several, for one image each.
 
     >>> len(channel("conv2", range(64)))
     64
     """
-    ids = _ids("unit", unit)
-    return Objective(
-        (Request(_node(node), ids),), (), lambda values, data: _mean(values[0]), _names(node, ids)
-    )
+    ids = _unit_indices("unit", unit)
+    requests = (Request(_validate_node(node), ids),)
+    return Objective(requests, (), lambda values, data: _mean(values[0]), _names(node, ids))
 
 
 def direction(node: str, vector: ArrayLike, *, cosine: float = 0.0) -> Objective:
-    """mean_{p, q} <h[p, q], v> cos(h[p, q], v)^cosine: a direction in the space of a node's units.
+    """Objective mean_{p, q} <h, v> cos(h, v)^cosine: a direction in the space of a node's units.
 
     Args:
-        node: a tap or an operation.
+        node: a tap or an operation; h = h[p, q], (units,).
         vector: v, finite floats (units,), or (images, units) for one image each.
-        cosine: power >= 0 of the cosine (where it is positive), which asks for the direction alone and not for a large h.
+        cosine: exponent >= 0 of the cosine (where it is positive). The larger, the more the
+            direction of h matters, and the less its length.
 
     >>> direction("hidden1", jnp.ones((2, 5))).names
     ('hidden1 along 0', 'hidden1 along 1')
     """
-    power = _validation.number("cosine", cosine, low=0)
+    exponent = _validation.number("cosine", cosine, low=0)
     _validation.floating("vector", vector, rank=(1, 2))
     _validation.finite("vector", vector)
     vectors = jnp.atleast_2d(jnp.asarray(vector))
@@ -225,82 +237,81 @@ def direction(node: str, vector: ArrayLike, *, cosine: float = 0.0) -> Objective
     def score(values: Sequence[Array], data: Array) -> Scores:
         if data.shape[-1] != values[0].shape[-1]:
             raise ValueError(
-                f"vector must have one number for each of the {values[0].shape[-1]} units of {node!r}, got {data.shape[-1]}"
+                f"vector must have one number for each of the {values[0].shape[-1]} units of "
+                f"{node!r}, got {data.shape[-1]}"
             )
-        toward = data.reshape(len(data), *(1,) * (values[0].ndim - 2), -1)
-        return _mean(_along(values[0], toward, -1, power))
+        v = data.reshape(len(data), *(1,) * (values[0].ndim - 2), -1)
+        return _mean(_product_with_cosine(values[0], v, exponent))
 
-    return Objective(
-        (Request(_node(node), None),),
-        vectors,
-        score,
-        tuple(f"{node} along {k}" for k in range(len(vectors))),
-    )
+    names = tuple(f"{node} along {k}" for k in range(len(vectors)))
+    return Objective((Request(_validate_node(node), None),), vectors, score, names)
 
 
 def deep_dream(node: str) -> Objective:
-    """mean h²: whatever a node sees, more of it (Mordvintsev, Olah and Tyka 2015).
+    """Objective mean h²: amplify every activation of a node (Mordvintsev, Olah and Tyka, 2015).
 
     >>> deep_dream("conv2").names
     ('more of conv2',)
     """
-    return Objective(
-        (Request(_node(node), None),),
-        (),
-        lambda values, data: _mean(jnp.square(values[0])),
-        (f"more of {node}",),
-    )
+    requests = (Request(_validate_node(node), None),)
+    score = lambda values, data: _mean(jnp.square(values[0]))
+    return Objective(requests, (), score, (f"more of {node}",))
 
 
 def inversion(node: str, target: ArrayLike) -> Objective:
-    """-||h(x) - h*||² / ||h*||²: an image with given values of a node (Mahendran and Vedaldi 2015).
+    """Objective -||h(x) - h*||² / ||h*||²: invert a representation (Mahendran and Vedaldi, 2015).
 
     Args:
         node: a tap or an operation.
-        target: h*, the values of the node for some images, as `read_units` returns them: (images, ..., units), finite.
+        target: h*, values of the node for some images as `read_units` returns them,
+            (images, ..., units), finite.
 
     >>> inversion("conv2", jnp.ones((1, 8, 8, 64))).names
     ('conv2 of 0',)
     """
-    targets = _targets(target)
+    targets = _validate_target(target)
 
     def score(values: Sequence[Array], data: Array) -> Scores:
         _validation.same_shape(node=values[0], target=data)
-        return -_sum(jnp.square(values[0] - data)) / jnp.maximum(
-            _sum(jnp.square(data)), jnp.finfo(data.dtype).tiny
-        )
+        scale = jnp.maximum(_sum(jnp.square(data)), jnp.finfo(data.dtype).tiny)
+        return -_sum(jnp.square(values[0] - data)) / scale
 
-    return Objective((Request(_node(node), None),), targets, score, _target_names(node, targets))
+    names = tuple(f"{node} of {k}" for k in range(len(targets)))
+    return Objective((Request(_validate_node(node), None),), targets, score, names)
 
 
 def caricature(node: str, target: ArrayLike, *, cosine: float = 1.0) -> Objective:
-    """<h(x), h*> / ||h*|| cos(h(x), h*)^cosine: what a node saw in an image, exaggerated.
+    """Objective <h(x), h*> / ||h*|| cos(h(x), h*)^cosine: exaggerate a representation.
 
     Args:
         node: a tap or an operation.
-        target: h*, the values of the node for some images, as `read_units` returns them: (images, ..., units), finite.
-        cosine: power >= 0 of the cosine.
+        target: h*, values of the node for some images as `read_units` returns them,
+            (images, ..., units), finite.
+        cosine: exponent >= 0 of the cosine.
 
     >>> caricature("conv2", jnp.ones((1, 8, 8, 64))).names
     ('conv2 of 0',)
     """
-    power, targets = _validation.number("cosine", cosine, low=0), _targets(target)
+    exponent, targets = _validation.number("cosine", cosine, low=0), _validate_target(target)
 
     def score(values: Sequence[Array], data: Array) -> Scores:
         _validation.same_shape(node=values[0], target=data)
-        flat = [array.reshape(len(array), -1) for array in (values[0], data)]
-        return _along(
-            flat[0], flat[1] / jnp.maximum(_length(flat[1], -1), 1e-12)[:, None], -1, power
-        )
+        h, h_star = (array.reshape(len(array), -1) for array in (values[0], data))
+        h_star = h_star / jnp.maximum(_norm(h_star), 1e-12)[:, None]
+        return _product_with_cosine(h, h_star, exponent)
 
-    return Objective((Request(_node(node), None),), targets, score, _target_names(node, targets))
+    names = tuple(f"{node} of {k}" for k in range(len(targets)))
+    return Objective((Request(_validate_node(node), None),), targets, score, names)
 
 
 def diversity(node: str) -> Objective:
-    """-mean_{j != i} cos(G(x_i), G(x_j)), G = h^T h over positions: each image of another style at a node than the rest of its batch.
+    """Objective -mean_{j ≠ i} cos(G(x_i), G(x_j)): make the images of a batch differ in style.
 
-    Add it, with a weight, to an objective that asks several images for the same: `channel("conv2", [3] * 4) + 0.1 * diversity("conv2")`.
-    It looks at the images that are made together, which is all of them unless memory is too small (see `visualize`).
+    G = h^T h, summed over positions, is the Gram matrix of the node's units.
+
+    Add it, with a weight, to an objective of several images of the same unit:
+    `channel("conv2", [3] * 4) + 0.1 * diversity("conv2")`. It compares the images that are
+    optimized together: all of them, unless memory is too small (`batch_size` of `visualize`).
 
     >>> diversity("conv2").names
     ('diversity of conv2',)
@@ -308,16 +319,18 @@ def diversity(node: str) -> Objective:
 
     def score(values: Sequence[Array], data: Any) -> Scores:
         h = values[0].reshape(len(values[0]), -1, values[0].shape[-1])
-        styles = jnp.einsum("npc,npd->ncd", h, h).reshape(len(h), -1)
-        styles = styles / jnp.maximum(_length(styles, -1), 1e-12)[:, None]
-        alike = styles @ styles.T
-        return -(alike.sum(1) - alike.diagonal()) / max(len(h) - 1, 1)
+        grams = jnp.einsum("npc,npd->ncd", h, h).reshape(len(h), -1)
+        grams = grams / jnp.maximum(_norm(grams), 1e-12)[:, None]
+        cosines = grams @ grams.T
+        return -(cosines.sum(1) - cosines.diagonal()) / max(len(h) - 1, 1)
 
-    return Objective((Request(_node(node), None),), (), score, (f"diversity of {node}",))
+    return Objective((Request(_validate_node(node), None),), (), score, (f"diversity of {node}",))
 
 
 def alignment(node: str) -> Objective:
-    """-mean over the neighbours j = i ± 1 of mean (h(x_i) - h(x_j))²: neighbouring images of a batch alike, as along an interpolation.
+    """Objective -mean_{j = i ± 1} mean (h(x_i) - h(x_j))²: make neighbouring images similar.
+
+    Use it along an interpolation, so that consecutive images change as little as possible.
 
     >>> (interpolate(logit(3), logit(8), 5) + alignment("conv2")).names[2]
     'logit[3] * 0.5 + logit[8] * 0.5 + alignment of conv2'
@@ -325,20 +338,22 @@ def alignment(node: str) -> Objective:
 
     def score(values: Sequence[Array], data: Any) -> Scores:
         h = values[0].reshape(len(values[0]), -1)
-        steps = jnp.square(jnp.diff(h, axis=0)).mean(1)
-        neighbours = np.minimum(np.minimum(np.arange(len(h)), np.arange(len(h))[::-1]), 1) + 1
-        return -(jnp.pad(steps, (0, 1)) + jnp.pad(steps, (1, 0))) / neighbours
+        differences = jnp.square(jnp.diff(h, axis=0)).mean(1)
+        # Two neighbours, but one for the first and last image (and none, divided by 1, if alone).
+        k = np.arange(len(h))
+        neighbours = np.minimum(np.minimum(k, k[::-1]), 1) + 1
+        return -(jnp.pad(differences, (0, 1)) + jnp.pad(differences, (1, 0))) / neighbours
 
-    return Objective((Request(_node(node), None),), (), score, (f"alignment of {node}",))
+    return Objective((Request(_validate_node(node), None),), (), score, (f"alignment of {node}",))
 
 
 def interpolate(a: Objective, b: Objective, images: int) -> Objective:
-    """(1 - t) a + t b, with t from 0 to 1 over a batch of images.
+    """Interpolate two objectives over a batch: (1 - t) a + t b, with t from 0 to 1.
 
     Args:
-        a: an objective of one image, the first.
-        b: an objective of one image, the last.
-        images: how many, at least 2.
+        a: objective of one image, the first.
+        b: objective of one image, the last.
+        images: number of images, at least 2.
 
     >>> interpolate(logit(3), logit(8), 3).names[1]
     'logit[3] * 0.5 + logit[8] * 0.5'
@@ -356,68 +371,65 @@ def interpolate(a: Objective, b: Objective, images: int) -> Objective:
 
 
 def custom(score: Callable[..., Scores], *nodes: str, name: str = "custom") -> Objective:
-    """score(values of the nodes, ...) for each image; of the program's output, without nodes.
+    """Objective from a function of the values of nodes, or of the output without nodes.
 
     Args:
-        score: gets the whole value of each node, leading axis image, and returns one number for each image. Pure.
-        nodes: taps or operations.
-        name: what the image is to show.
+        score: pure function of the whole values of the nodes, one argument each, leading axis
+            image; it returns one float per image, (batch,).
+        nodes: taps or operations; none for the output of the program.
+        name: description of the objective.
 
-    >>> spread = custom(lambda logits: logits[:, 3] - logits.std(1))
-    >>> spread.score([jnp.eye(4)], ())
+    >>> margin = custom(lambda logits: logits[:, 3] - logits.std(1), name="margin")
+    >>> margin.score([jnp.eye(4)], ())
     Array([-0.4330127, -0.4330127, -0.4330127,  0.5669873], dtype=float32)
+    >>> sparse = custom(lambda h: -jnp.abs(h).mean((1, 2, 3)), "conv2")
+    >>> (channel("conv2", [3, 5]) + 0.1 * sparse).names
+    ('conv2[3] + custom * 0.1', 'conv2[5] + custom * 0.1')
     """
     _validation.function("score", score)
-    requests = tuple(Request(_node(node), None) for node in nodes) or (Request(None, None),)
+    requests = tuple(Request(_validate_node(node), None) for node in nodes)
+    requests = requests or (Request(None, None),)
     return Objective(requests, (), lambda values, data: score(*values), (name,))
 
 
 def as_objective(objective: Any) -> Objective:
-    """An objective, or a function of the program's output as one."""
+    """Return an objective as it is, and a function of the program's output as `custom`."""
     if isinstance(objective, Objective):
         return objective
     if not callable(objective):
+        empty = isinstance(objective, Sequence) and not objective
         raise TypeError(
-            f"objective must be one Objective, such as logit([3, 5]), or a function of f's output, got {_short(objective)}"
+            "objective must be one Objective, such as logit([3, 5]), or a function of f's output, "
+            f"got {'an empty ' if empty else ''}{type(objective).__name__}"
         )
     return custom(objective)
 
 
-def _short(value: Any) -> str:
-    return (
-        f"{'an empty' if not value else 'a'} {type(value).__name__}"
-        if isinstance(value, Sequence)
-        else type(value).__name__
-    )
-
-
-def _node(node: Any) -> str:
+def _validate_node(node: Any) -> str:
     if not isinstance(node, str) or not node:
         raise TypeError(f"node must be the name of a node, got {node!r}")
     return node
 
 
-def _ids(name: str, value: Any) -> Array:
-    """One image for each id; an id that is too large shows when the program is known."""
+def _unit_indices(name: str, value: Any) -> Array:
+    """Return one index per image; the upper bound is checked when the program is known."""
     if isinstance(value, int | np.integer) or getattr(value, "ndim", None) == 0:
         value = [value]
     if not _is_list(value):
         raise TypeError(
             f"{name} must be an index or a sequence of indices, got {type(value).__name__}"
         )
-    given = list(value)
-    if not given:
+    indices = [_validation.integer(f"{name}[{k}]", index, low=0) for k, index in enumerate(value)]
+    if not indices:
         raise ValueError(f"{name} must hold at least one index, got none")
-    ids = [_validation.integer(f"{name}[{k}]", index, low=0) for k, index in enumerate(given)]
-    if max(ids) > np.iinfo(np.int32).max:
-        raise ValueError(f"{name} must hold indices, got {max(ids)}")
-    return jnp.asarray(ids, jnp.int32)
+    if max(indices) > np.iinfo(np.int32).max:
+        raise ValueError(f"{name} must hold indices, got {max(indices)}")
+    return jnp.asarray(indices, jnp.int32)
 
 
 def _is_list(value: Any) -> bool:
-    return (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(
-        value, "ndim", None
-    ) == 1
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_sequence or getattr(value, "ndim", None) == 1
 
 
 def _names(node: str, ids: Array, *position: int) -> tuple[str, ...]:
@@ -426,15 +438,11 @@ def _names(node: str, ids: Array, *position: int) -> tuple[str, ...]:
     )
 
 
-def _targets(target: Any) -> Array:
+def _validate_target(target: Any) -> Array:
     _validation.floating("target", target)
     _validation.finite("target", target)
     _validation.batch(target=target)
     return jnp.asarray(target)
-
-
-def _target_names(node: str, targets: Array) -> tuple[str, ...]:
-    return tuple(f"{node} of {k}" for k in range(len(targets)))
 
 
 def _mean(value: Array) -> Scores:
@@ -445,30 +453,29 @@ def _sum(value: Array) -> Scores:
     return value.reshape(len(value), -1).sum(1)
 
 
-def _middle(value: Array) -> Scores:
-    return _at(value, tuple(side // 2 for side in value.shape[1:]))
-
-
 def _at(value: Array, position: tuple[int, ...]) -> Scores:
     if len(position) != value.ndim - 1 or any(
-        index >= side for index, side in zip(position, value.shape[1:], strict=True)
+        index >= size for index, size in zip(position, value.shape[1:], strict=True)
     ):
         raise ValueError(
-            f"position must lie in a node of {list(value.shape[1:])} positions, got {list(position)}"
+            f"position must lie in a node of {list(value.shape[1:])} positions, "
+            f"got {list(position)}"
         )
     return value[(slice(None), *position)]
 
 
-def _length(value: Array, axis: int) -> Array:
-    """The Euclidean length, with gradient zero at zero."""
-    squares = jnp.square(value).sum(axis)
+def _norm(value: Array) -> Array:
+    """Euclidean norm over the last axis, with gradient 0 at 0."""
+    squares = jnp.square(value).sum(-1)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
-def _along(h: Array, toward: Array, axis: int, power: float) -> Array:
-    product = (h * toward).sum(axis)
-    if power == 0:
+def _product_with_cosine(h: Array, v: Array, exponent: float) -> Array:
+    """Compute <h, v> cos(h, v)^exponent over the last axis."""
+    product = (h * v).sum(-1)
+    if exponent == 0:
         return product
-    cosine = product / jnp.maximum(_length(h, axis) * _length(toward, axis), 1e-12)
-    # Where h points away there is no direction to prefer, but still one to go.
-    return product * jnp.where(cosine > 0, jnp.where(cosine > 0, cosine, 1) ** power, 1)
+    cosine = product / jnp.maximum(_norm(h) * _norm(v), 1e-12)
+    # Where the cosine is not positive its power would be undefined; the product alone still
+    # increases h along v.
+    return product * jnp.where(cosine > 0, jnp.where(cosine > 0, cosine, 1) ** exponent, 1)

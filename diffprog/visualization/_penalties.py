@@ -1,14 +1,16 @@
-"""Penalties: what an image should not be, as a function of one image to a scalar.
+"""Penalties on an image: functions of one image that return a scalar to minimize.
 
     l1                  Σ |x|
-    l2                  Σ x²                                    the most of w·x - λ Σ x² is at w / (2 λ)
+    l2                  Σ x²
     total_variation     Σ sqrt((x_{r+1,c} - x_{rc})² + (x_{r,c+1} - x_{rc})²)
-    blur                Σ (x - b(x))²                           b: the binomial mean of 3 x 3 pixels
+    blur                Σ (x - b(x))²                 b: 3 x 3 binomial blur
     to_reference(r)     Σ (x - r)²
-    of_variable(R)      R of the variable the image is painted from
+    of_variable(R)      R of the variable behind the image
 
-All sum over pixels and channels. Where a root or an absolute value has a kink the gradient is 0, so that it is finite on black and on plain
-images and draws them nowhere.
+Sums are over pixels and channels. Where a root or an absolute value is not differentiable, the
+gradient is 0: it is finite on black and on constant images and does not move them.
+
+Any function `image -> scalar` of your own is a penalty too.
 """
 
 from collections.abc import Callable
@@ -24,45 +26,47 @@ Penalty = Callable[[Float[Array, "height width channels"]], Float[Array, ""]]
 
 
 class OfVariable(NamedTuple):
-    """A penalty of what an image is painted from; made by `of_variable`. Not callable: an image alone does not tell its variable.
+    """Penalty on the variable of the parametrization instead of the image; see `of_variable`.
+
+    It is not callable, because the variable cannot be computed from the image alone.
 
     Attributes:
-        penalty: `penalty(variable)`, of one image's variable, a pytree.
+        penalty: `penalty(variable)` of one image's variable, a pytree.
     """
 
     penalty: Callable[[Any], Float[Array, ""]]
 
 
 def l1(image: Any) -> Float[Array, ""]:
-    """Σ |x|, over all numbers of an array or pytree; its gradient at 0 is 0.
+    """Sum the absolute values, Σ |x|, of an array or pytree; the gradient at 0 is 0.
 
     >>> print(l1(jnp.array([[[-1.0], [2.0]]])))
     3.0
     """
-    return _total(image, lambda x: x * jnp.sign(x))
+    return _sum_over_leaves(image, lambda x: x * jnp.sign(x))
 
 
 def l2(image: Any) -> Float[Array, ""]:
-    """Σ x², over all numbers of an array or pytree.
+    """Sum the squares, Σ x², of an array or pytree.
+
+    A linear unit w·x with penalty λ Σ x² is maximal at w / (2 λ).
 
     >>> print(l2(jnp.array([[[-1.0], [2.0]]])))
     5.0
     """
-    return _total(image, jnp.square)
+    return _sum_over_leaves(image, jnp.square)
 
 
 def total_variation(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
-    """Σ sqrt((x_{r+1,c} - x_{rc})² + (x_{r,c+1} - x_{rc})²), differences across the border being 0.
+    """Isotropic total variation of an image (Rudin, Osher and Fatemi, 1992).
 
-    Isotropic: an edge of height a and length n costs a n in any direction but for the grid. The gradient of a plain patch is 0.
+        Σ sqrt((x_{r+1,c} - x_{rc})² + (x_{r,c+1} - x_{rc})²),   differences across the border are 0
 
     Args:
         image: float (height, width, channels).
 
     Raises:
-        TypeError, ValueError: anything else.
-
-    Source: Rudin, Osher and Fatemi, "Nonlinear total variation based noise removal algorithms", 1992.
+        TypeError, ValueError: the image is not a float array of rank 3.
 
     >>> print(total_variation(jnp.array([0.0, 0.0, 2.0, 2.0]).reshape(1, 4, 1)))
     2.0
@@ -71,58 +75,64 @@ def total_variation(image: Float[Array, "height width channels"]) -> Float[Array
     down = jnp.pad(jnp.diff(image, axis=0), ((0, 1), (0, 0), (0, 0)))
     right = jnp.pad(jnp.diff(image, axis=1), ((0, 0), (0, 1), (0, 0)))
     squares = down**2 + right**2
+    # Double `where`: the square root has no finite gradient at 0.
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0).sum()
 
 
 def blur(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
-    """Σ (x - b(x))², with b(x) the image blurred by [1 2 1]/4 along both sides, edge pixels repeated.
+    """Penalize high frequencies: the squared distance between an image and its blur.
 
-    b(x) moves with x: the gradient is that of the formula.
+        Σ (x - b(x))²,   b: [1 2 1] / 4 along both axes, edge pixels repeated
+
+    The gradient is that of the formula: b(x) is not held constant.
 
     Args:
         image: float (height, width, channels).
 
     Raises:
-        TypeError, ValueError: anything else.
+        TypeError, ValueError: the image is not a float array of rank 3.
 
     >>> print(blur(jnp.array([0.0, 4.0, 0.0]).reshape(1, 3, 1)))
     6.0
     """
     _validation.floating("image", image, rank=3)
-    return jnp.square(image - _smooth(_smooth(image, 0), 1)).sum()
+    return jnp.square(image - _binomial(_binomial(image, 0), 1)).sum()
 
 
 def to_reference(reference: Float[Array, "height width channels"]) -> Penalty:
-    """Σ (x - reference)², of images that are to stay near one.
+    """Return the penalty Σ (x - reference)², which keeps images near a reference.
 
     Args:
         reference: finite float image (height, width, channels).
 
     Raises:
-        TypeError, ValueError: a reference that is none; at the call, an image of another shape.
+        TypeError, ValueError: the reference is not such an image; at the call, the image has
+            another shape.
 
     >>> print(to_reference(jnp.ones((2, 2, 1)))(jnp.zeros((2, 2, 1))))
     4.0
     """
     _validation.floating("reference", reference, rank=3)
     _validation.finite("reference", reference)
-    near = jnp.asarray(reference)
+    reference = jnp.asarray(reference)
 
-    def distance(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
-        _validation.same_shape(image=image, reference=near)
-        return jnp.square(image - near).sum()
+    def squared_distance(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
+        _validation.same_shape(image=image, reference=reference)
+        return jnp.square(image - reference).sum()
 
-    return distance
+    return squared_distance
 
 
 def of_variable(penalty: Callable[[Any], Float[Array, ""]]) -> OfVariable:
-    """A penalty of the variable an image is painted from: of_variable(l2) is |z|², for `covariance` the squared Mahalanobis distance.
+    """Apply a penalty to the variable of the parametrization instead of the image.
+
+    For `covariance`, `of_variable(l2)` is the squared Mahalanobis distance to the mean image.
 
     Args:
-        penalty: `penalty(variable)`, of one image's variable.
+        penalty: `penalty(variable) -> scalar` of one image's variable.
 
     Raises:
-        TypeError: not a function.
+        TypeError: the penalty is not callable.
 
     >>> of_variable(l2) == of_variable(l2)
     True
@@ -130,16 +140,16 @@ def of_variable(penalty: Callable[[Any], Float[Array, ""]]) -> OfVariable:
     return OfVariable(_validation.function("penalty", penalty))
 
 
-def _total(tree: Any, each: Callable[[Array], Array]) -> Array:
+def _sum_over_leaves(tree: Any, function: Callable[[Array], Array]) -> Array:
     _validation.floating_leaves("image", tree)
-    return sum((each(leaf).sum() for leaf in jax.tree.leaves(tree)), start=jnp.float32(0))
+    return sum((function(leaf).sum() for leaf in jax.tree.leaves(tree)), start=jnp.float32(0))
 
 
-def _smooth(image: Array, axis: int) -> Array:
-    """[1 2 1] / 4 along an axis, its ends repeated."""
-    wide = jnp.pad(
+def _binomial(image: Array, axis: int) -> Array:
+    """Blur with [1 2 1] / 4 along an axis, with edge pixels repeated."""
+    padded = jnp.pad(
         image, [(int(a == axis), int(a == axis)) for a in range(image.ndim)], mode="edge"
     )
     size = image.shape[axis]
-    before, here, after = (jax.lax.slice_in_dim(wide, k, k + size, axis=axis) for k in range(3))
+    before, here, after = (jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(3))
     return (before + 2 * here + after) / 4

@@ -1,15 +1,17 @@
-"""Random transforms of an image, between painting it and showing it to a program.
+"""Random transforms of an image, applied before a program sees it.
 
-What a unit is shown a little displaced, turned or enlarged at every step has to excite it in all of these ways: that is
-max_x E_t[f(t(x))], and patterns that only work pixel by pixel, which are most of what excites a network, do not survive it.
+A unit that is maximized through random shifts, rotations and scalings, max_x E_t[f(t(x))], must
+respond to the image under all of them. This removes the high-frequency patterns that excite a
+network only at one exact alignment (Olah, Mordvintsev and Schubert, 2017).
 
-A transform is a function (image, key) -> image of one image and one key; mapped over a batch with a key for each, every image has a draw
-of its own. The size that comes out depends on the size that goes in and on nothing drawn, and only `pad` and `crop` change it. What comes
-from outside an image is its nearest edge pixel.
+A transform is a function (image, key) -> image of one image and one PRNG key. Under `jax.vmap`
+with a key per image, every image gets its own random parameters. The size of the output depends
+only on the size of the input; only `pad` and `crop` change it. Pixels outside an image are read as
+the nearest edge pixel.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,113 +19,123 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffprog import _validation
-from diffprog.visualization._resampling import bilinear
 
 Transform = Callable[
     [Float[Array, "height width channels"], jax.Array], Float[Array, "h w channels"]
 ]
+_TWO_PIXELS = jax.lax.GatherDimensionNumbers(
+    offset_dims=(2,), collapsed_slice_dims=(), start_index_map=(0,)
+)
 
 
 def default_transforms(
     *, shift: float = 1 / 16, zoom: float = 1.1, degrees: float = 10.0
 ) -> tuple[Transform, ...]:
-    """What images are shown through unless one says otherwise: one `warp`, small and relative to the image, of 8 x 8 as of 224 x 224.
+    """Return the recommended transforms: one small random `warp`, relative to the image size.
 
     Args:
-        shift: furthest shift, as a share of each side.
-        zoom: largest enlargement; its inverse is the smallest.
-        degrees: furthest rotation, either way.
+        shift: largest shift, as a fraction of each side.
+        zoom: largest scale factor, at least 1; its inverse is the smallest.
+        degrees: largest rotation in either direction.
 
     Raises:
-        TypeError, ValueError: an argument out of these.
+        TypeError, ValueError: an argument is of the wrong type or out of range.
 
     >>> len(default_transforms())
     1
     """
-    most = _validation.number("zoom", zoom, low=1)
-    return (warp(shift=shift, low=1 / most, high=most, degrees=degrees),)
+    high = _validation.number("zoom", zoom, low=1)
+    return (warp(shift=shift, low=1 / high, high=high, degrees=degrees),)
 
 
 def compose(transforms: Sequence[Transform]) -> Transform:
-    """One transform that does several, first to last, each with a key of its own.
+    """Chain transforms, first to last, each with its own key `fold_in(key, position)`.
 
     Args:
-        transforms: functions (image, key) -> image; none for the identity.
+        transforms: functions (image, key) -> image; an empty sequence gives the identity.
 
     Raises:
-        TypeError: something that is not a function.
+        TypeError: `transforms` is not a sequence of functions.
 
     >>> both = compose([pad(2), crop(8)])
     >>> both(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
     """
-    parts = tuple(
+    if callable(transforms) or not isinstance(transforms, Iterable):
+        came = (
+            "one function; put it in a list" if callable(transforms) else type(transforms).__name__
+        )
+        raise TypeError(
+            f"transforms must be a sequence of functions (image, key) -> image, got {came}"
+        )
+    functions = tuple(
         _validation.function(f"transforms[{k}]", transform)
         for k, transform in enumerate(transforms)
     )
 
-    def composed(image: Array, key: jax.Array) -> Array:
-        _check(image, key)
-        for number, part in enumerate(parts):
-            image = part(image, jax.random.fold_in(key, number))
+    def apply(image: Array, key: jax.Array) -> Array:
+        _require_image(image, key)
+        for k, function in enumerate(functions):
+            image = function(image, jax.random.fold_in(key, k))
         return image
 
-    return composed
+    return apply
 
 
 def pad(n: int, value: float = 0.5) -> Transform:
-    """A frame of one value around the image: (height + 2n, width + 2n).
+    """Pad the image with a constant border, to (height + 2n, width + 2n).
 
     Args:
-        n: its width in pixels, at least 0.
-        value: of its pixels.
+        n: width of the border in pixels, at least 0.
+        value: pixel value of the border.
 
     Raises:
-        TypeError, ValueError: an argument out of these.
+        TypeError, ValueError: an argument is of the wrong type or out of range.
 
     >>> pad(1)(jnp.zeros((8, 8, 3)), jax.random.key(0)).shape
     (10, 10, 3)
     """
     n, value = _validation.integer("n", n, low=0), _validation.number("value", value)
 
-    def padded(image: Array, key: jax.Array) -> Array:
-        _check(image, key)
+    def apply(image: Array, key: jax.Array) -> Array:
+        _require_image(image, key)
         return jnp.pad(image, ((n, n), (n, n), (0, 0)), constant_values=value)
 
-    return padded
+    return apply
 
 
 def jitter(d: int) -> Transform:
-    """The image moved by whole pixels, -d to d in both directions, each move as likely as another.
+    """Shift the image by a uniformly random whole number of pixels, -d .. d along each axis.
 
     Args:
-        d: reach in pixels, less than each side.
+        d: largest shift in pixels, less than each side of the image.
 
     Raises:
-        TypeError, ValueError: an argument out of these; at the call, an image that is not larger than d.
+        TypeError, ValueError: d is not an integer >= 0; at the call, a side of the image is not
+            larger than d.
 
-    >>> moved = jitter(1)(jnp.arange(16.0).reshape(4, 4, 1), jax.random.key(0))
-    >>> moved.shape
+    >>> jitter(1)(jnp.arange(16.0).reshape(4, 4, 1), jax.random.key(0)).shape
     (4, 4, 1)
     """
     d = _validation.integer("d", d, low=0)
 
-    def jittered(image: Array, key: jax.Array) -> Array:
-        _check(image, key, above=(d, d), what=f"jitter({d})")
+    def apply(image: Array, key: jax.Array) -> Array:
+        _require_image(image, key, minimum=(d + 1, d + 1), transform=f"jitter({d})")
         height, width, _ = image.shape
-        return _window(jnp.pad(image, ((d, d), (d, d), (0, 0)), mode="edge"), height, width, key)
+        padded = jnp.pad(image, ((d, d), (d, d), (0, 0)), mode="edge")
+        return _random_window(padded, height, width, key)
 
-    return jittered
+    return apply
 
 
 def crop(size: int | tuple[int, int]) -> Transform:
-    """A window of the image at a random place, each place as likely as another.
+    """Crop a window at a uniformly random position.
 
     Args:
-        size: (height, width) of the window, or one side of a square.
+        size: (height, width) of the window, or the side of a square one.
 
     Raises:
-        TypeError, ValueError: an argument out of these; at the call, an image that is smaller.
+        TypeError, ValueError: the size is not positive; at the call, the image is smaller.
 
     >>> crop((4, 6))(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (4, 6, 1)
@@ -131,21 +143,24 @@ def crop(size: int | tuple[int, int]) -> Transform:
     sides = size if isinstance(size, Sequence) else (size, size)
     height, width = _validation.integers("size", sides, least=2, most=2)
 
-    def cropped(image: Array, key: jax.Array) -> Array:
-        _check(image, key, above=(height - 1, width - 1), what=f"crop(({height}, {width}))")
-        return _window(image, height, width, key)
+    def apply(image: Array, key: jax.Array) -> Array:
+        name = f"crop(({height}, {width}))"
+        _require_image(image, key, minimum=(height, width), transform=name)
+        return _random_window(image, height, width, key)
 
-    return cropped
+    return apply
 
 
 def scale(low: float, high: float) -> Transform:
-    """The image enlarged about its middle by a factor in low .. high, drawn uniformly; its size stays.
+    """Scale the image about its centre by a uniformly random factor in low .. high.
+
+    The size of the array does not change.
 
     Args:
-        low, high: factors, 0 < low <= high. Below about 1/2 the interpolation leaves pixels out.
+        low, high: factors, 0 < low <= high. Below about 1/2 the interpolation skips pixels.
 
     Raises:
-        TypeError, ValueError: an argument out of these.
+        TypeError, ValueError: an argument is of the wrong type or out of range.
 
     >>> scale(0.9, 1.1)(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
@@ -154,13 +169,15 @@ def scale(low: float, high: float) -> Transform:
 
 
 def rotate(degrees: float) -> Transform:
-    """The image turned about its middle by an angle in -degrees .. degrees, drawn uniformly; its size stays.
+    """Rotate the image about its centre by a uniformly random angle in -degrees .. degrees.
+
+    The size of the array does not change.
 
     Args:
-        degrees: furthest angle, at least 0.
+        degrees: largest angle, at least 0.
 
     Raises:
-        TypeError, ValueError: an argument out of these.
+        TypeError, ValueError: `degrees` is not a number >= 0.
 
     >>> rotate(10)(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
@@ -169,106 +186,157 @@ def rotate(degrees: float) -> Transform:
 
 
 def warp(*, shift: float, low: float, high: float, degrees: float) -> Transform:
-    """Shifted, enlarged and turned about its middle, by one interpolation; all four drawn uniformly.
+    """Shift, scale and rotate the image about its centre at random, in one interpolation.
 
-    Point p of the outcome, from the middle, shows point R(-angle) p / factor - shift of the image.
+    With coordinates relative to the centre, output pixel p reads the image at
+
+        R(-angle) p / factor - shift
 
     Args:
-        shift: furthest shift down or up as a share of the height, right or left as one of the width; fractions of pixels count.
-        low, high: factors of enlargement, 0 < low <= high.
-        degrees: furthest angle, either way; a positive one turns counterclockwise.
+        shift: largest shift, as a fraction of the height (vertical) and width (horizontal).
+        low, high: scale factors, 0 < low <= high.
+        degrees: largest rotation in either direction; positive angles are counterclockwise.
 
     Raises:
-        TypeError, ValueError: an argument out of these.
+        TypeError, ValueError: an argument is of the wrong type or out of range.
 
-    >>> warp(shift=0.1, low=0.9, high=1.1, degrees=10)(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
+    >>> tilt = warp(shift=0.1, low=0.9, high=1.1, degrees=10)
+    >>> tilt(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
     """
     shift = _validation.number("shift", shift, low=0)
-    low, high = (
-        _validation.number("low", low, above=0),
-        _validation.number("high", high, low=_validation.number("low", low, above=0)),
-    )
-    most = math.radians(_validation.number("degrees", degrees, low=0))
+    low = _validation.number("low", low, above=0)
+    high = _validation.number("high", high, low=low)
+    max_angle = math.radians(_validation.number("degrees", degrees, low=0))
 
-    def warped(image: Array, key: jax.Array) -> Array:
-        _check(image, key)
+    def apply(image: Array, key: jax.Array) -> Array:
+        _require_image(image, key)
         shift_key, factor_key, angle_key = jax.random.split(key, 3)
-        by = jax.random.uniform(shift_key, (2,), image.dtype, -shift, shift)
+        offset = jax.random.uniform(shift_key, (2,), image.dtype, -shift, shift)
         factor = jax.random.uniform(factor_key, (), image.dtype, low, high)
-        angle = jax.random.uniform(angle_key, (), image.dtype, -most, most)
-        return similar(image, by, factor, angle)
+        angle = jax.random.uniform(angle_key, (), image.dtype, -max_angle, max_angle)
+        return similarity_transform(image, offset, factor, angle)
 
-    return warped
-
-
-def similar(
-    image: Float[Array, "height width channels"],
-    shift: Float[Array, "2"],
-    factor: Float[Array, ""],
-    angle: Float[Array, ""],
-) -> Float[Array, "height width channels"]:
-    """The image shifted (a share of its sides, down and right), enlarged and turned counterclockwise (radians) about its middle."""
-    height, width, _ = image.shape
-    middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
-    down = (jnp.arange(height, dtype=image.dtype) - middle_row)[:, None]
-    right = (jnp.arange(width, dtype=image.dtype) - middle_column)[None]
-    cosine, sine = jnp.cos(angle) / factor, jnp.sin(angle) / factor
-    rows = middle_row + cosine * down + sine * right - height * shift[0]
-    columns = middle_column - sine * down + cosine * right - width * shift[1]
-    return bilinear(image, rows, columns)
+    return apply
 
 
 def flip() -> Transform:
-    """Left and right exchanged in half of all draws.
+    """Flip the image left to right with probability 1/2.
 
     >>> flip()(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
     """
 
-    def flipped(image: Array, key: jax.Array) -> Array:
-        _check(image, key)
+    def apply(image: Array, key: jax.Array) -> Array:
+        _require_image(image, key)
         return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
-    return flipped
+    return apply
 
 
 def noise(std: float) -> Transform:
-    """Independent normal noise on every number; it leaves the range.
+    """Add independent Gaussian noise to every value; the result may leave the pixel range.
 
     Args:
         std: standard deviation, at least 0.
 
     Raises:
-        TypeError, ValueError: an argument out of these.
+        TypeError, ValueError: `std` is not a number >= 0.
 
     >>> noise(0.1)(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
     """
     std = _validation.number("std", std, low=0)
 
-    def noisy(image: Array, key: jax.Array) -> Array:
-        _check(image, key)
+    def apply(image: Array, key: jax.Array) -> Array:
+        _require_image(image, key)
         return image + std * jax.random.normal(key, image.shape, image.dtype)
 
-    return noisy
+    return apply
 
 
-def _window(image: Array, height: int, width: int, key: jax.Array) -> Array:
-    """A window of that size, at a place drawn uniformly from all there are."""
-    places = jnp.array([image.shape[0] - height + 1, image.shape[1] - width + 1])
-    row, column = jax.random.randint(key, (2,), 0, places)
+def similarity_transform(
+    image: Float[Array, "height width channels"],
+    shift: Float[Array, "2"],
+    factor: Float[Array, ""],
+    angle: Float[Array, ""],
+) -> Float[Array, "height width channels"]:
+    """Shift, scale and rotate an image about its centre by the given amounts.
+
+    Args:
+        image: float image.
+        shift: (down, right), as fractions of the height and the width.
+        factor: scale factor, > 0.
+        angle: counterclockwise rotation in radians.
+    """
+    height, width, _ = image.shape
+    centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
+    down = (jnp.arange(height, dtype=image.dtype) - centre_row)[:, None]
+    right = (jnp.arange(width, dtype=image.dtype) - centre_column)[None]
+    cosine, sine = jnp.cos(angle) / factor, jnp.sin(angle) / factor
+    rows = centre_row + cosine * down + sine * right - height * shift[0]
+    columns = centre_column - sine * down + cosine * right - width * shift[1]
+    return bilinear_sample(image, rows, columns)
+
+
+def bilinear_sample(
+    image: Float[Array, "height width channels"],
+    rows: Float[Array, "h w"],
+    columns: Float[Array, "h w"],
+) -> Float[Array, "h w channels"]:
+    """Sample an image at fractional pixel coordinates by bilinear interpolation.
+
+        out[p] = Σ_q hat(row_p - q_row) hat(column_p - q_column) image[q],  hat(t) = max(0, 1 - |t|)
+
+    Args:
+        image: float image.
+        rows, columns: coordinates of the samples in pixels; those outside are clipped to the edge.
+    """
+    height, width, channels = image.shape
+    top, down = _cell(rows, height)
+    left, right = _cell(columns, width)
+    # An image of a single row or column gets a second one, which has weight 0.
+    padded = jnp.pad(image, ((0, int(height == 1)), (0, int(width == 1)), (0, 0)))
+    flat, stride = padded.ravel(), padded.shape[1]
+
+    # Horizontal neighbours are adjacent in memory, so a sample is two slices of 2 * channels
+    # numbers: on XLA:CPU three times as fast, value and gradient, as a gather per neighbour and
+    # channel (`jax.scipy.ndimage.map_coordinates`).
+    def pixel_pairs(first: Array) -> Array:
+        return jax.lax.gather(
+            flat, channels * first[..., None], _TWO_PIXELS, (2 * channels,), mode="clip"
+        )
+
+    first = stride * top + left
+    column_pairs = (1 - down) * pixel_pairs(first) + down * pixel_pairs(first + stride)
+    # An einsum and not a sum: XLA:CPU would fuse a sum into the gathers of a second interpolation
+    # and recompute it at every read.
+    weights = jnp.concatenate([1 - right, right], axis=-1)
+    return jnp.einsum("hwk,hwkc->hwc", weights, column_pairs.reshape(*rows.shape, 2, channels))
+
+
+def _cell(position: Array, size: int) -> tuple[Array, Array]:
+    """Return the index of the pixel before each position, and the weight of the pixel after it."""
+    inside = jnp.clip(position, 0, size - 1)
+    before = jnp.clip(jnp.floor(inside), 0, max(size - 2, 0))
+    return before.astype(jnp.int32), (inside - before)[..., None]
+
+
+def _random_window(image: Array, height: int, width: int, key: jax.Array) -> Array:
+    counts = jnp.array([image.shape[0] - height + 1, image.shape[1] - width + 1])
+    row, column = jax.random.randint(key, (2,), 0, counts)
     return jax.lax.dynamic_slice(
         image, (row, column, jnp.zeros_like(row)), (height, width, image.shape[2])
     )
 
 
-def _check(
-    image: Any, key: Any, *, above: tuple[int, int] = (0, 0), what: str = "the transform"
+def _require_image(
+    image: Any, key: Any, *, minimum: tuple[int, int] = (1, 1), transform: str = "the transform"
 ) -> None:
     _validation.floating("image", image, rank=3)
     _validation.key("key", key)
-    if not (image.shape[0] > above[0] and image.shape[1] > above[1]):
+    if image.shape[0] < minimum[0] or image.shape[1] < minimum[1]:
         raise ValueError(
-            f"image must be at least {above[0] + 1} x {above[1] + 1} for {what}, got {image.shape[0]} x {image.shape[1]}"
+            f"image must be at least {minimum[0]} x {minimum[1]} for {transform}, "
+            f"got {image.shape[0]} x {image.shape[1]}"
         )

@@ -1,13 +1,14 @@
-"""Descent on images: objective, parametrization, transforms and optimizer, put together.
+"""Visualize units: optimize images to maximize an objective of a program.
 
-    maximise   Σ_i  objective_i(f(transform(x_i, key_i)))  -  Σ_R λ R(x_i)      over the variables z_i, with x_i = paint(z_i)
+    maximize   Σ_i  objective_i(f(transform(x_i, key_i)))  -  Σ_R λ R(x_i)
 
-(lecture 000: argmax_x y_j + λ R(x)). The images of a batch are made together by one compiled descent, each with random draws of its own,
-and do not know of one another (unless an objective such as `diversity` says so): what comes out does not depend on how many are made at
-once. Which units they show are arguments of the compiled program, so other units are another call and not another compile.
+over the variables z_i of a parametrization x_i = paint(z_i). The images of a batch are optimized
+together in one compiled descent, each with its own random transforms, and do not influence each
+other, unless an objective such as `diversity` relates them: the result does not depend on the batch
+size. The unit indices are arguments of the compiled program, so other units do not recompile it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,24 +22,27 @@ from diffprog import _jaxpr, _validation, distributed
 from diffprog.program import Program, program
 from diffprog.visualization._evaluate_objective import require_images, require_readable, scores
 from diffprog.visualization._objectives import Objective, as_objective
-from diffprog.visualization._optimize import Found, Plan, Transform, View, search
+from diffprog.visualization._optimize import ImagePipeline, OptimizedImages, optimize
 from diffprog.visualization._penalties import OfVariable, Penalty
+from diffprog.visualization._transforms import Transform, compose
 from diffprog.visualization.parametrization._image import Image
 
-_BYTES_AT_ONCE = 2**30
+_MEMORY_BYTES = 2**30
 
 
 class Visualization(NamedTuple):
-    """Images that a program's units look for.
+    """Result of `visualize`; n images.
 
     Attributes:
         images: (n, height, width, channels), in the range of the parametrization.
-        names: what each of them shows.
-        scores: (n,), the objective of each, seen without transforms (with one draw of them where they change the size).
-        history: (steps, n), the objective of each at each step, seen through the transforms; NaN after its end.
-        percentiles: (n,), the share of the real images given as `data` that score less, in percent; None without data.
-        variables: what the images are painted from, leading axis image.
-        endings: why the descent of each ended: "steps", "plateau" or "nonfinite" (see `descent.Result`).
+        names: description of the objective of each image.
+        scores: (n,), the objective of each image without transforms (with one draw of them if they
+            change the size).
+        history: (steps, n), the objective at each step, with transforms; NaN after it stopped.
+        percentiles: (n,), the percentage of the images in `data` with a lower objective; None
+            without data.
+        variables: the variables of the parametrization, leading axis image.
+        endings: (n,), "steps", "plateau" or "nonfinite": why each descent ended (`descent.Result`).
     """
 
     images: Float[Array, "n height width channels"]
@@ -50,15 +54,16 @@ class Visualization(NamedTuple):
     endings: tuple[str, ...]
 
     def __str__(self) -> str:
-        """A line for each image."""
-        ranks = (
-            [""] * len(self.names)
-            if self.percentiles is None
-            else [f", over {rank:.0f} % of the data" for rank in self.percentiles]
-        )
-        ends = ["" if ending == "steps" else f" ({ending})" for ending in self.endings]
-        rows = zip(self.names, self.scores, ranks, ends, strict=True)
-        return "\n".join(f"{name}: {score:.4g}{rank}{end}" for name, score, rank, end in rows)
+        """Format one line per image."""
+        lines = [
+            f"{name}: {score:.4g}" for name, score in zip(self.names, self.scores, strict=True)
+        ]
+        for i, ending in enumerate(self.endings):
+            if self.percentiles is not None:
+                lines[i] += f", above {self.percentiles[i]:.0f} % of the data"
+            if ending != "steps":
+                lines[i] += f" ({ending})"
+        return "\n".join(lines)
 
 
 def visualize(
@@ -76,38 +81,43 @@ def visualize(
     batch_size: int | None = None,
     plateau: int | None = None,
     straight_through: int = 0,
-    slicing: bool = True,
     mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> Visualization:
-    """The images that an objective asks for.
+    """Optimize images to maximize an objective.
 
     Args:
-        f: a program of a batch of images, (batch, height, width, channels) -> (batch, outputs).
-        objective: what each image is to excite; or a function of f's output, output -> (batch,).
-        image: how an image is made of a free variable, from `pixels`, `fourier`, `covariance`, ...
-        key: a random key. Image i draws its start and its transforms from `fold_in(key, i)`.
-        steps: the number of updates.
-        transforms: what happens to an image before f sees it, from `default_transforms` or of your own: (image, key) -> image.
-        penalties: weights λ by penalty R, a function of one image that returns a scalar, or `of_variable(R)`; they are subtracted.
-        optimizer: any optax optimizer of the variables; Adam with rate 0.05 by default.
-        start: an image to start from, or one for each.
-        data: real images, to tell what share of them scores less than what was made.
-        batch_size: how many images are made together; by default as many as f's intermediate values leave room for in about 1 GiB.
-        plateau: an image stops when its last so many steps were on the mean no better than those before them; never by default.
-        straight_through: the first so many steps pass the gradient through every relu as if it were the identity, so that a unit which is
-            switched off can be reached.
-        slicing: compute only the filters that are wanted where a node allows it: the same result, faster.
-        mesh: devices among which the images are divided, from `distributed.mesh()`.
-        progress: a bar; None shows it for long runs on a terminal.
+        f: program of a batch of images, (batch, height, width, channels) -> (batch, outputs).
+        objective: what to maximize, of n images; or a function of f's output,
+            (batch, outputs) -> (batch,).
+        image: parametrization of an image, from `pixels`, `fourier`, `covariance`, ...
+        key: PRNG key. Image i uses `fold_in(key, i)` for its start and its transforms.
+        steps: number of updates.
+        transforms: functions (image, key) -> image applied before f, such as
+            `default_transforms()`.
+        penalties: weights λ by penalty R, a function image -> scalar or `of_variable(R)`; they are
+            subtracted from the objective.
+        optimizer: optax optimizer of the variables; default Adam with learning rate 0.05.
+        start: initial image, or one for each of the n images; by default drawn by `image.init`.
+        data: real images, for the percentiles of the result.
+        batch_size: number of images optimized together; by default as many as have their
+            intermediate values in about 1 GiB.
+        plateau: stop an image when its mean cost over this many steps is no lower than over the
+            same number before; by default never.
+        straight_through: number of first steps in which the gradient of every relu is taken as 1,
+            to reach units that are inactive at the start.
+        mesh: devices to divide the images among, from `distributed.mesh()`.
+        progress: whether to show a progress bar; None shows it for long runs on a terminal.
 
     Raises:
-        TypeError, ValueError: an unknown node (the message lists those there are), a unit out of its range, an image that is too small
-            for a transform or not of f's input shape, a start that is not finite or of another shape, numbers out of their range.
+        TypeError, ValueError: f lacks a node of the objective (the message lists its nodes), a unit
+            is out of range, an image is too small for a transform or not of f's input shape, the
+            start is not finite or of another shape, or an argument is out of range.
 
     >>> from diffprog.visualization import logit, pixels
-    >>> seen = visualize(lambda x: x.reshape(len(x), -1), logit([2, 0]), pixels((1, 3, 1)), steps=100, key=jax.random.key(0))
-    >>> print(seen.images[:, 0, :, 0].argmax(1), seen.names)
+    >>> f = lambda x: x.reshape(len(x), -1)
+    >>> found = visualize(f, logit([2, 0]), pixels((1, 3, 1)), steps=100, key=jax.random.key(0))
+    >>> print(found.images[:, 0, :, 0].argmax(1), found.names)
     [2 0] ('logit[2]', 'logit[0]')
     """
     _validation.key("key", key)
@@ -116,124 +126,115 @@ def visualize(
             f"image must be an Image, such as fourier((32, 32, 3)), got {type(image).__name__}"
         )
     steps = _validation.integer("steps", steps, low=1)
-    plan = Plan(
-        optax.adam(0.05) if optimizer is None else optimizer,
-        steps,
-        _validation.integer("straight_through", straight_through, low=0),
-        steps if plateau is None else _validation.integer("plateau", plateau, low=1),
-        slicing,
-        progress,
-    )
+    straight_through = _validation.integer("straight_through", straight_through, low=0)
+    plateau = steps if plateau is None else _validation.integer("plateau", plateau, low=1)
+    optimizer = optax.adam(0.05) if optimizer is None else optimizer
     f, objective = program(f), as_objective(objective)
-    view = View(image, _transforms(transforms), _penalties(penalties))
-    starts = None if start is None else _starts(start, image, len(objective))
-    seen = _seen(view)
-    require_readable(f, objective, seen)
+    pipeline = ImagePipeline(image, compose(transforms), _validate_penalties(penalties))
+    start = None if start is None else _validate_start(start, image, len(objective))
+    inputs = _input_shape(pipeline)
+    require_readable(f, objective, inputs)
     if data is not None:
         require_images("data", data)
-        if data.shape[1:] != seen.shape[1:]:
+        if data.shape[1:] != inputs.shape[1:]:
             raise ValueError(
-                f"data must be images as f sees them, {list(seen.shape[1:])}, got {list(data.shape[1:])}"
+                f"data must be images of f's input shape {list(inputs.shape[1:])}, "
+                f"got {list(data.shape[1:])}"
             )
     batch_size = (
-        _room(f, seen)
+        _default_batch_size(f, inputs)
         if batch_size is None
         else _validation.integer("batch_size", batch_size, low=1)
     )
+    devices = 1
+    if mesh is not None:
+        mesh = distributed.validate_mesh(mesh)
+        f, devices = distributed.replicate(mesh, f), distributed.batch_axis_size(mesh)
 
-    mesh = None if mesh is None else distributed.validate_mesh(mesh)
-    f = f if mesh is None else distributed.replicate(mesh, f)
-    found = []
-    for index in _batches(
-        len(objective), batch_size, 1 if mesh is None else distributed.batch_axis_size(mesh)
-    ):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    results = []
+    for indices in _batches(len(objective), batch_size, devices):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         variables = (
-            jax.vmap(image.init)(keys) if starts is None else jax.vmap(image.invert)(starts[index])
+            jax.vmap(image.init)(keys) if start is None else jax.vmap(image.invert)(start[indices])
         )
-        variables, keys = (
-            (variables, keys) if mesh is None else distributed.shard_batch(mesh, (variables, keys))
+        if mesh is not None:
+            variables, keys = distributed.shard_batch(mesh, (variables, keys))
+        results.append(
+            optimize(
+                f,
+                objective.take(indices),
+                pipeline,
+                variables,
+                keys,
+                optimizer=optimizer,
+                steps=steps,
+                plateau=plateau,
+                straight_through_steps=straight_through,
+                progress=progress,
+            )
         )
-        found.append(search(f, objective.take(index), view, plan, variables, keys))
-    return _together(objective, found, None if data is None else scores(f, objective, data))
+    return _concatenate(objective, results, None if data is None else scores(f, objective, data))
 
 
-def _transforms(transforms: Any) -> tuple[Transform, ...]:
-    if callable(transforms) or not isinstance(transforms, Iterable):
-        came = (
-            "one function; put it in a list" if callable(transforms) else type(transforms).__name__
-        )
-        raise TypeError(
-            f"transforms must be a sequence of functions (image, key) -> image, got {came}"
-        )
-    return tuple(
-        _validation.function(f"transforms[{k}]", transform)
-        for k, transform in enumerate(transforms)
-    )
-
-
-def _penalties(penalties: Any) -> tuple[tuple[Penalty | OfVariable, Array], ...]:
+def _validate_penalties(penalties: Any) -> tuple[tuple[Penalty | OfVariable, Array], ...]:
     if penalties is not None and not isinstance(penalties, Mapping):
         raise TypeError(
             f"penalties must be a dict of weights by penalty, got {type(penalties).__name__}"
         )
-    for penalty in penalties or {}:
-        _validation.function(
-            "a penalty", penalty.penalty if isinstance(penalty, OfVariable) else penalty
-        )
-    # Arrays, so that another weight is no other program.
-    return tuple((penalty, _weight(weight)) for penalty, weight in (penalties or {}).items())
+    pairs = []
+    for penalty, weight in (penalties or {}).items():
+        function = penalty.penalty if isinstance(penalty, OfVariable) else penalty
+        _validation.function("a penalty", function)
+        weight = weight.item() if getattr(weight, "ndim", None) == 0 else weight
+        weight = _validation.number("a penalty's weight", weight)
+        # An array, so that another weight does not recompile the program.
+        pairs.append((penalty, jnp.asarray(weight, jnp.result_type(float))))
+    return tuple(pairs)
 
 
-def _weight(weight: Any) -> Array:
-    known = weight.item() if getattr(weight, "ndim", None) == 0 else weight
-    return jnp.asarray(_validation.number("a penalty's weight", known), jnp.result_type(float))
-
-
-def _starts(start: Any, image: Image, count: int) -> Array:
+def _validate_start(start: Any, image: Image, count: int) -> Array:
     _validation.floating("start", start, rank=(3, 4))
     if start.shape[-3:] != image.shape or (start.ndim == 4 and len(start) != count):
         raise ValueError(
-            f"start must have shape {list(image.shape)} or {[count, *image.shape]}, got {list(start.shape)}"
+            f"start must have shape {list(image.shape)} or {[count, *image.shape]}, "
+            f"got {list(start.shape)}"
         )
     _validation.finite("start", start)
     _validation.within("start", start, *image.range)
     return jnp.broadcast_to(jnp.asarray(start, jnp.result_type(float)), (count, *image.shape))
 
 
-def _seen(view: View) -> jax.ShapeDtypeStruct:
-    """A batch of one image, as f sees it."""
+def _input_shape(pipeline: ImagePipeline) -> jax.ShapeDtypeStruct:
+    """Return the shape of f's input for a batch of one image; check the penalties on the way."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    variables = jax.eval_shape(jax.vmap(view.image.init), keys)
-    images = jax.eval_shape(view.images, variables)
-    for penalty, _ in view.penalties:
-        of, given = (
+    variables = jax.eval_shape(jax.vmap(pipeline.image.init), keys)
+    images = jax.eval_shape(pipeline.images, variables)
+    for penalty, _ in pipeline.penalties:
+        function, batch = (
             (penalty.penalty, variables) if isinstance(penalty, OfVariable) else (penalty, images)
         )
-        _validation.scalar(
-            "a penalty",
-            jax.eval_shape(
-                of,
-                jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given),
-            ),
-        )
-    return jax.eval_shape(view.seen, images, keys)
+        single = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
+        _validation.scalar("a penalty", jax.eval_shape(function, single))
+    return jax.eval_shape(pipeline.inputs, images, keys)
 
 
-def _room(f: Program, seen: jax.ShapeDtypeStruct) -> int:
-    """How many images' intermediate values, and their adjoints, fit in memory together."""
-    every = _jaxpr.find_equations(jax.make_jaxpr(f)(seen), lambda _: True)
-    values: list[Any] = [variable.aval for site in every for variable in site.equation.outvars]
-    used = 2 * sum(
+def _default_batch_size(f: Program, inputs: jax.ShapeDtypeStruct) -> int:
+    """Return how many images have their intermediate values and adjoints in the memory limit."""
+    equations = _jaxpr.find_equations(jax.make_jaxpr(f)(inputs), lambda _: True)
+    values: list[Any] = [variable.aval for site in equations for variable in site.equation.outvars]
+    bytes_per_image = 2 * sum(
         value.size * value.dtype.itemsize
         for value in values
         if jnp.issubdtype(value.dtype, jnp.floating)
     )
-    return max(1, _BYTES_AT_ONCE // max(used, 1))
+    return max(1, _MEMORY_BYTES // max(bytes_per_image, 1))
 
 
 def _batches(count: int, batch_size: int, devices: int) -> list[np.ndarray]:
-    """Batches of one size, which the devices divide; the last is filled up with its last image: nothing is compiled again for it."""
+    """Divide 0 .. count - 1 into batches of one size, a multiple of the number of devices.
+
+    The last batch repeats its last index, so that it does not compile another program.
+    """
     size = -(-count // -(-count // (batch_size * devices)))
     size = -(-size // devices) * devices
     return [
@@ -241,26 +242,26 @@ def _batches(count: int, batch_size: int, devices: int) -> list[np.ndarray]:
     ]
 
 
-def _together(
-    objective: Objective, found: Sequence[Found], on_data: np.ndarray | None
+def _concatenate(
+    objective: Objective, results: Sequence[OptimizedImages], data_scores: np.ndarray | None
 ) -> Visualization:
-    count, steps = len(objective), max(len(batch.history) for batch in found)
-    images, variables, own = jax.tree.map(
+    count, steps = len(objective), max(len(result.history) for result in results)
+    images, variables, image_scores = jax.tree.map(
         lambda *leaves: jnp.concatenate(leaves)[:count],
-        *((batch.images, batch.variables, batch.scores) for batch in found),
+        *((result.images, result.variables, result.scores) for result in results),
     )
+    image_scores = np.asarray(image_scores)
     history = [
-        np.pad(batch.history, ((0, steps - len(batch.history)), (0, 0)), constant_values=np.nan)
-        for batch in found
+        np.pad(result.history, ((0, steps - len(result.history)), (0, 0)), constant_values=np.nan)
+        for result in results
     ]
-    endings = [ending for batch in found for ending in batch.endings]
-    percentiles = None if on_data is None else 100 * (on_data < np.asarray(own)[:, None]).mean(1)
+    endings = [ending for result in results for ending in result.endings]
     return Visualization(
         images,
         objective.names,
-        np.asarray(own),
+        image_scores,
         np.concatenate(history, axis=1)[:, :count],
-        percentiles,
+        None if data_scores is None else 100 * (data_scores < image_scores[:, None]).mean(1),
         variables,
         tuple(endings[:count]),
     )

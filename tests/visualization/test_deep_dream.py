@@ -1,4 +1,4 @@
-"""Deep dream: it ascends, on any size, whatever is differentiated at once."""
+"""DeepDream: it ascends on photographs of any size, for any number of tiles at once."""
 
 import jax
 import numpy as np
@@ -23,44 +23,44 @@ def f(x):
 
 
 def dream(**options):
-    given = {"key": KEY, "tile": (6, 8), "octaves": 2, "steps": 6, "rate": 0.02} | options
-    return vis.dream(f, vis.deep_dream("h"), PHOTOGRAPH, **given)
+    arguments = {"key": KEY, "tile": (6, 8), "octaves": 2, "steps": 6, "rate": 0.02} | options
+    return vis.dream(f, vis.deep_dream("h"), PHOTOGRAPH, **arguments)
 
 
-def test_every_octave_rises():
-    found = dream()
-    assert found.image.shape == PHOTOGRAPH.shape
-    assert [octave.shape for octave in found.octaves] == [(9, 16, 3), (13, 22, 3)]
-    assert (found.history[:, -1] > found.history[:, 0]).all()
-    assert float(found.image.min()) >= 0
-    assert float(found.image.max()) <= 1
+def test_the_objective_rises_in_every_octave():
+    result = dream()
+    assert result.image.shape == PHOTOGRAPH.shape
+    assert [octave.shape for octave in result.octaves] == [(9, 16, 3), (13, 22, 3)]
+    assert (result.history[:, -1] > result.history[:, 0]).all()
+    assert float(result.image.min()) >= 0
+    assert float(result.image.max()) <= 1
 
 
 @pytest.mark.slow
-def test_how_many_tiles_at_once_changes_rounding_only():
+def test_tiles_at_once_changes_only_rounding():
     np.testing.assert_allclose(
         dream(tiles_at_once=1, steps=2).image, dream(tiles_at_once=5, steps=2).image, atol=1e-5
     )
 
 
-def test_same_key_same_bits():
+def test_same_key_gives_the_same_bits():
     np.testing.assert_array_equal(dream(steps=2).image, dream(steps=2).image)
     assert (dream(steps=2).image != dream(steps=2, key=jax.random.key(7)).image).any()
 
 
-def test_a_step_changes_pixels_by_the_rate():
-    found = dream(octaves=1, steps=1, rate=1e-3)
-    # Pixels next to the range are cut.
+def test_a_step_changes_pixels_by_the_rate_on_average():
+    result = dream(octaves=1, steps=1, rate=1e-3)
+    # Pixels near the bounds are clipped.
     inside = np.abs(np.asarray(PHOTOGRAPH) - 0.5) < 0.48
-    assert 0.8e-3 < np.abs(np.asarray(found.image - PHOTOGRAPH))[inside].mean() < 1.2e-3
+    assert 0.8e-3 < np.abs(np.asarray(result.image - PHOTOGRAPH))[inside].mean() < 1.2e-3
 
 
 @pytest.mark.slow
-def test_the_objective_of_a_photograph_of_whole_tiles_is_its_mean():
+def test_the_history_is_the_mean_over_tiles():
     whole = jax.random.uniform(jax.random.key(3), (12, 16, 3))
     mean = lambda x: x.mean((1, 2))
-    found = vis.dream(mean, vis.logit(1), whole, key=KEY, tile=(6, 8), octaves=1, steps=1)
-    np.testing.assert_allclose(found.history[0, 0], whole[..., 1].mean(), rtol=1e-5)
+    result = vis.dream(mean, vis.logit(1), whole, key=KEY, tile=(6, 8), octaves=1, steps=1)
+    np.testing.assert_allclose(result.history[0, 0], whole[..., 1].mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_the_objective_of_a_photograph_of_whole_tiles_is_its_mean():
         ({"tiles_at_once": 0}, "tiles_at_once"),
     ],
 )
-def test_refuses(options, message):
+def test_rejects_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         dream(**options)
 
 
-def test_refuses_objectives_of_several_images_and_unknown_nodes():
+def test_rejects_several_images_and_unknown_nodes():
     with pytest.raises(ValueError, match="one image"):
         vis.dream(f, vis.channel("h", [0, 1]), PHOTOGRAPH, key=KEY, tile=(6, 8), octaves=1)
     with pytest.raises(ValueError, match="nowhere"):

@@ -5,7 +5,7 @@ output. If h is a node, s is computed from f run with h in place of that node.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffprog import _validation, nodes
+from diffprog._jaxpr import ClosedJaxpr, JaxprEqn, find_equations, interpret, sub_jaxprs
 from diffprog.nodes import find_nodes, trace_program
 from diffprog.program import Program, program
-from diffprog.visualization._axes import axes_of, first_and_last, moved_back
+from diffprog.visualization._axes import axes_of, undo_units_last, units_last
 from diffprog.visualization._evaluate_objective import read_whole, require_readable
 from diffprog.visualization._objectives import Objective, Units, custom, logit
-from diffprog.visualization._values import depends
+from diffprog.visualization._read_units import select_units
 
 Target = Units | Objective | Callable[[Array], Array]
 Examples = Float[Array, "batch ..."]
@@ -49,7 +50,7 @@ def score_program(
 
     def scores(values: list[Array]) -> Array:
         selected = [
-            value if unit is None else _select_units(value, unit)
+            value if unit is None else select_units(value, unit)
             for value, unit in zip(values, units, strict=True)
         ]
         return score(selected, data)
@@ -57,7 +58,9 @@ def score_program(
     if at is None:
         return program(lambda h: scores(read_whole(f, names, h))), x
     (h,) = read_whole(f, [at], x)
-    if not depends(jax.make_jaxpr(lambda h: _read_after_replacing(f, x, h, at, names))(h)):
+    if not _depends_on_arguments(
+        jax.make_jaxpr(lambda h: _read_after_replacing(f, x, h, at, names))(h)
+    ):
         targets = " and ".join("the output" if name is None else repr(name) for name in names)
         raise ValueError(f"at must lie before the target, but {targets} does not depend on {at!r}")
     return program(lambda h: scores(_read_after_replacing(f, x, h, at, names))), h
@@ -83,10 +86,25 @@ def _read_after_replacing(
     """Read the named nodes, and the output for None, with h in place of the node `at`."""
     read = [name for name in names if name is not None]
     axes = axes_of(f, x, find_nodes([at, *read], trace_program(f, (x,))[0]))
-    output, values = nodes.intervene(f, {at: moved_back(h, axes[at])}, read)(x)
-    return [output if name is None else first_and_last(values[name], axes[name]) for name in names]
+    output, values = nodes.intervene(f, {at: undo_units_last(h, axes[at])}, read)(x)
+    return [output if name is None else units_last(values[name], axes[name]) for name in names]
 
 
-def _select_units(value: Array, units: Array) -> Array:
-    index = units.reshape(-1, *(1,) * (value.ndim - 1))
-    return jnp.take_along_axis(value, index, axis=-1)[..., 0]
+def _depends_on_arguments(program: ClosedJaxpr) -> bool:
+    """Check whether any output of a traced program depends on its arguments."""
+    mark = object()  # propagated in place of the values
+    calls = {"jit", "pjit", "closed_call", "core_call"}
+
+    # Calls are entered, unless they are empty; a loop or branch counts as one equation.
+    def is_leaf(equation: JaxprEqn) -> bool:
+        inner = sub_jaxprs(equation)
+        return equation.primitive.name not in calls or not any(body.eqns for body in inner)
+
+    def propagate(equation: JaxprEqn, inputs: Sequence[Any], _: Any) -> tuple[list[Any], None]:
+        is_marked = any(value is mark for value in inputs)
+        return [mark if is_marked else None] * len(equation.outvars), None
+
+    sites = [site for site in find_equations(program, is_leaf) if calls >= {*site.enclosing}]
+    handlers = {site.path: propagate for site in sites}
+    outputs, _ = interpret(program, handlers, [mark] * len(program.in_avals))
+    return any(output is mark for output in outputs)
