@@ -146,10 +146,9 @@ def visualize(
         if batch_size is None
         else _validation.integer("batch_size", batch_size, low=1)
     )
-    devices = 1
-    if mesh is not None:
-        mesh = distributed.validate_mesh(mesh)
-        f, devices = distributed.replicate(mesh, f), distributed.batch_axis_size(mesh)
+    mesh = None if mesh is None else distributed.validate_mesh(mesh)
+    f = f if mesh is None else distributed.replicate(mesh, f)
+    devices = 1 if mesh is None else distributed.batch_axis_size(mesh)
 
     results = []
     for indices in _batches(len(objective), batch_size, devices):
