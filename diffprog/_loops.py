@@ -1,10 +1,11 @@
-"""Loops over a compiled step, in the two forms that JAX has, and which of them is fast where.
+"""Run a compiled step many times, in one compiled loop or in a Python loop.
 
-    compiled_loop   one compiled loop around the step: no Python between steps; what a GPU and small programs want
-    python_loop     a Python loop that calls the compiled step: what the CPU wants for convolutions it was not laid out for
+    compiled_loop   no Python between steps; fast on GPUs and for small programs
+    python_loop     calls the compiled step; fast on the CPU for autodiff of convolutions
 
-Both run a piece of a longer loop, from the state before it to the state after it, so that a caller can look at what came of a piece
-before it starts the next. A step is a `Program` (state, x) -> (state, info).
+Both run a chunk of a longer loop, from the state before it to the state after it, so that a caller
+can inspect the results of one chunk before it starts the next. A step is a `Program`, (state, x) ->
+(state, info).
 """
 
 import functools
@@ -22,30 +23,32 @@ from diffprog.program import Program
 
 
 class Chunk(NamedTuple):
-    """Steps `first` to `last` - 1 of a loop: the state before them, and what they see (from `StepInputs.take`)."""
+    """Steps `start` to `stop` - 1 of a loop, the state before them, and their inputs."""
 
-    first: int
-    last: int
+    start: int
+    stop: int
     state: Any
     xs: Any
 
 
 class StepInputs:
-    """What the steps see: a count (each step its number), arrays (each step its index of the leading axis) or an iterator of batches.
+    """Inputs of the steps: a count, arrays, or an iterator of batches.
+
+    With a count, the input of a step is its number; with arrays, their entry at that number.
 
     Attributes:
-        length: the number of steps; None for an iterator, which tells only at its end.
-        iterated: whether it is an iterator.
+        length: number of steps; None for an iterator, whose length is not known in advance.
+        is_iterator: whether the inputs come from an iterator.
     """
 
     def __init__(self, xs: Any, steps: int | None = None) -> None:
-        self.iterated = isinstance(xs, Iterator)
+        self.is_iterator = isinstance(xs, Iterator)
         self.length: int | None = None
         self._xs: Any
-        self._ahead: list[Any] = []
+        self._read_ahead: list[Any] = []
         if isinstance(xs, int) or getattr(xs, "ndim", None) == 0:
             self._xs, self.length = None, _validation.integer("xs", xs, low=0)
-        elif self.iterated:
+        elif self.is_iterator:
             self._xs = xs
         else:
             self.length = _validation.batch(xs=xs)
@@ -56,74 +59,74 @@ class StepInputs:
             self.length = min(self.length, _validation.integer("steps", steps, low=0))
 
     def first(self) -> Any:
-        """What step 0 sees, for its shapes."""
-        if not self.iterated:
-            like = jnp.zeros(1, jnp.int32) if self._xs is None else self._xs
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
+        """Return the input of step 0, or its shapes and dtypes."""
+        if not self.is_iterator:
+            xs = jnp.zeros(1, jnp.int32) if self._xs is None else self._xs
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
         if self.ends_at(0):
-            raise ValueError("xs must hold at least one batch, got an iterator that is at its end")
-        return self._ahead[0]
+            raise ValueError("xs must hold at least one batch, got an exhausted iterator")
+        return self._read_ahead[0]
 
-    def take(self, first: int, count: int) -> tuple[Any, int]:
-        """What the steps from `first` on see, and how many there are, at most `count`."""
+    def take(self, start: int, count: int) -> tuple[Any, int]:
+        """Return the inputs of at most `count` steps from `start` on, and their number."""
         if self.length is not None:
-            return self._xs, min(count, self.length - first)
-        batches = self._ahead + list(itertools.islice(self._xs, count - len(self._ahead)))
-        self._ahead = []
+            return self._xs, min(count, self.length - start)
+        batches = self._read_ahead + list(itertools.islice(self._xs, count - len(self._read_ahead)))
+        self._read_ahead = []
         return batches, len(batches)
 
-    def ends_at(self, last: int) -> bool:
-        """Whether no step comes after so many, all that have been taken."""
+    def ends_at(self, step: int) -> bool:
+        """Check whether there is no step `step`, given that all before it were taken."""
         if self.length is not None:
-            return last == self.length
-        self._ahead = self._ahead or list(itertools.islice(self._xs, 1))
-        return not self._ahead
+            return step == self.length
+        self._read_ahead = self._read_ahead or list(itertools.islice(self._xs, 1))
+        return not self._read_ahead
 
 
 @functools.lru_cache(maxsize=256)
 def scan_is_fast(step: _jaxpr.ClosedJaxpr) -> bool:
-    """Whether a step runs as fast inside a compiled loop as by itself.
+    """Check whether a step runs as fast inside a compiled loop as alone.
 
-    XLA's CPU backend rearranges a convolution for its fast kernel only outside of loops. Inside, one that is not laid out
-    (batch, ..., channels) and (..., inputs, outputs) runs 10 to 100 times slower; autodiff of a convolution makes such ones, the layers
-    of `diffprog.backprop` and what `fast_gradients.faster` has rewritten do not.
+    XLA's CPU backend rearranges a convolution for its fast kernel only outside of loops. Inside a
+    loop, a convolution runs 10 to 100 times slower unless its layout is (batch, ..., channels) and
+    (..., inputs, outputs). Autodiff of a convolution gives other layouts; the layers of
+    `diffprog.backprop` and programs rewritten by `fast_gradients.faster` do not.
 
     >>> scan_is_fast(jax.make_jaxpr(jnp.sin)(1.0))
     True
     """
-    return jax.default_backend() != "cpu" or not _jaxpr.find_equations(step, _is_slow_in_a_loop)
 
+    def is_slow(equation: _jaxpr.JaxprEqn) -> bool:
+        if equation.primitive.name != "conv_general_dilated":
+            return False
+        layout = _jaxpr.convolution_dimensions(equation)
+        return layout != fast_layout(len(layout.lhs_spec))
 
-def _is_slow_in_a_loop(equation: _jaxpr.JaxprEqn) -> bool:
-    if equation.primitive.name != "conv_general_dilated":
-        return False
-    layout = _jaxpr.convolution_dimensions(equation)
-    return layout != fast_layout(len(layout.lhs_spec))
+    return jax.default_backend() != "cpu" or not _jaxpr.find_equations(step, is_slow)
 
 
 def trace(step: Program, state: Any, x: Any) -> Any:
-    """The traced step: its `jaxpr` and `out_info`. Nothing is compiled, and neither loop traces it again."""
+    """Trace a step for its `jaxpr` and `out_info`; the loops reuse the trace."""
     return _step.trace(step, state, x)
 
 
-def python_loop(step: Program, piece: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """The state after the piece, and the steps' infos stacked, as NumPy arrays."""
-    state, infos = piece.state, []
-    for k in range(piece.first, piece.last):
-        if isinstance(piece.xs, list):
-            state, info = _step(step, state, piece.xs[k - piece.first])
+def python_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
+    """Return the state after a chunk, and the stacked infos of its steps as NumPy arrays."""
+    state, infos = chunk.state, []
+    for k in range(chunk.start, chunk.stop):
+        if isinstance(chunk.xs, list):
+            state, info = _step(step, state, chunk.xs[k - chunk.start])
         else:
-            state, info = _step_at(step, state, piece.xs, k)
+            state, info = _step_at(step, state, chunk.xs, k)
         infos.append(info)
     return state, jax.tree.map(lambda *values: np.stack(values), *distributed.fetch(infos))
 
 
-def compiled_loop(step: Program, piece: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """The same for a piece of at most `capacity` steps, which alone decides what is compiled."""
-    state, infos = _loop(step, piece.state, piece.xs, piece.first, piece.last, capacity)
-    return state, jax.tree.map(
-        lambda values: values[: piece.last - piece.first], distributed.fetch(infos)
-    )
+def compiled_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
+    """Do the same in a compiled loop, one for all chunks of at most `capacity` steps."""
+    state, infos = _loop(step, chunk.state, chunk.xs, chunk.start, chunk.stop, capacity)
+    count = chunk.stop - chunk.start
+    return state, jax.tree.map(lambda values: values[:count], distributed.fetch(infos))
 
 
 @jax.jit
@@ -133,24 +136,24 @@ def _step(step: Program, state: Any, x: Any) -> tuple[Any, Any]:
 
 @jax.jit
 def _step_at(step: Program, state: Any, xs: Any, k: Any) -> tuple[Any, Any]:
-    return _step(step, state, _at(xs, k))
+    return _step(step, state, _input_at(xs, k))
 
 
-def _at(xs: Any, k: Any) -> Any:
+def _input_at(xs: Any, k: Any) -> Any:
     k = jnp.asarray(k, jnp.int32)
     return k if xs is None else jax.tree.map(lambda leaf: leaf[k], xs)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
 def _loop(
-    step: Program, state: Any, xs: Any, first: Any, last: Any, capacity: int
+    step: Program, state: Any, xs: Any, start: Any, stop: Any, capacity: int
 ) -> tuple[Any, Any]:
-    info = jax.eval_shape(_step, step, state, _at(xs, first))[1]
+    info = jax.eval_shape(_step, step, state, _input_at(xs, start))[1]
     infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), info)
 
     def body(k: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, infos = carry
-        state, info = _step(step, state, _at(xs, k))
-        return state, jax.tree.map(lambda kept, value: kept.at[k - first].set(value), infos, info)
+        state, info = _step(step, state, _input_at(xs, k))
+        return state, jax.tree.map(lambda all_, one: all_.at[k - start].set(one), infos, info)
 
-    return jax.lax.fori_loop(first, last, body, (state, infos))
+    return jax.lax.fori_loop(start, stop, body, (state, infos))

@@ -1,13 +1,17 @@
-"""The engine: descent on any variable of any program.
+"""Gradient descent on any variable of any program.
+
+Training, unit visualization and gradient-based attacks all use this engine:
 
     v_{k+1} = project(v_k + update(dJ/dv (v_k, x_k)))
 
-J is a pure function to a scalar cost, v its free variable, x_k what step k sees (a batch, a random key, its number). optax says how to
-move, a projection says where one may be. Training, visualization and attacks are this with another v.
+J is a pure function that returns a scalar cost, v the variable to optimize, and x_k the input of
+step k: a batch, a PRNG key, or the number k. Update rules are optax's, and `project` maps the
+variable back into a feasible set.
 
-`descent` gives the pair (init, step), pure functions for any loop of one's own. `run` is the loop: it compiles once for costs of one
-structure, looks at the costs as it goes and stops where it should. It goes in pieces, and a piece in which it has to stop is replayed up
-to that step, so that looking costs a step nothing.
+`descent` returns the pure functions (init, step), for use in any loop. `run` is a loop over them.
+It compiles once for costs of one structure, and stops if the cost converges or is not finite. To
+check the costs without slowing down the steps, it runs them in chunks, and repeats part of the last
+chunk if it has to stop inside.
 """
 
 import functools
@@ -28,19 +32,19 @@ from diffprog.program import Program, program
 
 Ending = Literal["steps", "until", "nonfinite"]
 
-_PIECE_SECONDS = 0.5
-_FIRST_PIECE, _LONGEST_PIECE, _LONGEST_PIECE_WITH_AUX = 32, 1024, 32
+_CHUNK_SECONDS = 0.5
+_FIRST_CHUNK, _LARGEST_CHUNK, _LARGEST_CHUNK_WITH_AUX = 32, 1024, 32
 
 
 class State(NamedTuple):
-    """Where a descent stands: the free variable, and the optimizer's own state."""
+    """State of a descent: the variable and the optimizer's state."""
 
     variable: Any
     optimizer: Any
 
 
 class Info(NamedTuple):
-    """What a step saw: the cost before its update, and what the cost function returned beside it (or None)."""
+    """Output of a step: the cost before its update, and the cost function's auxiliary output."""
 
     cost: Float[Array, ""]
     aux: Any
@@ -59,16 +63,18 @@ class Descent(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a run comes back with.
+    """Result of a run.
 
     Attributes:
-        variable: the free variable after `steps` updates.
-        costs: J(v_k, x_k) for k = 0, 1, ..., a NumPy array: one for each step, and the one it stopped at where the run stopped early.
-        aux: what the cost function returned beside the cost, stacked like `costs`; None if nothing.
-        steps: the updates that lead from the start to `variable`.
-        state: the `State` with that variable, to go on from.
-        ending: "steps" when all were taken; "until" when the cost changed by no more than that; "nonfinite" when it was NaN or infinite
-            at step `len(costs) - 1`, or that step, the last, led to a variable that is: then `variable` is the last one that was finite
+        variable: the variable after `steps` updates.
+        costs: J(v_k, x_k) for k = 0, 1, ..., a NumPy array: one for each step, and, if the run
+            stopped early, the one it stopped at.
+        aux: auxiliary outputs of the cost function, stacked like `costs`; None if there are none.
+        steps: number of updates from the start to `variable`.
+        state: the `State` with that variable, from which a run can continue.
+        ending: "steps" if all steps were taken; "until" if the cost changed by at most `until`;
+            "nonfinite" if the cost was NaN or infinite at step `len(costs) - 1`, or if that was the
+            last step and led to such a variable. `variable` is then the last one that was finite
             and had a finite cost (or the start).
     """
 
@@ -80,13 +86,14 @@ class Result(NamedTuple):
     ending: Ending
 
     def __str__(self) -> str:
-        """One sentence on how the run ended."""
-        how = {
-            "steps": "took all its steps",
+        """Describe in one sentence how the run ended."""
+        ending = {
+            "steps": "took all steps",
             "until": f"stopped at step {self.steps}, where the cost no longer changed",
-            "nonfinite": f"stopped at step {len(self.costs) - 1}, where the cost is not finite or what it leads to is not",
+            "nonfinite": f"stopped at step {len(self.costs) - 1}, where the cost or the next "
+            "variable is not finite",
         }[self.ending]
-        return f"{how}; {self.steps} updates, costs {self.costs[:1]} to {self.costs[-1:]}"
+        return f"{ending}; {self.steps} updates, costs {self.costs[:1]} to {self.costs[-1:]}"
 
 
 def descent(
@@ -94,19 +101,19 @@ def descent(
     optimizer: optax.GradientTransformation,
     project: Callable[[Any], Any] | None = None,
 ) -> Descent:
-    """The descent of `cost` by `optimizer`, kept in a set by `project`.
+    """Build the descent of a cost function from an optax optimizer and a projection.
 
     Args:
         cost: `cost(variable, x) -> J`, a float scalar, or `(J, aux)`; pure. To ascend, return -J.
-        optimizer: any optax optimizer. Those that ask for more than a gradient, such as line searches, get the `value`, `grad`, `value_fn`,
-            `grad_fn` and `x` they ask for.
-        project: `project(variable) -> variable`, applied after each update; None for anywhere.
+        optimizer: any optax optimizer. Those that take more than a gradient, such as line searches,
+            get the `value`, `grad`, `value_fn`, `grad_fn` and `x` that they name.
+        project: `project(variable) -> variable`, applied after each update; None for no constraint.
 
     Raises:
-        TypeError: an argument is not of its kind.
+        TypeError: `cost` or `project` is not callable, or `optimizer` is not an optax optimizer.
 
-    >>> bowl = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.5))
-    >>> float(run(bowl, 8.0, 3).variable)
+    >>> quadratic = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.5))
+    >>> float(run(quadratic, 8.0, 3).variable)
     1.0
     """
     _validation.function("cost", cost)
@@ -114,15 +121,13 @@ def descent(
     if project is not None:
         _validation.function("project", project)
     update = optax.with_extra_args_support(optimizer).update
-    wanted = extra_arguments(update)
-
+    extra = extra_arguments(update)
     fast_cost = fast_gradients.faster(cost)
 
     def cost_and_aux(variable: Any, x: Any) -> tuple[Any, Any]:
-        returned = fast_cost(variable, x)
-        value, aux = (
-            returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
-        )
+        output = fast_cost(variable, x)
+        has_aux = isinstance(output, tuple) and len(output) == 2
+        value, aux = output if has_aux else (output, None)
         _validation.scalar("cost", value)
         return value, aux
 
@@ -131,33 +136,30 @@ def descent(
 
     def step(state: State, x: Any) -> tuple[State, Info]:
         (value, aux), gradient = jax.value_and_grad(cost_and_aux, has_aux=True)(state.variable, x)
-        # optax hands what it has for the rules on to `value_fn`, if that names it.
-        value_of = lambda variable, x=x, grad_fn=None: cost_and_aux(variable, x)[0]
-        gradient_of = lambda variable, *_: jax.grad(value_of)(variable)
-        known = {
+        # optax passes its extra arguments on to `value_fn` if that names them.
+        value_fn = lambda variable, x=x, grad_fn=None: cost_and_aux(variable, x)[0]
+        available = {
             "value": value,
             "grad": gradient,
-            "value_fn": value_of,
-            "grad_fn": gradient_of,
+            "value_fn": value_fn,
+            "grad_fn": lambda variable, *_: jax.grad(value_fn)(variable),
             "x": x,
         }
-        updates, moved = update(
-            gradient, state.optimizer, state.variable, **{name: known[name] for name in wanted}
+        updates, optimizer_state = update(
+            gradient, state.optimizer, state.variable, **{name: available[name] for name in extra}
         )
         variable = optax.apply_updates(state.variable, updates)
-        return State(variable if project is None else project(variable), moved), Info(value, aux)
+        variable = variable if project is None else project(variable)
+        return State(variable, optimizer_state), Info(value, aux)
 
     return Descent(init, step)
 
 
 def require_optimizer(optimizer: Any) -> optax.GradientTransformation:
-    """`optimizer`, if it is one of optax."""
+    """Check that `optimizer` is an optax optimizer, and return it."""
     if not isinstance(optimizer, optax.GradientTransformation):
-        hint = (
-            "; pass its .gradient_transformation()"
-            if isinstance(optimizer, optax.MultiSteps)
-            else ""
-        )
+        multi_steps = isinstance(optimizer, optax.MultiSteps)
+        hint = "; pass its .gradient_transformation()" if multi_steps else ""
         raise TypeError(
             f"optimizer must be an optax optimizer, got {type(optimizer).__name__}{hint}"
         )
@@ -165,10 +167,10 @@ def require_optimizer(optimizer: Any) -> optax.GradientTransformation:
 
 
 def extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
-    """Which of the things a step knows the optimizer's `update` takes."""
-    takes = inspect.signature(update).parameters.values()
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
-    names = {parameter.name for parameter in takes}
+    """Return the names of the extra arguments of a step that an optimizer's `update` takes."""
+    parameters = inspect.signature(update).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
     return tuple(
         name for name in ("value", "grad", "value_fn", "grad_fn", "x") if takes_all or name in names
     )
@@ -183,34 +185,37 @@ def run(
     loop: Literal["auto", "device", "host"] = "auto",
     progress: bool | None = None,
 ) -> Result:
-    """Descend from `start`, one step for each of `xs`.
+    """Run a descent from `start`, one step for each of `xs`.
 
     Args:
         descent: from `descent`.
-        start: the free variable, a pytree of finite float arrays; or a `State`, to go on from it.
-        xs: what the steps see. A count n: step k sees the integer k. A pytree of finite arrays: step k sees each at k on its leading
-            axis. An iterator of batches: step k sees the k-th; up to some hundred are read ahead.
-        until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, the rule of lecture 004 (which stops on a plateau as well).
-        loop: "device" runs the steps in one compiled loop, "host" calls a compiled step from Python; "auto" takes the one that is fast
-            (see `_loops.scan_is_fast`). An iterator has only the host.
-        progress: a bar; None shows it for long runs where stderr is a terminal, True always, False never.
+        start: initial variable, a pytree of finite float arrays; or a `State` to continue from.
+        xs: inputs of the steps. A count n: the input of step k is the integer k. A pytree of finite
+            arrays: their entry k on the leading axis. An iterator of batches: its k-th item; up to
+                some
+            hundred are read ahead.
+        until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, the rule of lecture 004 (which
+            also stops on a plateau).
+        loop: "device" runs the steps in one compiled loop, "host" calls a compiled step from
+            Python, and "auto" selects the faster one (see `_loops.scan_is_fast`). An iterator needs
+            the host.
+        progress: whether to show a progress bar; None for long runs in a terminal only.
 
     Returns:
-        A `Result`. `result.ending` and `str(result)` say why it ended; a cost that is not finite ends it, and raises nothing.
+        A `Result`. A cost that is not finite does not raise: it stops the run, and `result.ending`
+        and `str(result)` say so.
 
     Raises:
-        TypeError, ValueError: a start that is not finite floats, a negative count, arrays that are empty, not finite or of several
-            lengths, a cost that is not a float scalar, an optimizer or projection that changes a shape or dtype.
+        TypeError, ValueError: a start that is not finite floats, a negative count, arrays that are
+            empty, not finite or of different lengths, a cost that is not a float scalar, an
+            optimizer or projection that changes a shape or dtype.
 
-    >>> bowl = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.1))
-    >>> run(bowl, 4.0, 1000, until=1e-6).steps
+    >>> quadratic = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.1))
+    >>> run(quadratic, 4.0, 1000, until=1e-6).steps
     69
     """
-    results = list(
-        run_in_chunks(
-            descent, start, xs, until=until, first_chunk=_FIRST_PIECE, loop=loop, progress=progress
-        )
-    )
+    options: dict[str, Any] = {"until": until, "loop": loop, "progress": progress}
+    results = list(run_in_chunks(descent, start, xs, first_chunk=_FIRST_CHUNK, **options))
     costs, aux = jax.tree.map(
         lambda *values: np.concatenate(values), *((result.costs, result.aux) for result in results)
     )
@@ -229,69 +234,101 @@ def run_in_chunks(
     loop: Literal["auto", "device", "host"] = "auto",
     progress: bool | None = None,
 ) -> Iterator[Result]:
-    """`run`, a piece of about half a second at a time, to look at what has come of it so far.
+    """Run a descent in chunks of about half a second, and yield the result of each.
 
     Args:
         descent, start, xs, until, loop, progress: as for `run`.
-        steps: of the xs only the first so many; the others are there so that all pieces have one shape, for which to compile.
-        previous_cost: the cost of the step before the first, for `until`.
-        first_chunk: how many steps the first piece has, before it is known how long a step takes.
+        steps: number of `xs` to use. Calls with `xs` of one shape and different `steps` compile
+            once.
+        previous_cost: cost of the step before the first, for `until`.
+        first_chunk: number of steps in the first chunk, before the time per step is known.
 
-    Returns:
-        An iterator of at least one `Result`, each of its piece alone: its costs, and its steps. All but the last end with "steps".
-        Where the first cost of a piece is not finite, the way leads back into the piece before, and it has -1 steps.
+    Yields:
+        At least one `Result`, with the costs and steps of its chunk alone. All but the last end
+        with "steps". If the first cost of a chunk is not finite, the run returns to the variable
+        before it, which is in the previous chunk: the result then has -1 steps.
 
     Raises:
-        TypeError, ValueError: as `run`, when the first is asked for.
+        TypeError, ValueError: as `run`, when the first result is requested.
 
-    >>> bowl = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.1))
-    >>> sum(result.steps for result in run_in_chunks(bowl, 4.0, 40))
+    >>> quadratic = descent(lambda v, k: 0.5 * v**2, optax.sgd(0.1))
+    >>> sum(result.steps for result in run_in_chunks(quadratic, 4.0, 40))
     40
     """
     if not isinstance(descent, Descent):
         raise TypeError(f"descent must be a Descent, got {type(descent).__name__}")
     _validation.choice("loop", loop, ("auto", "device", "host"))
     until = None if until is None else _validation.number("until", until, low=0)
-    source, state = _loops.StepInputs(xs, steps), init_state(descent, start)
-    if loop == "device" and source.iterated:
+    inputs, state = _loops.StepInputs(xs, steps), init_state(descent, start)
+    if loop == "device" and inputs.is_iterator:
         raise ValueError("loop must be 'auto' or 'host' for an iterator of batches, got 'device'")
-    if source.length == 0:
+    if inputs.length == 0:
         yield Result(state.variable, np.zeros(0), None, 0, state, "steps")
         return
     step = program(descent.step, fast_gradients=False)
-    traced = _loops.trace(step, state, source.first())
-    info = _checked_info(state, *traced.out_info)
-    compiled_loop = (
-        not source.iterated
-        and loop != "host"
-        and (loop == "device" or _loops.scan_is_fast(traced.jaxpr))
-    )
-    longest = _LONGEST_PIECE if info.aux is None else _LONGEST_PIECE_WITH_AUX
-    advance = functools.partial(
-        _loops.compiled_loop if compiled_loop else _loops.python_loop, step, capacity=longest
-    )
-    yield from _piece_by_piece(
-        advance,
-        source,
-        state,
-        until,
-        previous_cost,
-        _validation.integer("first_chunk", first_chunk, low=1),
-        longest,
-        progress,
-    )
+    traced = _loops.trace(step, state, inputs.first())
+    next_state, info = traced.out_info
+    _validate_next_state(state, next_state)
+    compiled = not inputs.is_iterator and loop != "host"
+    compiled = compiled and (loop == "device" or _loops.scan_is_fast(traced.jaxpr))
+    run_loop = _loops.compiled_loop if compiled else _loops.python_loop
+    largest = _LARGEST_CHUNK if info.aux is None else _LARGEST_CHUNK_WITH_AUX
+    run_chunk = functools.partial(run_loop, step, capacity=largest)
+    size = min(_validation.integer("first_chunk", first_chunk, low=1), largest)
+    done = 0
+    previous_chunk: _loops.Chunk | None = None
+    with tqdm.tqdm(
+        total=inputs.length,
+        disable=None if progress is None else not progress,
+        delay=0 if progress else 1,
+    ) as bar:
+        while True:
+            chunk_xs, count = inputs.take(done, size)
+            if count == 0:
+                return
+            chunk = _loops.Chunk(done, done + count, state, chunk_xs)
+            start_time = time.perf_counter()
+            state, info = run_chunk(chunk)
+            state, costs = distributed.shard_like(chunk.state, state), np.asarray(info.cost)
+            ending, at = _find_ending(np.append(previous_cost, costs), until)
+            if ending is None and inputs.ends_at(chunk.stop) and not _is_finite(state.variable):
+                ending, at = "nonfinite", count
+            if ending is not None:
+                # A nonfinite cost at step k is that of v_k, so v_{k-1} is the last good variable.
+                good = done + at if ending == "until" else max(done + at - 1, 0)
+                state = _state_after(good, run_chunk, previous_chunk, chunk)
+                costs, aux = costs[: at + 1], jax.tree.map(lambda v, at=at: v[: at + 1], info.aux)
+                yield Result(state.variable, costs, aux, good - done, state, ending)
+                return
+            bar.set_postfix_str(f"cost={costs[-1]:.4g}", refresh=False)
+            bar.update(count)
+            yield Result(state.variable, costs, info.aux, count, state, "steps")
+            previous_chunk, done, previous_cost = chunk, chunk.stop, float(costs[-1])
+            size = chunk_length(count, time.perf_counter() - start_time, largest)
+
+
+def _state_after(
+    steps: int,
+    run_chunk: Callable[[_loops.Chunk], tuple[State, Info]],
+    previous_chunk: _loops.Chunk | None,
+    chunk: _loops.Chunk,
+) -> State:
+    """Return the state after `steps` updates; repeats part of `chunk` or the previous one."""
+    if previous_chunk is not None and steps < chunk.start:
+        chunk = previous_chunk
+    return chunk.state if steps == chunk.start else run_chunk(chunk._replace(stop=steps))[0]
 
 
 def init_state(descent: Descent, start: Any, *, name: str = "start") -> State:
-    """The state that a run of the descent starts from.
+    """Return the state from which a run of a descent starts.
 
     Args:
         descent: from `descent`.
-        start: the free variable, a pytree of finite float arrays; or a `State`, which is checked to be one of this descent.
-        name: what an error calls it.
+        start: initial variable, a pytree of finite float arrays; or a `State` of this descent.
+        name: name of the argument in error messages.
 
     Raises:
-        TypeError, ValueError: a start that is neither.
+        TypeError, ValueError: `start` is neither.
 
     >>> float(init_state(descent(lambda v, k: v**2, optax.sgd(0.1)), 3.0).variable)
     3.0
@@ -308,11 +345,10 @@ def init_state(descent: Descent, start: Any, *, name: str = "start") -> State:
     if not isinstance(start, State):
         state = jax.tree.map(_strongly_typed, _init(init, variable))
         return State(variable, distributed.match_shardings(variable, state.optimizer))
-    expected, given = (
-        jax.tree.structure(state) for state in (_init.eval_shape(init, variable), start)
-    )
-    if str(expected) != str(given):
-        raise ValueError(f"{name} must be a State of this descent, {expected}, got {given}")
+    expected = jax.tree.structure(_init.eval_shape(init, variable))
+    got = jax.tree.structure(start)
+    if str(expected) != str(got):
+        raise ValueError(f"{name} must be a State of this descent, {expected}, got {got}")
     return jax.tree.map(_strongly_typed, start)
 
 
@@ -322,89 +358,42 @@ def _init(init: Program, variable: Any) -> State:
 
 
 def _strongly_typed(leaf: Any) -> jax.Array:
-    """Without JAX's weak type, which the first update would change, for a second compile."""
+    """Remove JAX's weak type, which the first update would change and so cause a second compile."""
     if isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False):
         return leaf
     return jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype)
 
 
-def _checked_info(before: State, after: State, info: Info) -> Info:
-    kinds = [
-        [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] for state in (before, after)
-    ]
-    if str(jax.tree.structure(before)) != str(jax.tree.structure(after)):
+def _validate_next_state(state: State, next_state: State) -> None:
+    """Check that a step keeps the structure, shapes and dtypes of the state."""
+    structures = jax.tree.structure(state), jax.tree.structure(next_state)
+    if str(structures[0]) != str(structures[1]):
         raise ValueError(
             "optimizer and project must keep the structure of the state, got a step from "
-            f"{jax.tree.structure(before)} to {jax.tree.structure(after)}"
+            f"{structures[0]} to {structures[1]}"
         )
-    if kinds[0] != kinds[1]:
-        pairs = zip(
-            *([f"{dtype}{list(shape)}" for shape, dtype in leaves] for leaves in kinds),
-            strict=False,
-        )
-        changed = next((f"{old} to {new}" for old, new in pairs if old != new), "their number")
+    old, new = (
+        [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(tree)]
+        for tree in (state, next_state)
+    )
+    changes = [f"{a} to {b}" for a, b in zip(old, new, strict=True) if a != b]
+    if changes:
         raise ValueError(
-            f"optimizer and project must keep the shapes and dtypes of the state, got a step that changes {changed}"
+            "optimizer and project must keep the shapes and dtypes of the state, got a step that "
+            f"changes {changes[0]}"
         )
-    return info
 
 
-Advance = Callable[[_loops.Chunk], tuple[State, Info]]
+def chunk_length(count: int, seconds: float, longest: int = _LARGEST_CHUNK) -> int:
+    """Return the number of steps that take half a second, given that `count` took `seconds`.
 
-
-def _piece_by_piece(
-    advance: Advance,
-    source: _loops.StepInputs,
-    state: State,
-    until: float | None,
-    latest_cost: float,
-    length: int,
-    longest: int,
-    progress: bool | None,
-) -> Iterator[Result]:
-    """Advance by a piece, look at its costs, then stop or go on."""
-    before: _loops.Chunk | None = None
-    length, first = min(length, longest), 0
-    with tqdm.tqdm(
-        total=source.length,
-        disable=None if progress is None else not progress,
-        delay=0 if progress else 1,
-    ) as bar:
-        while True:
-            xs, count = source.take(first, length)
-            if count == 0:
-                return
-            piece, began = _loops.Chunk(first, first + count, state, xs), time.perf_counter()
-            state, info = advance(piece)
-            state, costs = distributed.shard_like(piece.state, state), np.asarray(info.cost)
-            ending, at = _stop(np.append(latest_cost, costs), until)
-            if ending is None and source.ends_at(piece.last) and not _is_finite(state.variable):
-                ending, at = "nonfinite", count
-            if ending is not None:
-                aux = jax.tree.map(lambda values, last=at + 1: values[:last], info.aux)
-                steps = first + at if ending == "until" else max(first + at - 1, 0)
-                replayed = _replay(advance, before, piece, steps)
-                yield Result(
-                    replayed.variable, costs[: at + 1], aux, steps - first, replayed, ending
-                )
-                return
-            bar.set_postfix_str(f"cost={costs[-1]:.4g}", refresh=False)
-            bar.update(count)
-            yield Result(state.variable, costs, info.aux, count, state, "steps")
-            before, first, latest_cost = piece, piece.last, float(costs[-1])
-            length = chunk_length(count, time.perf_counter() - began, longest)
-
-
-def chunk_length(count: int, seconds: float, longest: int = _LONGEST_PIECE) -> int:
-    """How many steps fit in half a second, after so many have taken so long; processes that run one program together have to agree on it.
+    With several processes it is twice `count`, because all of them must agree.
 
     >>> chunk_length(100, 5.0)
     10
     """
-    return min(
-        2 * count if jax.process_count() > 1 else max(int(_PIECE_SECONDS * count / seconds), 1),
-        longest,
-    )
+    in_half_a_second = max(int(_CHUNK_SECONDS * count / seconds), 1)
+    return min(2 * count if jax.process_count() > 1 else in_half_a_second, longest)
 
 
 @jax.jit
@@ -412,21 +401,15 @@ def _is_finite(variable: Any) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(variable)]).all()
 
 
-def _stop(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:
-    """Why and where among `costs[1:]` the run stops; `costs[0]` is the cost before them, NaN if there is none."""
+def _find_ending(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:
+    """Find why and where in `costs[1:]` a run stops.
+
+    `costs[0]` is the cost before, NaN if there is none.
+    """
     nonfinite = ~np.isfinite(costs[1:])
     with np.errstate(invalid="ignore"):
-        settled = np.zeros_like(nonfinite) if until is None else np.abs(np.diff(costs)) <= until
-    stops = np.flatnonzero(nonfinite | settled)
+        converged = np.zeros_like(nonfinite) if until is None else np.abs(np.diff(costs)) <= until
+    stops = np.flatnonzero(nonfinite | converged)
     if len(stops) == 0:
         return None, 0
     return "nonfinite" if nonfinite[stops[0]] else "until", int(stops[0])
-
-
-def _replay(
-    advance: Advance, before: _loops.Chunk | None, piece: _loops.Chunk, steps: int
-) -> State:
-    """The state after `steps` updates, which lies in `piece` or in the one before it."""
-    if before is not None and steps < piece.first:
-        piece = before
-    return piece.state if steps == piece.first else advance(piece._replace(last=steps))[0]

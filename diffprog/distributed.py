@@ -1,13 +1,16 @@
-"""Many devices, many processes: where arrays lie while one program runs on all of them.
+"""Run on several devices and processes: meshes, and the sharding of arrays on them.
 
-A mesh is a grid of devices with named axes. Its first axis divides examples: each device has the parameters and sees its share of a
-batch. A partition rule may divide parameters too, along any axis. What the devices have to tell one another is JAX's own compiler's affair:
-a program says the same on a mesh as on one device.
+A mesh is a grid of devices with named axes. Its first axis divides examples: each device holds the
+parameters and its share of a batch. A partition rule can divide parameters too, along any axis.
+JAX's compiler adds the communication, so a program on a mesh computes the same as on one device.
 
     mesh = dp.distributed.mesh()
-    dp.training.fit(..., mesh=mesh)        attack(program, x, y, key=key, mesh=mesh)        dp.visualization.visualize(..., mesh=mesh)
+    dp.training.fit(..., mesh=mesh)
+    attack(program, x, y, key=key, mesh=mesh)
+    dp.visualization.visualize(..., mesh=mesh)
 
-With several processes, on one host or many, each calls `initialize` first and then runs the same script; `mesh()` then spans them all.
+With several processes, on one host or many, each calls `initialize` first and then runs the same
+script; `mesh()` then spans the devices of all.
 """
 
 import math
@@ -31,19 +34,21 @@ def initialize(
     heartbeat_timeout_seconds: int = 20,
     **options: Any,
 ) -> None:
-    """`jax.distributed.initialize`, with a shorter patience: when one process dies, the others end with an error within a minute.
+    """Connect the processes of a distributed run: `jax.distributed.initialize` with a shorter
+    timeout.
 
-    To be called once in every process, before anything else of JAX. On clusters that JAX knows, no argument is needed.
+    If one process dies, the others then raise within a minute. Call it once in every process,
+    before any other use of JAX. On clusters that JAX knows it needs no arguments.
 
     Args:
         coordinator_address: "host:port" of process 0, such as "10.0.0.1:1234".
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
-        heartbeat_timeout_seconds: how long a process may be silent before it counts as dead.
-        options: the other arguments of `jax.distributed.initialize`.
+        num_processes: number of processes.
+        process_id: number of this process, from 0.
+        heartbeat_timeout_seconds: silence after which a process counts as dead.
+        options: other arguments of `jax.distributed.initialize`.
 
     Raises:
-        TypeError, ValueError: an address that is not "host:port", a process that is none of them.
+        TypeError, ValueError: an address that is not "host:port", a process_id out of range.
     """
     if coordinator_address is not None and (
         not isinstance(coordinator_address, str)
@@ -52,12 +57,12 @@ def initialize(
         raise ValueError(f"coordinator_address must be 'host:port', got {coordinator_address!r}")
     if num_processes is not None:
         _validation.integer("num_processes", num_processes, low=1)
-    if process_id is not None and _validation.integer("process_id", process_id, low=0) >= (
-        num_processes or math.inf
-    ):
-        raise ValueError(
-            f"process_id must be below num_processes, {num_processes}, got {process_id}"
-        )
+    if process_id is not None:
+        _validation.integer("process_id", process_id, low=0)
+        if process_id >= (num_processes or math.inf):
+            raise ValueError(
+                f"process_id must be below num_processes, {num_processes}, got {process_id}"
+            )
     _validation.integer("heartbeat_timeout_seconds", heartbeat_timeout_seconds, low=1)
     jax.distributed.initialize(
         coordinator_address,
@@ -71,96 +76,116 @@ def initialize(
 def mesh(
     axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A grid of devices, whose first axis divides examples.
+    """Make a mesh of devices, whose first axis divides examples.
 
     Args:
-        axes: the length of each axis by name, such as {"batch": 4, "model": 2}; by default all devices along "batch".
-        devices: which, as many as the axes make; by default the first so many of all.
+        axes: length of each axis by name, such as {"batch": 4, "model": 2}; by default all devices
+            along "batch".
+        devices: devices to use; by default all. The first ones fill the mesh.
 
     Raises:
-        ValueError: lengths that are not positive integers, more devices than there are.
+        TypeError, ValueError: axes that are not a dict of positive integers, devices that are not
+            JAX's, more devices than there are.
 
     >>> mesh({"batch": 1}).axis_names
     ('batch',)
     """
-    there = list(jax.devices() if devices is None else devices)
+    available = list(jax.devices() if devices is None else devices)
     if not (axes is None or isinstance(axes, Mapping)) or not all(
-        isinstance(device, jax.Device) for device in there
+        isinstance(device, jax.Device) for device in available
     ):
         raise TypeError(
-            f"axes must be a dict of lengths by name, and devices those of JAX, got {axes!r} and {there!r:.60}"
+            "axes must be a dict of lengths by name, and devices those of JAX, "
+            f"got {axes!r} and {available!r:.60}"
         )
-    axes = {"batch": len(there)} if axes is None else dict(axes)
+    axes = {"batch": len(available)} if axes is None else dict(axes)
     lengths = _validation.integers("axes", tuple(axes.values()), least=1)
-    if math.prod(lengths) > len(there):
+    count = math.prod(lengths)
+    if count > len(available):
         raise ValueError(
-            f"axes must make at most {len(there)} devices, as many as there are, got {axes}"
+            f"axes must make at most {len(available)} devices, as many as there are, got {axes}"
         )
-    return Mesh(
-        np.array(there[: math.prod(lengths)]).reshape(lengths),
-        tuple(axes),
-        axis_types=(AxisType.Auto,) * len(axes),
-    )
+    return _auto_mesh(np.array(available[:count]).reshape(lengths), tuple(axes))
+
+
+def _auto_mesh(devices: np.ndarray, names: tuple[str, ...]) -> Mesh:
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def validate_mesh(mesh: Any) -> Mesh:
-    """The mesh, its axes left to the compiler: whatever type they have, a program on it is written as for one device."""
+    """Check that `mesh` is a mesh, and return it with axes of type Auto.
+
+    Programs on an Auto mesh are written as for one device.
+    """
     if not isinstance(mesh, Mesh):
         raise TypeError(
-            f"mesh must be a jax.sharding.Mesh, such as distributed.mesh(), got {type(mesh).__name__}"
+            "mesh must be a jax.sharding.Mesh, such as distributed.mesh(), "
+            f"got {type(mesh).__name__}"
         )
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return _auto_mesh(mesh.devices, mesh.axis_names)
 
 
 def batch_axis_size(mesh: Mesh) -> int:
-    """Among how many the examples are divided."""
+    """Return the number of shards into which a mesh divides a batch."""
     return mesh.shape[mesh.axis_names[0]]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How arrays with leading axis example lie: each device has its share of them."""
+    """Return the sharding of arrays along their leading axis, the examples."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Every array whole on every device of the mesh."""
+    """Replicate every array on all devices of a mesh."""
     return jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def shard_batch(mesh: Mesh, tree: Any) -> Any:
-    """Every array divided among the devices along its leading axis, which they must divide."""
+    """Shard every array along its leading axis, which the first axis of the mesh must divide."""
     return jax.tree.map(lambda leaf: put(leaf, batch_sharding(mesh)), tree)
 
 
 def partition_shardings(mesh: Mesh, rule: Partition | None, tree: Any) -> Any:
-    """The sharding that a rule gives each array: rule(path, shape and dtype) -> PartitionSpec, with paths such as "affine1/weight"."""
+    """Return the sharding of each array by a partition rule; None replicates all.
 
-    def of(path: Any, leaf: Any) -> NamedSharding:
+    Args:
+        mesh: the mesh.
+        rule: `rule(path, shape_and_dtype) -> PartitionSpec`, with paths such as "affine1/weight".
+        tree: a pytree of arrays.
+
+    Raises:
+        TypeError: the rule does not return a PartitionSpec.
+        ValueError: a PartitionSpec does not fit its array.
+    """
+
+    def sharding_of(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = (
-            PartitionSpec()
-            if rule is None
-            else rule(name, jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype))
-        )
+        shape = jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
+        spec = PartitionSpec() if rule is None else rule(name, shape)
         if not isinstance(spec, PartitionSpec):
             raise TypeError(
-                f"partition must return a jax.sharding.PartitionSpec, got {type(spec).__name__} for {name!r}"
+                "partition must return a jax.sharding.PartitionSpec, "
+                f"got {type(spec).__name__} for {name!r}"
             )
         try:
             sharding = NamedSharding(mesh, spec)
-            sharding.check_compatible_aval(np.shape(leaf))
-            sharding.shard_shape(np.shape(leaf))
+            sharding.check_compatible_aval(shape.shape)
+            sharding.shard_shape(shape.shape)
         except ValueError as error:
             raise ValueError(
-                f"partition must fit the parameters, got {spec} for {name!r} of shape {list(np.shape(leaf))}"
+                "partition must fit the parameters, "
+                f"got {spec} for {name!r} of shape {list(shape.shape)}"
             ) from error
         return sharding
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
 def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """The array where the sharding says; each process is expected to hold the same one, and copies its own part."""
+    """Put an array on the devices of a sharding.
+
+    With several processes each must pass the same array, and copies its own part.
+    """
     is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     if sharding.is_fully_addressable or is_global:
         return jax.device_put(leaf, sharding)
@@ -168,86 +193,86 @@ def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.random.wrap_key_data(
             put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf)
         )
-    known = np.asarray(leaf)
-    return jax.make_array_from_callback(known.shape, sharding, lambda index: known[index])
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def all_gather(tree: Any) -> Any:
-    """Every array that lies divided, whole on every device that had a part of it."""
-    return jax.tree.map(_whole, tree)
+    """Replicate every sharded array on all devices of its mesh."""
+
+    def gather(leaf: Any) -> Any:
+        is_sharded = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
+        if not is_sharded or not isinstance(leaf.sharding, NamedSharding):
+            return leaf
+        return put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+
+    return jax.tree.map(gather, tree)
 
 
-def _whole(leaf: Any) -> Any:
-    if (
-        not isinstance(leaf, jax.Array)
-        or leaf.is_fully_replicated
-        or not isinstance(leaf.sharding, NamedSharding)
-    ):
-        return leaf
-    return put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+def parallel_over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the devices of a mesh share the examples of a function that works per example.
 
-
-def parallel_over_batch(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of examples that gives something for each, done by all devices on which the examples lie whole: each does its share.
-
-    Examples that no mesh has, or that are divided already, are seen as they are.
+    If its first argument is replicated on a mesh, the examples are sharded for the call and the
+    results gathered. Without a mesh, or if the examples are sharded already, f is called unchanged.
 
     >>> parallel_over_batch(lambda x: 2 * x)(np.arange(3)).tolist()
     [0, 2, 4]
     """
 
-    def each_its_share(*args: Any) -> Any:
+    def parallel(*args: Any) -> Any:
         leaf = jax.tree.leaves(args[0])[0]
-        grid = (
-            None
-            if isinstance(leaf, jax.core.Tracer)
-            else getattr(getattr(leaf, "sharding", None), "mesh", None)
-        )
-        if grid is None or grid.size == 1 or not leaf.is_fully_replicated:
-            return run(*args)
-        count = len(leaf)
-        filled = np.minimum(
-            np.arange(-(-count // batch_axis_size(grid)) * batch_axis_size(grid)), count - 1
-        )
-        given = all_gather(run(*shard_batch(grid, jax.tree.map(lambda leaf: leaf[filled], args))))
-        return jax.tree.map(lambda leaf: leaf[:count], given)
+        is_traced = isinstance(leaf, jax.core.Tracer)
+        mesh = None if is_traced else getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if mesh is None or mesh.size == 1 or not leaf.is_fully_replicated:
+            return f(*args)
+        # Pad with copies of the last example to a multiple of the number of shards.
+        count, shards = len(leaf), batch_axis_size(mesh)
+        index = np.minimum(np.arange(-(-count // shards) * shards), count - 1)
+        sharded_args = shard_batch(mesh, jax.tree.map(lambda leaf: leaf[index], args))
+        return jax.tree.map(lambda leaf: leaf[:count], all_gather(f(*sharded_args)))
 
-    return each_its_share
+    return parallel
 
 
-def match_shardings(known: Any, tree: Any) -> Any:
-    """Arrays laid beside others: each as that of the known ones whose path its own path ends with, if it has its shape; the rest whole."""
-    leaves = jax.tree_util.tree_leaves_with_path(known)
-    lying = next(
-        (leaf.sharding for _, leaf in leaves if isinstance(leaf.sharding, NamedSharding)), None
-    )
-    if lying is None:
+def match_shardings(reference: Any, tree: Any) -> Any:
+    """Shard an optimizer's state like the parameters that it belongs to.
+
+    An array gets the sharding of the reference array whose path ends its own path and whose shape
+    is the same; if there is none, it is replicated. Without a reference on a mesh, nothing moves.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(reference)
+    shardings = (leaf.sharding for _, leaf in leaves)
+    on_mesh = next((s for s in shardings if isinstance(s, NamedSharding)), None)
+    if on_mesh is None:
         return tree
+    replicated = NamedSharding(on_mesh.mesh, PartitionSpec())
 
-    def of(path: Any, leaf: jax.Array) -> jax.Array:
-        mine = (
-            kept.sharding
-            for end, kept in leaves
-            if path[len(path) - len(end) :] == end and leaf.shape == kept.shape
+    def match(path: Any, leaf: jax.Array) -> jax.Array:
+        matches = (
+            other.sharding
+            for end, other in leaves
+            if path[len(path) - len(end) :] == end and leaf.shape == other.shape
         )
-        return put(leaf, next(mine, NamedSharding(lying.mesh, PartitionSpec())))
+        return put(leaf, next(matches, replicated))
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(match, tree)
 
 
-def shard_like(known: Any, tree: Any) -> Any:
-    """Arrays laid as those of another tree are: what comes out of a compiled loop lies as its compiler found best."""
+def shard_like(reference: Any, tree: Any) -> Any:
+    """Shard every array like its counterpart in another tree.
+
+    The outputs of a compiled loop have the shardings that the compiler selected.
+    """
     return jax.tree.map(
-        lambda kept, leaf: leaf if leaf.sharding == kept.sharding else put(leaf, kept.sharding),
-        known,
+        lambda other, leaf: leaf if leaf.sharding == other.sharding else put(leaf, other.sharding),
+        reference,
         tree,
     )
 
 
 def fetch(tree: Any) -> Any:
-    """Every array as a NumPy array, whichever processes hold its parts."""
-    return jax.device_get(
-        jax.tree.map(
-            lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else _whole(leaf), tree
-        )
+    """Return every array as a NumPy array, also if it is sharded over processes."""
+    gathered = jax.tree.map(
+        lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else all_gather(leaf), tree
     )
+    return jax.device_get(gathered)

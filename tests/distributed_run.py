@@ -1,11 +1,11 @@
-"""Attacks and images on so many devices: python distributed_run.py OUT DEVICES; what came of them is written to OUT."""
+"""Write attacks and images computed on several devices: python distributed_run.py OUT DEVICES."""
 
 import os
 import sys
 
 
 def main(out: str, devices: int) -> None:
-    os.environ["NPROC"] = "32"  # threads enough for virtual devices to wait for one another
+    os.environ["NPROC"] = "32"  # enough threads for virtual devices to wait for each other
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
@@ -25,15 +25,15 @@ def main(out: str, devices: int) -> None:
         "ddn": adv.ddn(steps=10),
         "universal": adv.universal(epsilon=0.1, steps=3, batch_size=16),
     }
-    found = {name: attack(f, x, y, key=key, mesh=mesh) for name, attack in attacks.items()}
-    found["universal"] = found["universal"].found
-    kept = {
-        f"{name} {part}": np.asarray(getattr(each, part))
-        for name, each in found.items()
-        for part in ("adversarial", "success", "loss")
+    results = {name: attack(f, x, y, key=key, mesh=mesh) for name, attack in attacks.items()}
+    results["universal"] = results["universal"].found
+    arrays = {
+        f"{name} {field}": np.asarray(getattr(result, field))
+        for name, result in results.items()
+        for field in ("adversarial", "success", "loss")
     }
     report = adv.evaluate(f, x, y, [attacks["pgd"]], key=key, mesh=mesh, batch_size=16, flags=False)
-    seen = vis.visualize(
+    visualization = vis.visualize(
         f,
         vis.unit("conv1", [0, 1, 2, 3, 4]),
         vis.fourier((8, 8, 1)),
@@ -45,10 +45,10 @@ def main(out: str, devices: int) -> None:
     np.savez(
         out,
         worst=report.worst.distance,
-        images=seen.images,
-        scores=seen.scores,
-        history=seen.history,
-        **kept,
+        images=visualization.images,
+        scores=visualization.scores,
+        history=visualization.history,
+        **arrays,
     )
 
 

@@ -1,4 +1,4 @@
-"""The engine: closed-form paths, the lectures' stopping rule, both loop forms, and what stops a run."""
+"""The engine: closed-form paths, the stopping rule of the lectures, both loops, and early stops."""
 
 import json
 import pathlib
@@ -21,20 +21,20 @@ GOLDEN = {
 every_loop = pytest.mark.parametrize("loop", ["device", "host"])
 
 
-def bowl(v, k):
+def quadratic(v, k):
     return 0.5 * jnp.sum(v**2)
 
 
 @every_loop
-def test_lecture_004_stops_after_69_steps(loop):
+def test_the_example_of_lecture_004_stops_after_69_steps(loop):
     example = GOLDEN["gd_convergence_rule"]
     with jax.enable_x64(True):
-        given, true = example["inputs"], example["true"]
+        inputs, true = example["inputs"], example["true"]
         result = run(
-            descent(bowl, optax.sgd(given["eta"])),
-            given["theta0"],
+            descent(quadratic, optax.sgd(inputs["eta"])),
+            inputs["theta0"],
             1000,
-            until=given["eps"],
+            until=inputs["eps"],
             loop=loop,
         )
         np.testing.assert_allclose(float(result.variable), true["final_theta"], rtol=1e-12)
@@ -44,23 +44,23 @@ def test_lecture_004_stops_after_69_steps(loop):
 
 
 @every_loop
-def test_momentum_follows_the_lecture(loop):
-    given, true = GOLDEN["momentum_quadratic"]["inputs"], GOLDEN["momentum_quadratic"]["true"]
+def test_momentum_equals_the_lecture(loop):
+    inputs, true = GOLDEN["momentum_quadratic"]["inputs"], GOLDEN["momentum_quadratic"]["true"]
     with jax.enable_x64(True):
         engine = descent(
-            lambda v, k: (bowl(v, k), v), optax.sgd(given["eta"], momentum=given["alpha"])
+            lambda v, k: (quadratic(v, k), v), optax.sgd(inputs["eta"], momentum=inputs["alpha"])
         )
-        result = run(engine, given["theta0"], 11, loop=loop)
+        result = run(engine, inputs["theta0"], 11, loop=loop)
     np.testing.assert_allclose(result.aux, true["theta"], rtol=1e-12)
 
 
 @every_loop
-def test_ascent_on_the_input_follows_the_lecture(loop):
+def test_ascent_on_the_input_equals_the_lecture(loop):
     example = GOLDEN["unit_visualisation_linear"]
     with jax.enable_x64(True):
         w, lam = jnp.array(example["inputs"]["w"]), example["inputs"]["lam"]
         engine = descent(
-            lambda x, k: (-(w @ x - lam * bowl(x, k)), x), optax.sgd(example["inputs"]["eta"])
+            lambda x, k: (-(w @ x - lam * quadratic(x, k)), x), optax.sgd(example["inputs"]["eta"])
         )
         result = run(engine, jnp.zeros(3), 500, loop=loop)
     np.testing.assert_allclose(result.aux[:4], example["true"]["iterates"], rtol=1e-12, atol=1e-15)
@@ -68,10 +68,10 @@ def test_ascent_on_the_input_follows_the_lecture(loop):
 
 
 @pytest.mark.parametrize("steps", [1, 31, 32, 33, 300])
-def test_both_loops_take_the_same_steps(steps):
+def test_both_loops_give_the_same_result(steps):
     batches = jax.random.normal(jax.random.key(0), (steps, 4, 3))
     engine = descent(
-        lambda v, x: (jnp.tanh(x @ v) ** 2).mean() + 0.1 * bowl(v, x), optax.adam(0.05)
+        lambda v, x: (jnp.tanh(x @ v) ** 2).mean() + 0.1 * quadratic(v, x), optax.adam(0.05)
     )
     device, host = (run(engine, jnp.ones(3), batches, loop=loop) for loop in ("device", "host"))
     np.testing.assert_allclose(device.costs, host.costs, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_both_loops_take_the_same_steps(steps):
     assert len(device.costs) == device.steps == host.steps == steps
 
 
-def test_iterator_gives_what_arrays_give():
+def test_an_iterator_gives_the_same_result_as_arrays():
     batches = jax.random.normal(jax.random.key(0), (70, 4, 3))
     engine = descent(lambda v, x: jnp.mean((x @ v - 1) ** 2), optax.sgd(0.1))
     arrays, iterator = (
@@ -90,17 +90,17 @@ def test_iterator_gives_what_arrays_give():
     assert iterator.steps == 70
 
 
-def test_a_state_goes_on_where_it_was():
-    engine = descent(bowl, optax.adam(0.1))
-    whole, half = run(engine, jnp.ones(3), 20), run(engine, jnp.ones(3), 10)
-    np.testing.assert_array_equal(run(engine, half.state, 10).variable, whole.variable)
+def test_a_run_continues_from_a_state():
+    engine = descent(quadratic, optax.adam(0.1))
+    full, half = run(engine, jnp.ones(3), 20), run(engine, jnp.ones(3), 10)
+    np.testing.assert_array_equal(run(engine, half.state, 10).variable, full.variable)
 
 
 @every_loop
 @pytest.mark.parametrize("bad", [0, 1, 31, 32, 33, 50])
-def test_nonfinite_cost_ends_the_run_with_the_last_finite_variable(loop, bad):
+def test_a_nonfinite_cost_stops_the_run_at_the_last_finite_variable(loop, bad):
     xs = jnp.arange(60.0)
-    engine = descent(lambda v, x: jnp.where(x == bad, jnp.nan, bowl(v, x)), optax.sgd(0.1))
+    engine = descent(lambda v, x: jnp.where(x == bad, jnp.nan, quadratic(v, x)), optax.sgd(0.1))
     result = run(engine, 1.0, xs, loop=loop)
     assert (result.ending, len(result.costs) - 1, result.steps) == (
         "nonfinite",
@@ -110,10 +110,12 @@ def test_nonfinite_cost_ends_the_run_with_the_last_finite_variable(loop, bad):
     assert np.isnan(result.costs[-1])
     assert np.isfinite(result.costs[:-1]).all()
     np.testing.assert_allclose(float(result.variable), 0.9**result.steps, rtol=1e-5)
-    assert f"step {bad}, where the cost is not finite" in str(result)
+    assert f"stopped at step {bad}, where the cost or the next variable is not finite" in str(
+        result
+    )
 
 
-def test_divergence_ends_the_run():
+def test_divergence_stops_the_run():
     result = run(descent(lambda v, k: jnp.sum(v**4), optax.sgd(1.0)), 2.0, 100)
     assert result.ending == "nonfinite"
     assert np.isfinite(result.variable)
@@ -121,7 +123,7 @@ def test_divergence_ends_the_run():
 
 @every_loop
 @pytest.mark.parametrize("steps", [1, 32, 33])
-def test_a_last_step_to_infinity_is_not_taken(steps, loop):
+def test_a_last_step_to_infinity_is_undone(steps, loop):
     slopes = jnp.full(steps, 0.001).at[-1].set(3e38)
     result = run(descent(lambda v, slope: slope * v, optax.sgd(10.0)), 1.0, slopes, loop=loop)
     assert (result.ending, result.steps, len(result.costs)) == ("nonfinite", steps - 1, steps)
@@ -129,7 +131,7 @@ def test_a_last_step_to_infinity_is_not_taken(steps, loop):
     np.testing.assert_allclose(float(result.variable), 1 - 0.01 * (steps - 1), rtol=1e-5)
 
 
-def test_projection_holds_after_every_step():
+def test_the_projection_holds_after_every_step():
     engine = descent(
         lambda v, k: (jnp.sum((v - 2) ** 2), v),
         optax.sgd(0.3),
@@ -145,9 +147,9 @@ def test_projection_holds_after_every_step():
 @pytest.mark.parametrize(
     "optimizer",
     [optax.lbfgs(), optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(10))],
-    ids=["lbfgs", "search"],
+    ids=["lbfgs", "line search"],
 )
-def test_line_searches_get_what_they_ask_for(optimizer, loop):
+def test_line_searches_get_their_extra_arguments(optimizer, loop):
     matrix = jnp.diag(jnp.array([1.0, 10.0, 100.0]))
     result = run(
         descent(lambda v, k: 0.5 * v @ matrix @ v - v.sum(), optimizer),
@@ -164,19 +166,19 @@ def test_line_searches_get_what_they_ask_for(optimizer, loop):
     [optax.noisy_sgd(0.1, key=0), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01))],
     ids=["key", "sam"],
 )
-def test_optimizers_with_keys_or_fewer_arguments_run(optimizer):
-    assert run(descent(bowl, optimizer), jnp.ones(3), 3).ending == "steps"
+def test_optimizers_with_other_signatures_run(optimizer):
+    assert run(descent(quadratic, optimizer), jnp.ones(3), 3).ending == "steps"
 
 
-def test_labels_out_of_range_inside_a_run_end_it():
+def test_a_label_out_of_range_stops_the_run():
     cost = lambda w, y: losses.softmax_cross_entropy(jnp.ones((2, 3)) @ w, y).mean()
     result = run(descent(cost, optax.sgd(0.1)), jnp.ones((3, 2)), jnp.array([[0, 1], [0, -1]]))
     assert (result.ending, len(result.costs)) == ("nonfinite", 2)
 
 
-def test_any_pytree_is_a_variable():
+def test_a_variable_can_be_any_pytree():
     result = run(
-        descent(lambda v, k: bowl(v["a"], k) + bowl(v["b"][0], k), optax.sgd(0.5)),
+        descent(lambda v, k: quadratic(v["a"], k) + quadratic(v["b"][0], k), optax.sgd(0.5)),
         {"a": 1.0, "b": [np.ones((2, 2), np.float32)]},
         2,
     )
@@ -184,13 +186,13 @@ def test_any_pytree_is_a_variable():
     np.testing.assert_allclose(result.variable["b"][0], 0.25)
 
 
-def test_count_gives_each_step_its_number():
+def test_with_a_count_each_step_gets_its_number():
     result = run(descent(lambda v, k: v * (k + 1), optax.sgd(1.0)), 0.0, 5)
     assert float(result.variable) == -15
 
 
 def test_zero_steps_return_the_start():
-    result = run(descent(bowl, optax.sgd(0.1)), 3.0, 0)
+    result = run(descent(quadratic, optax.sgd(0.1)), 3.0, 0)
     assert (float(result.variable), result.steps, len(result.costs), result.ending) == (
         3,
         0,
@@ -199,35 +201,35 @@ def test_zero_steps_return_the_start():
     )
 
 
-def fitted(weight, seen=None):
-    """A descent whose cost holds an array in its closure, made afresh."""
+def make_descent(weight, calls=None):
+    """A new descent whose cost has an array in its closure."""
 
     def cost(v, k):
-        if seen is not None:
-            seen.append(1)
+        if calls is not None:
+            calls.append(1)
         return jnp.sum((v - weight) ** 2)
 
     return descent(cost, optax.adam(0.1))
 
 
 @every_loop
-def test_runs_of_one_structure_trace_once(loop):
+def test_runs_of_one_structure_are_traced_once(loop):
     jax.clear_caches()
-    seen = []
+    calls = []
     for weight, steps in ((1.0, 40), (2.0, 40), (3.0, 7), (4.0, 300)):
-        run(fitted(jnp.full(4, weight), seen), jnp.zeros(4), steps, loop=loop)
-    assert len(seen) == 1
+        run(make_descent(jnp.full(4, weight), calls), jnp.zeros(4), steps, loop=loop)
+    assert len(calls) == 1
 
 
 def test_each_run_uses_its_own_arrays():
     results = [
-        run(fitted(jnp.full(2, weight)), jnp.zeros(2), 300).variable for weight in (1.0, 2.0)
+        run(make_descent(jnp.full(2, weight)), jnp.zeros(2), 300).variable for weight in (1.0, 2.0)
     ]
     np.testing.assert_allclose(results, [[1, 1], [2, 2]], rtol=1e-3)
 
 
-def test_init_and_step_work_in_a_loop_of_ones_own():
-    engine = descent(bowl, optax.sgd(0.1))
+def test_init_and_step_work_in_a_custom_loop():
+    engine = descent(quadratic, optax.sgd(0.1))
     state, infos = jax.vmap(lambda v: jax.lax.scan(engine.step, engine.init(v), jnp.arange(5)))(
         jnp.array([1.0, 2.0])
     )
@@ -235,38 +237,38 @@ def test_init_and_step_work_in_a_loop_of_ones_own():
     assert infos.cost.shape == (2, 5)
 
 
-def test_no_bar_unless_asked_for(capfd):
-    run(descent(bowl, optax.sgd(0.1)), 1.0, 5)
+def test_the_progress_bar_is_off_by_default(capfd):
+    run(descent(quadratic, optax.sgd(0.1)), 1.0, 5)
     assert capfd.readouterr().err == ""
-    run(descent(bowl, optax.sgd(0.1)), 1.0, 5, progress=True)
+    run(descent(quadratic, optax.sgd(0.1)), 1.0, 5, progress=True)
     assert "5/5" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("bowl", optax.sgd(0.1)), TypeError, "cost must be callable, got str"),
-        ((bowl, 0.1), TypeError, "optimizer must be an optax optimizer, got float"),
+        (("quadratic", optax.sgd(0.1)), TypeError, "cost must be callable, got str"),
+        ((quadratic, 0.1), TypeError, "optimizer must be an optax optimizer, got float"),
         (
-            (bowl, optax.MultiSteps(optax.sgd(0.1), 2)),
+            (quadratic, optax.MultiSteps(optax.sgd(0.1), 2)),
             TypeError,
             r"got MultiSteps; pass its \.gradient_transformation",
         ),
-        ((bowl, optax.sgd(0.1), "box"), TypeError, "project must be callable, got str"),
+        ((quadratic, optax.sgd(0.1), "box"), TypeError, "project must be callable, got str"),
     ],
 )
-def test_descent_refuses(arguments, error, message):
+def test_invalid_arguments_of_descent_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         descent(*arguments)
 
 
-SGD = descent(bowl, optax.sgd(0.1))
+SGD = descent(quadratic, optax.sgd(0.1))
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((bowl, 1.0, 3), {}, TypeError, "descent must be a Descent, got function"),
+        ((quadratic, 1.0, 3), {}, TypeError, "descent must be a Descent, got function"),
         (
             (SGD, jnp.array([1.0, jnp.nan]), 3),
             {},
@@ -288,14 +290,14 @@ SGD = descent(bowl, optax.sgd(0.1))
             "start must be a State of this descent",
         ),
         (
-            (descent(bowl, optax.sgd(0.1), lambda v: [v]), jnp.ones(2), 3),
+            (descent(quadratic, optax.sgd(0.1), lambda v: [v]), jnp.ones(2), 3),
             {},
             ValueError,
             "optimizer and project must keep the structure",
         ),
         (
             (
-                descent(bowl, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()),
+                descent(quadratic, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()),
                 1.0,
                 "abc",
             ),
@@ -348,36 +350,36 @@ SGD = descent(bowl, optax.sgd(0.1))
             r"cost must return one float scalar, got int32\[\]",
         ),
         (
-            (descent(bowl, optax.sgd(0.1), lambda v: v[:1]), jnp.ones(2), 3),
+            (descent(quadratic, optax.sgd(0.1), lambda v: v[:1]), jnp.ones(2), 3),
             {},
             ValueError,
             "optimizer and project must keep the shapes",
         ),
         (
-            (descent(bowl, optax.sgd(0.1), lambda v: v.astype(jnp.float16)), jnp.ones(2), 3),
+            (descent(quadratic, optax.sgd(0.1), lambda v: v.astype(jnp.float16)), jnp.ones(2), 3),
             {},
             ValueError,
             "optimizer and project must keep",
         ),
     ],
 )
-def test_run_refuses(arguments, options, error, message):
+def test_invalid_arguments_of_run_raise(arguments, options, error, message):
     with pytest.raises(error, match=message):
         run(*arguments, **options)
 
 
-def test_run_refuses_to_be_traced():
+def test_run_raises_for_a_traced_start():
     with pytest.raises(
         TypeError, match=r"start must have values, got a traced array.*descent\.step"
     ):
         jax.jit(lambda v: run(SGD, v, 3).variable)(1.0)
 
 
-def test_run_refuses_traced_steps():
+def test_run_raises_for_traced_xs():
     with pytest.raises(TypeError, match="xs must have values, got a traced array"):
         jax.jit(lambda xs: run(SGD, 1.0, xs).variable)(jnp.arange(3.0))
 
 
-def test_a_descent_is_its_two_functions():
+def test_a_descent_has_init_and_step():
     assert Descent._fields == ("init", "step")
     assert isinstance(SGD.init(jnp.ones(2)), State)

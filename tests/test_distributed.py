@@ -1,4 +1,4 @@
-"""Meshes, and what may not be one."""
+"""Meshes, shardings, and their errors."""
 
 import subprocess
 import sys
@@ -13,33 +13,33 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from diffprog import distributed
 
 
-def test_arrays_keep_their_numbers_wherever_they_lie():
+def test_sharding_keeps_the_values_of_arrays():
     mesh = distributed.mesh({"batch": 1, "model": 1})
     tree = {"x": jnp.arange(6.0), "key": jax.random.split(jax.random.key(0), 2)}
-    for moved in (
+    for sharded in (
         distributed.replicate(mesh, tree),
         distributed.shard_batch(mesh, tree),
         distributed.all_gather(distributed.shard_batch(mesh, tree)),
     ):
-        np.testing.assert_array_equal(distributed.fetch(moved["x"]), tree["x"])
+        np.testing.assert_array_equal(distributed.fetch(sharded["x"]), tree["x"])
         np.testing.assert_array_equal(
-            jax.random.key_data(moved["key"]), jax.random.key_data(tree["key"])
+            jax.random.key_data(sharded["key"]), jax.random.key_data(tree["key"])
         )
 
 
-def test_the_axes_of_a_mesh_are_left_to_the_compiler():
+def test_a_validated_mesh_has_auto_axes():
     explicit = Mesh(np.array(jax.devices()[:1]), ("batch",), axis_types=(AxisType.Explicit,))
     assert distributed.validate_mesh(explicit).axis_types == (AxisType.Auto,)
 
 
-def test_a_rule_is_asked_for_every_array():
-    asked = {}
+def test_a_partition_rule_gets_the_path_of_every_array():
+    shapes = {}
     mesh = distributed.mesh({"batch": 1})
-    rule = lambda path, leaf: asked.update({path: leaf.shape}) or PartitionSpec("batch")
+    rule = lambda path, leaf: shapes.update({path: leaf.shape}) or PartitionSpec("batch")
     shardings = distributed.partition_shardings(
         mesh, rule, {"affine1": {"weight": jnp.ones((2, 3)), "bias": jnp.ones(2)}}
     )
-    assert asked == {"affine1/weight": (2, 3), "affine1/bias": (2,)}
+    assert shapes == {"affine1/weight": (2, 3), "affine1/bias": (2,)}
     assert shardings["affine1"]["bias"].spec == PartitionSpec("batch")
 
 
@@ -63,20 +63,20 @@ def test_a_rule_is_asked_for_every_array():
         ),
     ],
 )
-def test_refuses(call, error, message):
+def test_invalid_arguments_raise(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
 
 @pytest.mark.slow
-def test_attacks_and_images_of_eight_devices_are_those_of_one(tmp_path):
+def test_eight_devices_give_the_results_of_one(tmp_path):
     one, eight = tmp_path / "one.npz", tmp_path / "eight.npz"
     for out, devices in ((one, 1), (eight, 8)):
         subprocess.run(
             [sys.executable, Path(__file__).with_name("distributed_run.py"), out, str(devices)],
             check=True,
         )
-    expected, found = np.load(one), np.load(eight)
-    assert set(found) == set(expected)
+    expected, got = np.load(one), np.load(eight)
+    assert set(got) == set(expected)
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-5, err_msg=name)

@@ -1,4 +1,4 @@
-"""Which loop form is chosen where."""
+"""The loop that is selected for a step, and the inputs of its steps."""
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,25 @@ IMAGES = jnp.ones((2, 8, 8, 1))
 KERNEL = jnp.ones((3, 3, 1, 2))
 
 
-def convolved(kernel, x):
+def convolution(kernel, x):
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def grouped(kernel, x):
-    twice, axes = jnp.concatenate([x, x], -1), ("NHWC", "HWIO", "NHWC")
+def grouped_convolution(kernel, x):
+    layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        twice, kernel, (1, 1), "SAME", dimension_numbers=axes, feature_group_count=2
+        jnp.concatenate([x, x], -1),
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=layout,
+        feature_group_count=2,
     )
 
 
-def by_hand(kernel, x):
+def hand_written(kernel, x):
     layer = backprop.convolution(1, 2)
     return backprop.differentiable(layer)({"weight": kernel, "bias": jnp.zeros(2)}, x)
 
@@ -34,18 +39,22 @@ def gradient(f):
     return jax.make_jaxpr(jax.jit(jax.grad(lambda kernel: (f(kernel, IMAGES) ** 2).sum())))(KERNEL)
 
 
-def test_autodiff_of_a_convolution_is_slow_in_a_loop_and_the_hand_written_one_is_not():
+def test_only_autodiff_of_a_convolution_is_slow_in_a_loop():
     assert jax.default_backend() == "cpu"
-    assert _loops.scan_is_fast(jax.make_jaxpr(convolved)(KERNEL, IMAGES))
-    assert not _loops.scan_is_fast(gradient(convolved))
-    assert _loops.scan_is_fast(gradient(by_hand))
+    assert _loops.scan_is_fast(jax.make_jaxpr(convolution)(KERNEL, IMAGES))
+    assert not _loops.scan_is_fast(gradient(convolution))
+    assert _loops.scan_is_fast(gradient(hand_written))
 
 
 @pytest.mark.parametrize(
-    ("f", "form"),
-    [(grouped, "python_loop"), (convolved, "compiled_loop"), (by_hand, "compiled_loop")],
+    ("f", "loop"),
+    [
+        (grouped_convolution, "python_loop"),
+        (convolution, "compiled_loop"),
+        (hand_written, "compiled_loop"),
+    ],
 )
-def test_run_chooses_that_form(f, form, monkeypatch):
+def test_run_selects_the_faster_loop(f, loop, monkeypatch):
     used = []
     for name in ("python_loop", "compiled_loop"):
         real = getattr(_loops, name)
@@ -57,14 +66,14 @@ def test_run_chooses_that_form(f, form, monkeypatch):
             ),
         )
     run(descent(lambda kernel, k: (f(kernel, IMAGES) ** 2).mean(), optax.sgd(0.01)), KERNEL, 3)
-    assert used == [form]
+    assert used == [loop]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [models.mlp((64, 8, 10)), models.cnn(channels=(2, 3), hidden=(4,))]
 )
-def test_our_models_train_on_the_device(model):
+def test_models_train_in_a_compiled_loop(model):
     params = model.init(jax.random.key(0))
     x = IMAGES if "conv1" in params else IMAGES.reshape(2, 64)
     assert _loops.scan_is_fast(
@@ -72,12 +81,12 @@ def test_our_models_train_on_the_device(model):
     )
 
 
-def test_a_source_hands_out_what_is_left():
+def test_step_inputs_take_at_most_what_is_left():
     assert _loops.StepInputs(10).take(8, 5)[1] == 2
     assert _loops.StepInputs(jnp.zeros((10, 3))).take(8, 5)[1] == 2
-    source = _loops.StepInputs(iter(range(7)))
-    assert source.first() == 0
-    assert [source.take(0, 5), source.take(5, 5), source.take(7, 5)] == [
+    inputs = _loops.StepInputs(iter(range(7)))
+    assert inputs.first() == 0
+    assert [inputs.take(0, 5), inputs.take(5, 5), inputs.take(7, 5)] == [
         ([0, 1, 2, 3, 4], 5),
         ([5, 6], 2),
         ([], 0),
