@@ -1,4 +1,4 @@
-"""Linear programs in a box whose ends are not round, and the most that a perturbation can do to them: what the ascents are held against."""
+"""Linear programs in a box, and their exact optimum over ball and box."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ import diffprog as dp
 
 NORMS = ("linf", "l2", "l1")
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
-# Bounds whose ends are not round numbers in binary: there high - x + x can miss high.
+# Bounds that are not round numbers in binary: there high - x + x can differ from high.
 BOUNDS = (-2.1179, 2.64)
 LOW, HIGH = np.float32(BOUNDS)
 BATCH, SIZE = 8, 10
@@ -21,19 +21,21 @@ def linear(weights, x):
     return (x - 0.5) @ weights
 
 
-def case(seed, classes=2, faces=0.0, dtype=np.float32):
-    """A linear program, examples (some numbers of them on the faces of the box), and what it reads."""
+def linear_case(seed, classes=2, faces=0.0, dtype=np.float32):
+    """Draw a linear program, examples with a share of values on the faces, and their classes."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(LOW, HIGH, (BATCH, SIZE)).astype(dtype)
-    x = np.where(rng.uniform(size=x.shape) < faces, rng.choice([LOW, HIGH], x.shape), x).astype(
-        dtype
-    )
+    x = np.where(rng.uniform(size=x.shape) < faces, rng.choice([LOW, HIGH], x.shape), x)
+    x = x.astype(dtype)
     f = dp.program(linear, jnp.asarray(rng.normal(size=(SIZE, classes)).astype(dtype)))
     return f, x, np.asarray(f(x).argmax(1))
 
 
-def most(norm, gradient, room, epsilon):
-    """max <g, r> of one r with ||r|| <= epsilon that keeps to its room, all in sizes: greedily for l1, by the root of the dual for l2."""
+def max_gain(norm, gradient, room, epsilon):
+    """Compute max <g, r> over ||r|| <= epsilon, 0 <= r <= room, for one example and g >= 0.
+
+    For l1 greedily, for l2 by the root of the dual problem.
+    """
     if norm == "linf":
         return gradient @ np.minimum(room, epsilon)
     if norm == "l1":
@@ -42,7 +44,16 @@ def most(norm, gradient, room, epsilon):
         return gradient[order] @ np.clip(epsilon - before, 0, room[order])
     if np.linalg.norm(room) <= epsilon:
         return gradient @ room
-    length = lambda s: np.linalg.norm(np.minimum(s * gradient, room)) - epsilon
-    return gradient @ np.minimum(
-        brentq(length, 0, 2 * room.max() / gradient.min(), xtol=1e-15) * gradient, room
-    )
+    excess = lambda s: np.linalg.norm(np.minimum(s * gradient, room)) - epsilon
+    scale = brentq(excess, 0, 2 * room.max() / gradient.min(), xtol=1e-15)
+    return gradient @ np.minimum(scale * gradient, room)
+
+
+def lengths(norm, r):
+    return np.linalg.norm(np.asarray(r, np.float64).reshape(len(r), -1), ORDER[norm], axis=1)
+
+
+def assert_in_ball_and_box(norm, result, x, epsilon):
+    assert ((result.adversarial >= LOW) & (result.adversarial <= HIGH)).all()
+    assert (lengths(norm, result.perturbation) <= epsilon * (1 + 1e-6)).all()
+    np.testing.assert_array_equal(result.perturbation, result.adversarial - x)

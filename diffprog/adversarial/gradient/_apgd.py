@@ -1,15 +1,19 @@
-"""Auto-PGD: ascent whose steps follow its own progress, so that there is no rate to tune.
+"""Auto-PGD: projected gradient ascent with momentum and a step size adapted to its own progress.
 
-    linf, l2    z = project(r_k + ε η ascent(dL/dr)),   r_{k+1} = project(r_k + 3/4 (z - r_k) + 1/4 (r_k - r_{k-1}))
-    l1          r_{k+1} = project(r_k + ε η s),         s the signs of the largest share of the gradient, of length 1
+    linf, l2    z = project(r_k + ε η d(dL/dr))
+                r_{k+1} = project(r_k + 3/4 (z - r_k) + 1/4 (r_k - r_{k-1}))
+    l1          r_{k+1} = project(r_k + ε η s),  s the signs of the largest entries, of length 1
 
-η starts at the width of the ball, for l1 at its radius. At checkpoints each example looks back:
+η starts at 2 radii, for l1 at 1. At certain steps, the checkpoints, it is updated per example:
 
-    linf, l2    the loss rose in fewer than 3/4 of the steps, or η and the best loss stand still: back to the best point, with η / 2
-    l1          the best point uses fewer coordinates than before: back to it, with η = 1; otherwise η / 1.5, down to 1/10.
-                From now on a step goes along as many coordinates as the best point uses, over 1.5: the perturbation grows sparse
+    linf, l2    If the loss rose in fewer than 3/4 of the steps since the last checkpoint, or
+                neither η nor the best loss changed: restart from the best point with η / 2.
+    l1          If the best point has fewer nonzero entries than before: restart from it with
+                η = 1. Otherwise η / 1.5, at least 1/10. Steps then move 1/1.5 times as many
+                entries as the best point has: the perturbation becomes sparse.
 
-With `targets`, each run ascends towards another class instead of away from the label: the likeliest other classes first.
+With `targets`, each run maximizes the loss of a targeted attack on another class, in the order of
+their logits at x.
 """
 
 from collections.abc import Callable
@@ -32,8 +36,8 @@ from diffprog.adversarial._base import (
 )
 from diffprog.adversarial._losses import Labels, Logits, Loss, cross_entropy, logit_difference
 from diffprog.adversarial.gradient._pgd import (
-    Best,
-    Look,
+    Evaluate,
+    Iterate,
     drop_blocked_coordinates,
     make_evaluator,
     nan_to_lowest,
@@ -44,11 +48,11 @@ from diffprog.adversarial.gradient._pgd import (
     select_better,
 )
 
-Ascended: TypeAlias = Callable[[Logits], PerExample]
-"""What one run makes large, for each example."""
+RunLoss: TypeAlias = Callable[[Logits], PerExample]
+"""The loss that one run maximizes."""
 
-Lead: TypeAlias = Callable[[Logits, Labels, Labels], PerExample]
-"""(logits, y, target) -> what grows as the target gets ahead of y."""
+TargetLoss: TypeAlias = Callable[[Logits, Labels, Labels], PerExample]
+"""(logits, y, target) -> loss that grows with the logit of the target."""
 
 
 def apgd(
@@ -63,67 +67,71 @@ def apgd(
     bounds: Bounds = (0.0, 1.0),
     targeted: bool = False,
 ) -> Attack:
-    """Projected gradient ascent that finds its own steps; with `targets`, its multi-targeted form.
+    """Auto-PGD attack (Croce and Hein, 2020); with `targets`, its multi-targeted form.
 
     Args:
         norm: "linf", "l2" or "l1".
-        epsilon: the radius, one for all or one for each example.
-        steps: gradients of a run.
-        restarts: runs, with `targets` for each of these; an example takes part until one succeeds.
-        random_start: whether the first run starts at a point drawn uniformly from the ball, as all later ones do, or at x.
-        loss: "cross_entropy", "margin", "dlr", or a function (logits, y, targeted) -> (batch,) that grows towards what is wanted. With
-            `targets` it is the loss of a targeted attack on the run's class; dlr is then (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), and
-            with fewer than four classes its numerator.
-        targets: how many classes to try, at most all others; None to ascend away from the label.
-        bounds: (low, high) of every number of x.
-        targeted: whether y is the target.
+        epsilon: radius, a number or an array (batch,).
+        steps: gradient steps per run, at least 1.
+        restarts: runs, with `targets` per target; an example takes part until one succeeds.
+        random_start: whether the first run starts at a point drawn uniformly from the ball, as all
+            later ones do, rather than at x.
+        loss: "cross_entropy", "margin", "dlr", or a function (logits, y, targeted) -> (batch,) to
+            maximize. With `targets`, the loss of a targeted attack on the class t of the run; dlr
+            is then (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), or z_t - z_y if there are fewer
+            than four classes.
+        targets: number of classes to try, at least 1, at most all others; None for an untargeted
+            loss.
+        bounds: (low, high) of every value of x.
+        targeted: whether y holds target classes.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these; `targets` for a targeted attack.
+        TypeError, ValueError: an invalid argument, or `targets` for a targeted attack.
 
-    Sources: F. Croce and M. Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks", 2020;
-    for l1 "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", 2021.
+    Sources: F. Croce and M. Hein, "Reliable evaluation of adversarial robustness with an ensemble
+    of diverse parameter-free attacks", 2020; for l1, "Mind the box: l1-APGD for sparse adversarial
+    attacks on image classifiers", 2021.
 
     >>> attack = apgd(epsilon=0.25, targets=1)
-    >>> print(attack(lambda x: x, jnp.array([[0.6, 0.5]]), jnp.array([0]), key=jax.random.key(0)).success)
+    >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])
+    >>> print(attack(lambda x: x, x, y, key=jax.random.key(0)).success)
     [ True]
     """
-    value, to = resolve_loss(loss), TOWARDS.get(loss) if isinstance(loss, str) else None
-    length, runs = (
-        jnp.int32(_validation.integer("steps", steps, low=1)),
-        jnp.int32(_validation.integer("restarts", restarts, low=1)),
+    value = resolve_loss(loss)
+    target_loss = TARGET_LOSSES.get(loss) if isinstance(loss, str) else None
+    length = jnp.int32(_validation.integer("steps", steps, low=1))
+    runs = jnp.int32(_validation.integer("restarts", restarts, low=1))
+    max_targets = (
+        None if targets is None else jnp.int32(_validation.integer("targets", targets, low=1))
     )
-    most = None if targets is None else jnp.int32(_validation.integer("targets", targets, low=1))
-    if most is not None and targeted:
+    if max_targets is not None and targeted:
         raise ValueError(
             f"targets must be None for a targeted attack, whose targets are y, got {targets}"
         )
-    first_drawn = 0 if random_start else 1
+    first_random_run = 0 if random_start else 1
 
     def search(problem: Problem) -> Search:
-        if most is None:
-            count, ascended = (
-                jnp.int32(1),
-                lambda _: lambda logits: value(logits, problem.y, problem.targeted),
-            )
+        run_loss: Callable[[Array], RunLoss]
+        if max_targets is None:
+            count = jnp.int32(1)
+            run_loss = lambda _: lambda logits: value(logits, problem.y, problem.targeted)
         else:
-            count, ascended = _towards(
-                problem, to or (lambda logits, y, target: value(logits, target, True)), most
-            )
-        look = make_evaluator(problem, value)
+            to_target = target_loss or (lambda logits, y, target: value(logits, target, True))
+            count, run_loss = _target_run_losses(problem, to_target, max_targets)
+        evaluate = make_evaluator(problem, value)
 
-        def once(best: Best, run: Array) -> Best:
-            start = jnp.where(run < first_drawn, 0, sample_start(problem, run))
-            return _run(problem, ascended(run), look, best, start, length, run)
+        def run(best: Iterate, k: Array) -> Iterate:
+            start = jnp.where(k < first_random_run, 0, sample_start(problem, k))
+            return _run(problem, run_loss(k), evaluate, best, start, length, k)
 
-        return run_restarts(problem, look, once, length, runs * count)
+        return run_restarts(problem, evaluate, run, length, runs * count)
 
     name = "apgd" if targets is None else "apgd, targets"
     per_example_epsilon(epsilon, None, jnp.float32)
     return make_attack(name, search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
 
 
-def _gap_ratio(logits: Logits, y: Labels, target: Labels) -> PerExample:
+def _dlr_to_target(logits: Logits, y: Labels, target: Labels) -> PerExample:
     if logits.shape[1] < 4:
         return logit_difference(logits, y, target)
     ranked = jax.lax.top_k(logits, 4)[0]
@@ -132,190 +140,205 @@ def _gap_ratio(logits: Logits, y: Labels, target: Labels) -> PerExample:
     )
 
 
-TOWARDS: dict[str, Lead] = {
+TARGET_LOSSES: dict[str, TargetLoss] = {
     "cross_entropy": lambda logits, y, target: cross_entropy(logits, target, True),
     "margin": logit_difference,
-    "dlr": _gap_ratio,
+    "dlr": _dlr_to_target,
 }
 
 
-def _towards(problem: Problem, to: Lead, most: Array) -> tuple[Array, Callable[[Array], Ascended]]:
-    """How many classes there are to try, and what run k ascends: the lead of the k-th likeliest."""
+def _target_run_losses(
+    problem: Problem, target_loss: TargetLoss, max_targets: Array
+) -> tuple[Array, Callable[[Array], RunLoss]]:
+    """Return the number of targets and the loss of run k, whose target is the k-th likeliest."""
     clean = problem.clean_logits
-    order = jnp.argsort(
-        jnp.where(jax.nn.one_hot(problem.y, clean.shape[1], dtype=bool), jnp.inf, -clean), axis=1
-    )
-    count = jnp.minimum(most, clean.shape[1] - 1)
+    own = jax.nn.one_hot(problem.y, clean.shape[1], dtype=bool)
+    order = jnp.argsort(jnp.where(own, jnp.inf, -clean), axis=1)
+    count = jnp.minimum(max_targets, clean.shape[1] - 1)
 
-    def ascended(run: Array) -> Ascended:
+    def run_loss(run: Array) -> RunLoss:
         target = jnp.take(order, run % count, axis=1)
-        return lambda logits: to(logits, problem.y, target)
+        return lambda logits: target_loss(logits, problem.y, target)
 
-    return count, ascended
+    return count, run_loss
 
 
 class _Point(NamedTuple):
-    """A perturbation, its loss and the gradient there."""
+    """Perturbation with its loss and the gradient of the loss."""
 
     r: Flat
     value: PerExample
     gradient: Flat
 
 
-class _Halving(NamedTuple):
-    """The pace of linf and l2, for each example.
+class _HalvingSchedule(NamedTuple):
+    """Step size schedule for linf and l2, per example.
 
     Attributes:
-        rate: η.
-        rises: in how many steps the loss rose since the last checkpoint.
-        reached: the best loss at the last checkpoint.
-        halved: whether η was halved there.
+        rate: the step size η, in radii.
+        rises: number of steps since the last checkpoint in which the loss rose.
+        last_best: the best loss at the last checkpoint.
+        halved: whether η was halved at the last checkpoint.
     """
 
     rate: PerExample
     rises: PerExample
-    reached: PerExample
+    last_best: PerExample
     halved: Bool[Array, "batch"]
 
-    def noted(self, rose: Bool[Array, "batch"]) -> "_Halving":
-        """With one more step."""
+    def count_step(self, rose: Bool[Array, "batch"]) -> "_HalvingSchedule":
+        """Count a step in which the loss rose, or did not."""
         return self._replace(rises=self.rises + rose)
 
-    def at_checkpoint(self, top: _Point, period: Array) -> tuple["_Halving", Bool[Array, "batch"]]:
-        """After a checkpoint; and which examples go back."""
-        stalled = (self.rises < 0.75 * period) | (~self.halved & (top.value <= self.reached))
-        return _Halving(
-            jnp.where(stalled, self.rate / 2, self.rate),
-            jnp.zeros_like(self.rises),
-            top.value,
-            stalled,
-        ), stalled
+    def at_checkpoint(
+        self, best: _Point, period: Array
+    ) -> tuple["_HalvingSchedule", Bool[Array, "batch"]]:
+        """Return the schedule after a checkpoint and which examples return to their best point."""
+        stalled = (self.rises < 0.75 * period) | (~self.halved & (best.value <= self.last_best))
+        rate = jnp.where(stalled, self.rate / 2, self.rate)
+        return _HalvingSchedule(rate, jnp.zeros_like(self.rises), best.value, stalled), stalled
 
-    def moved(self, problem: Problem, here: _Point, before: Flat) -> Flat:
-        """The next perturbation."""
-        up = problem.norm.ascent(drop_blocked_coordinates(problem, here.gradient, here.r))
-        z = problem.project(here.r + (self.rate * problem.epsilon)[:, None] * up)
-        return problem.project(here.r + 0.75 * (z - here.r) + 0.25 * (here.r - before))
+    def step(self, problem: Problem, point: _Point, previous: Flat) -> Flat:
+        """Take a step with momentum."""
+        direction = drop_blocked_coordinates(problem, point.gradient, point.r)
+        length = (self.rate * problem.epsilon)[:, None]
+        z = problem.project(point.r + length * problem.norm.ascent(direction))
+        return problem.project(point.r + 0.75 * (z - point.r) + 0.25 * (point.r - previous))
 
 
-class _Sparse(NamedTuple):
-    """The pace of l1, for each example.
+class _SparseSchedule(NamedTuple):
+    """Step size and sparsity schedule for l1, per example.
 
     Attributes:
-        rate: η.
-        share: of the coordinates that a step goes along.
-        used: how many the best point used at the last checkpoint.
+        rate: the step size η, in radii.
+        share: the share of the entries that a step changes.
+        last_nonzero: number of nonzero entries of the best point at the last checkpoint.
     """
 
     rate: PerExample
     share: PerExample
-    used: PerExample
+    last_nonzero: PerExample
 
-    def noted(self, rose: Bool[Array, "batch"]) -> "_Sparse":
-        """Itself: only the best point counts."""
+    def count_step(self, rose: Bool[Array, "batch"]) -> "_SparseSchedule":
+        """Return itself: the schedule depends on the best point alone."""
         return self
 
-    def at_checkpoint(self, top: _Point, period: Array) -> tuple["_Sparse", Bool[Array, "batch"]]:
-        """After a checkpoint; and which examples go back."""
-        used = (top.r != 0).sum(1).astype(self.used.dtype)
-        sparser = used < 0.95 * self.used
-        return _Sparse(
-            jnp.where(sparser, 1, jnp.maximum(self.rate / 1.5, 0.1)),
-            used / 1.5 / top.r.shape[1],
-            used,
-        ), sparser
+    def at_checkpoint(
+        self, best: _Point, period: Array
+    ) -> tuple["_SparseSchedule", Bool[Array, "batch"]]:
+        """Return the schedule after a checkpoint and which examples return to their best point."""
+        nonzero = (best.r != 0).sum(1).astype(self.last_nonzero.dtype)
+        sparser = nonzero < 0.95 * self.last_nonzero
+        rate = jnp.where(sparser, 1, jnp.maximum(self.rate / 1.5, 0.1))
+        return _SparseSchedule(rate, nonzero / 1.5 / best.r.shape[1], nonzero), sparser
 
-    def moved(self, problem: Problem, here: _Point, before: Flat) -> Flat:
-        """The next perturbation."""
-        signs = _signs_of_largest(
-            drop_blocked_coordinates(problem, here.gradient, here.r), self.share
-        )
-        return problem.project(here.r + (self.rate * problem.epsilon)[:, None] * signs)
+    def step(self, problem: Problem, point: _Point, previous: Flat) -> Flat:
+        """Take a step along the largest entries of the gradient."""
+        direction = drop_blocked_coordinates(problem, point.gradient, point.r)
+        length = (self.rate * problem.epsilon)[:, None]
+        return problem.project(point.r + length * _signs_of_largest(direction, self.share))
 
 
-def _begin(problem: Problem, steps: Array) -> tuple[_Halving | _Sparse, tuple[Array, Array, Array]]:
-    """The pace to begin with; and when the first checkpoint is due, by how much sooner each next one, but no sooner than when."""
-    ones = jnp.ones_like(problem.epsilon)
-    sparse = problem.norm is norms.l1
-    shares = (0.04, 0.0, 0.04) if sparse else (0.22, 0.03, 0.06)
-    first, sooner, soonest = (jnp.maximum((share * steps).astype(jnp.int32), 1) for share in shares)
-    pace = (
-        _Sparse(ones, 0.2 * ones, problem.x.shape[1] * ones)
-        if sparse
-        else _Halving(2 * ones, 0 * ones, -jnp.inf * ones, ones > 0)
-    )
-    return pace, (first, sooner, soonest)
+class _RunState(NamedTuple):
+    """State of a run.
 
-
-class _State(NamedTuple):
-    """Where a run stands: here, the point before, its loss, the best point by the run's own loss, the pace, the next checkpoint."""
+    Attributes:
+        r: the current perturbation.
+        previous: the perturbation before it.
+        value: the loss at `previous`.
+        best_point: the best point of this run, by the loss of the run.
+        schedule: the step sizes.
+        checkpoint: the step of the next checkpoint.
+        period: the number of steps between the last checkpoint and the next.
+        best: the best iterate of all runs, by the loss of the attack.
+    """
 
     r: Flat
-    before: Flat
+    previous: Flat
     value: PerExample
-    top: _Point
-    pace: Any
-    due: Array
+    best_point: _Point
+    schedule: Any
+    checkpoint: Array
     period: Array
-    best: Best
+    best: Iterate
 
 
 def _run(
     problem: Problem,
-    ascended: Ascended,
-    look: Look,
-    best: Best,
+    run_loss: RunLoss,
+    evaluate: Evaluate,
+    best: Iterate,
     start: Flat,
     steps: Array,
     run: Array,
-) -> Best:
-    pace, (first, sooner, soonest) = _begin(problem, steps)
+) -> Iterate:
+    sparse = problem.norm is norms.l1
+    # The first period, by how much each next one is shorter, and the shortest.
+    shares = (0.04, 0.0, 0.04) if sparse else (0.22, 0.03, 0.06)
+    period, shrinkage, shortest = (
+        jnp.maximum((share * steps).astype(jnp.int32), 1) for share in shares
+    )
+    ones = jnp.ones_like(problem.epsilon)
+    schedule = (
+        _SparseSchedule(ones, 0.2 * ones, problem.x.shape[1] * ones)
+        if sparse
+        else _HalvingSchedule(2 * ones, 0 * ones, -jnp.inf * ones, ones > 0)
+    )
 
-    def value_of(r: Flat) -> tuple[Array, tuple[PerExample, Logits]]:
+    def total_loss(r: Flat) -> tuple[Array, tuple[PerExample, Logits]]:
         logits = problem.perturbed_logits(r)
-        value = ascended(logits)
+        value = run_loss(logits)
         return value.sum(), (nan_to_lowest(value), logits)
 
-    def step(k: Array, now: _State) -> _State:
-        gradient, (value, logits) = jax.grad(value_of, has_aux=True)(now.r)
-        here, due = _Point(now.r, value, gradient), k == now.due
-        top, pace = select(value > now.top.value, here, now.top), now.pace.noted(value > now.value)
-        checked, back = pace.at_checkpoint(top, now.period)
-        pace = jax.tree.map(lambda new, old: jnp.where(due, new, old), checked, pace)
-        here, before = select(due & back, (top, top.r), (here, now.before))
-        period = jnp.where(due, jnp.maximum(now.period - sooner, soonest), now.period)
-        r = pace.moved(problem, here, before)
-        seen = select_better(now.best, look(now.r, logits, k, run))
-        return _State(
-            r, here.r, here.value, top, pace, jnp.where(due, k + period, now.due), period, seen
+    def step(k: Array, state: _RunState) -> _RunState:
+        gradient, (value, logits) = jax.grad(total_loss, has_aux=True)(state.r)
+        point, is_checkpoint = _Point(state.r, value, gradient), k == state.checkpoint
+        best_point = select(value > state.best_point.value, point, state.best_point)
+        schedule = state.schedule.count_step(value > state.value)
+        updated, go_back = schedule.at_checkpoint(best_point, state.period)
+        schedule = jax.tree.map(
+            lambda new, old: jnp.where(is_checkpoint, new, old), updated, schedule
+        )
+        # Back at its best point, an example has no momentum.
+        point, previous = select(
+            is_checkpoint & go_back, (best_point, best_point.r), (point, state.previous)
+        )
+        period = jnp.where(
+            is_checkpoint, jnp.maximum(state.period - shrinkage, shortest), state.period
+        )
+        return _RunState(
+            r=schedule.step(problem, point, previous),
+            previous=point.r,
+            value=point.value,
+            best_point=best_point,
+            schedule=schedule,
+            checkpoint=jnp.where(is_checkpoint, k + period, state.checkpoint),
+            period=period,
+            best=select_better(state.best, evaluate(state.r, logits, k, run)),
         )
 
-    nowhere = jnp.full_like(problem.epsilon, -jnp.inf)
-    begin = _State(
-        start,
-        start,
-        -nowhere,
-        _Point(start, nowhere, jnp.zeros_like(start)),
-        pace,
-        first,
-        first,
-        best,
-    )
-    end = jax.lax.fori_loop(0, steps, step, begin)
-    return select_better(end.best, look(end.r, problem.perturbed_logits(end.r), steps, run))
+    lowest = jnp.full_like(problem.epsilon, -jnp.inf)
+    first_point = _Point(start, lowest, jnp.zeros_like(start))
+    # With a loss of +inf before the first step, that step counts as no rise.
+    state = _RunState(start, start, -lowest, first_point, schedule, period, period, best)
+    end = jax.lax.fori_loop(0, steps, step, state)
+    return select_better(end.best, evaluate(end.r, problem.perturbed_logits(end.r), steps, run))
 
 
-def _signs_of_largest(up: Flat, share: PerExample) -> Flat:
-    """The signs of that share of the entries, the largest, as a vector of length 1 in l1; the threshold by bisection, without a sort."""
-    size, count = jnp.abs(up), jnp.maximum(share * up.shape[1], 1)
+def _signs_of_largest(direction: Flat, share: PerExample) -> Flat:
+    """Return the signs of that share of the entries, the largest, scaled to length 1 in l1.
+
+    The threshold is found by bisection, without sorting.
+    """
+    size, count = jnp.abs(direction), jnp.maximum(share * direction.shape[1], 1)
 
     def halve(_: Any, bracket: tuple[PerExample, PerExample]) -> tuple[PerExample, PerExample]:
-        many, few = bracket
-        middle = (many + few) / 2
+        low, high = bracket
+        middle = (low + high) / 2
         fits = (size >= middle[:, None]).sum(1) <= count
-        return jnp.where(fits, many, middle), jnp.where(fits, middle, few)
+        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
     largest = size.max(1)
     threshold = jax.lax.fori_loop(0, 16, halve, (jnp.zeros_like(largest), largest))[1]
-    signs = jnp.where(size >= threshold[:, None], jnp.sign(up), 0)
+    signs = jnp.where(size >= threshold[:, None], jnp.sign(direction), 0)
     return signs / jnp.maximum(jnp.abs(signs).sum(1, keepdims=True), 1)
