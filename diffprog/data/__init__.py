@@ -1,6 +1,7 @@
-"""Real images as arrays: floats in [0, 1], batch first, NHWC; labels integer.
+"""Image data sets as arrays: floats in [0, 1], batch first, NHWC; integer labels.
 
-`digits` is there without a download; `idx_images` reads a local folder in MNIST's format, `image_folder` a local folder of pictures.
+`digits` comes with scikit-learn; `idx_images` reads a local folder in MNIST's format, and
+`image_folder` a local folder of PNG and JPEG files.
 """
 
 from diffprog.data._dataset import Dataset

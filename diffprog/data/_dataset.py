@@ -1,4 +1,4 @@
-"""What a data set is here: four arrays, split once into what is learned from and what is held out."""
+"""A data set split into training and test examples."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,14 @@ from jaxtyping import Array, Float, Int
 
 
 class Dataset(NamedTuple):
-    """Images and labels in two parts that share no example.
+    """Images and labels, split into training and test examples.
 
     Attributes:
-        x_train: images to learn from, float32 in [0, 1], (train, height, width, channels), or (train, features) if flattened.
-        y_train: their labels, int32, (train,).
-        x_test: images held out, as `x_train`.
-        y_test: their labels, int32, (test,).
+        x_train: training images, float32 in [0, 1], (train, height, width, channels), or
+            (train, features) if flattened.
+        y_train: training labels, int32, (train,).
+        x_test: test images, as `x_train`.
+        y_test: test labels, int32, (test,).
     """
 
     x_train: Float[Array, "train ..."]

@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: 1797 scans of 8 x 8 pixels in ten classes, the UCI test set."""
+"""Handwritten digits of scikit-learn: 1797 scans of 8 x 8 pixels in ten classes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,22 @@ from diffprog.data._dataset import Dataset
 
 
 def digits(size: int = 8, flatten: bool = False) -> Dataset:
-    """Real handwritten digits, split once and for all into 1437 to learn from and 360 held out, stratified by class.
+    """Load handwritten digits, split into 1437 training and 360 test images.
+
+    The split is stratified by class and always the same.
 
     Args:
-        size: 8, the scans as they are, or 16, their cubic interpolation cut to [0, 1]: the 256 inputs of lecture 001.
-        flatten: one row of size² features for each image instead of (size, size, 1).
+        size: 8 for the original scans, or 16 for their cubic interpolation clipped to [0, 1]: the
+            256 inputs of lecture 001.
+        flatten: if True, images have shape (size²,) instead of (size, size, 1).
 
     Raises:
-        TypeError: size is no integer.
+        TypeError: size is not an integer.
         ValueError: size is neither 8 nor 16.
         ImportError: scikit-learn is not installed.
 
-    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998; lecture 001 for 16 x 16.
+    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998 (its
+    test set); lecture 001 for 16 x 16.
 
     >>> digits().x_train.shape, digits(size=16, flatten=True).x_test.shape
     ((1437, 8, 8, 1), (360, 256))
@@ -34,26 +38,20 @@ def digits(size: int = 8, flatten: bool = False) -> Dataset:
             "digits needs scikit-learn: pip install 'diffprog[experiments]'"
         ) from error
     scans = load_digits()
-    x = _resized(scans.images.astype(np.float32)[..., None] / 16, size)
-    parts = train_test_split(
+    x = scans.images.astype(np.float32)[..., None] / 16
+    if size != 8:
+        # Cubic interpolation overshoots at edges.
+        x = np.clip(jax.image.resize(x, (len(x), size, size, 1), "cubic"), 0, 1)
+    x_train, x_test, y_train, y_test = train_test_split(
         x.reshape(len(x), -1) if flatten else x,
         scans.target,
         test_size=0.2,
         stratify=scans.target,
         random_state=0,
     )
-    x_train, x_test, y_train, y_test = parts
     return Dataset(
         jnp.asarray(x_train),
         jnp.asarray(y_train, jnp.int32),
         jnp.asarray(x_test),
         jnp.asarray(y_test, jnp.int32),
     )
-
-
-def _resized(x: np.ndarray, size: int) -> np.ndarray:
-    if x.shape[1] == size:
-        return x
-    return np.clip(
-        jax.image.resize(x, (len(x), size, size, 1), "cubic"), 0, 1
-    )  # a cubic overshoots at edges

@@ -1,4 +1,4 @@
-"""A folder of pictures, one folder for each class, as two arrays."""
+"""Folders of image files, one folder per class, as arrays."""
 
 import os
 from pathlib import Path
@@ -15,12 +15,13 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Images(NamedTuple):
-    """Pictures and their classes.
+    """Images and their classes.
 
     Attributes:
-        x: pictures, float32 in [0, 1], (batch, height, width, channels), channels 1 (grey) or 3 (colour).
-        y: the class of each, int32, (batch,).
-        names: the classes' names; `names[y[i]]` is what picture i shows.
+        x: images, float32 in [0, 1], (batch, height, width, channels), with 1 channel (grey) or 3
+            (colour).
+        y: class of each image, int32, (batch,).
+        names: class names; `names[y[i]]` is the class of image i.
     """
 
     x: Float[Array, "batch height width channels"]
@@ -29,51 +30,51 @@ class Images(NamedTuple):
 
 
 def image_folder(folder: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Images:
-    """Pictures from folder/<class name>/*.png, .jpg or .jpeg; classes and files in the order of their names.
+    """Load the images folder/<class name>/*.png, .jpg and .jpeg.
 
-    Grey pictures have one channel and colour pictures three; transparency is dropped (grey with transparency is read as colour). Hidden
-    files and folders and files of other kinds are passed over.
+    Classes and files are sorted by name. Grey images have one channel and colour images three;
+    transparency is dropped (grey with transparency is read as colour). Hidden files and folders,
+    and other files, are ignored.
 
     Args:
-        folder: holds one folder for each class.
-        size: (height, width) to which pictures are resized, linearly and with antialiasing. Without it all must have one size.
+        folder: contains one folder per class.
+        size: (height, width) to which images are resized, linearly and with antialiasing. Default:
+            all images must have the same size.
 
     Raises:
-        FileNotFoundError: no such folder.
-        TypeError: size is no pair of integers.
-        ValueError: size below 1, no classes, a class without pictures, a file that cannot be read as a picture, pictures of different
-            sizes (without `size`) or numbers of channels; the message names the folder or the file.
+        FileNotFoundError: the folder does not exist.
+        TypeError: size is not a pair of integers.
+        ValueError: size is below 1, there are no classes, a class has no images, a file cannot be
+            read, or images differ in size (without `size`) or in the number of channels. The
+            message names the folder or the file.
 
     >>> image_folder("no/such/folder")
     Traceback (most recent call last):
         ...
     FileNotFoundError: folder must be an existing folder, got no/such/folder
     """
-    place, shape = Path(folder), _checked_size(size)
-    if not place.is_dir():
-        raise FileNotFoundError(f"folder must be an existing folder, got {place}")
+    if size is not None:
+        if not isinstance(size, tuple | list) or len(size) != 2:
+            raise TypeError(f"size must be a pair (height, width), got {size!r}")
+        height, width = (_validation.integer(f"size[{k}]", size[k], low=1) for k in (0, 1))
+        size = height, width
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder must be an existing folder, got {folder}")
     names = sorted(
-        entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
     )
     if not names:
-        raise ValueError(f"{place}: expected one folder for each class, found none")
-    files = [_pictures(place / name) for name in names]
-    x = _stacked([file for of_class in files for file in of_class], shape)
-    y = np.repeat(np.arange(len(names), dtype=np.int32), [len(of_class) for of_class in files])
+        raise ValueError(f"{folder}: expected one folder for each class, found none")
+    files_by_class = [_image_files(folder / name) for name in names]
+    x = _read_all([file for files in files_by_class for file in files], size)
+    y = np.repeat(np.arange(len(names), dtype=np.int32), list(map(len, files_by_class)))
     return Images(jnp.asarray(x), jnp.asarray(y), tuple(names))
 
 
-def _checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    if not isinstance(size, tuple | list) or len(size) != 2:
-        raise TypeError(f"size must be a pair (height, width), got {size!r}")
-    return _validation.integer("size[0]", size[0], low=1), _validation.integer(
-        "size[1]", size[1], low=1
-    )
-
-
-def _pictures(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     files = sorted(
         file
         for file in folder.iterdir()
@@ -86,40 +87,36 @@ def _pictures(folder: Path) -> list[Path]:
     return files
 
 
-def _stacked(files: list[Path], size: tuple[int, int] | None) -> np.ndarray:
-    pictures: list[np.ndarray] = []
+def _read_all(files: list[Path], size: tuple[int, int] | None) -> np.ndarray:
+    images: list[np.ndarray] = []
     for file in files:
-        picture = _read(file) if size is None else _resized(_read(file), size)
-        if pictures and picture.shape[2] != pictures[0].shape[2]:
+        image = _read(file)
+        if size is not None and image.shape[:2] != size:
+            resized = jax.image.resize(image, (*size, image.shape[2]), "linear", antialias=True)
+            image = np.clip(resized, 0, 1)
+        if images and image.shape[2] != images[0].shape[2]:
             raise ValueError(
-                f"{file}: expected {pictures[0].shape[2]} channels as in {files[0]}, found {picture.shape[2]}"
+                f"{file}: expected {images[0].shape[2]} channels as in {files[0]}, "
+                f"found {image.shape[2]}"
             )
-        if pictures and picture.shape != pictures[0].shape:
+        if images and image.shape != images[0].shape:
             raise ValueError(
-                f"{file}: expected the size {pictures[0].shape[:2]} of {files[0]}, found {picture.shape[:2]}; size=(height, width) resizes"
+                f"{file}: expected the size {images[0].shape[:2]} of {files[0]}, "
+                f"found {image.shape[:2]}; size=(height, width) resizes"
             )
-        pictures.append(picture)
-    return np.stack(pictures)
+        images.append(image)
+    return np.stack(images)
 
 
 def _read(file: Path) -> np.ndarray:
-    from matplotlib.image import (
-        imread,  # here, so that importing diffprog does not import matplotlib
-    )
+    # Imported here, so that importing diffprog does not import matplotlib.
+    from matplotlib.image import imread
 
     try:
-        picture = imread(file)
-    except Exception as error:  # decoders raise whatever the damage leads them to
+        image = imread(file)
+    except Exception as error:  # decoders raise many types on damaged files
         raise ValueError(
-            f"{file}: expected a picture, found a file that cannot be read as one: {error}"
+            f"{file}: expected an image, found a file that cannot be read as one: {error}"
         ) from error
-    floats = picture.astype(np.float32) / (255 if picture.dtype == np.uint8 else 1)
-    return floats[..., None] if floats.ndim == 2 else floats[..., :3]
-
-
-def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if picture.shape[:2] == size:
-        return picture
-    return np.clip(
-        jax.image.resize(picture, (*size, picture.shape[2]), "linear", antialias=True), 0, 1
-    )
+    image = image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1)
+    return image[..., None] if image.ndim == 2 else image[..., :3]

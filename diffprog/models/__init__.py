@@ -1,4 +1,4 @@
-"""Models as pure functions with named nodes."""
+"""Models as pure functions with named nodes: mlp, cnn, transformer and vit."""
 
 from diffprog.models._cnn import cnn
 from diffprog.models._mlp import mlp

@@ -1,4 +1,4 @@
-"""The convolutional network: convolution, activation and pooling, then affine layers."""
+"""Convolutional network: convolutions with activation and pooling, then affine layers."""
 
 from collections.abc import Sequence
 
@@ -20,24 +20,27 @@ def cnn(
     pool: str = "max",
     initializer: Initializer | None = None,
 ) -> Model:
-    """Convolutions ("SAME", stride 1) each with activation and 2 x 2 pooling, then affine layers.
+    """Convolutional network: convolutions, each with activation and 2 x 2 pooling; affine layers.
 
-    Nodes, for k = 1, 2, ...: "conv<k>", the pre-activation; "hidden<k>", after the activation; "pool<k>"; then "flat"; and with k going
-    on, "affine<k>" and "hidden<k>"; the last affine is "logits".
+    Convolutions have stride 1 and "SAME" padding. Nodes, for k = 1, 2, ...: "conv<k>", the
+    pre-activation; "hidden<k>", the activation; "pool<k>"; then "flat"; then, with k counting on,
+    "affine<k>" and "hidden<k>"; the last affine layer is "logits".
 
     Args:
         shape: (height, width, channels) of an image; each side at least 2 ** len(channels).
         channels: channels of each convolution, at least one.
         hidden: lengths of the hidden affine layers, none or more.
         classes: number of logits.
-        window: side of the kernels.
-        activation: "sigmoid", "tanh", "relu", "leaky_relu" (slope 0.1), "elu", "softmax" (over channels), or a `Layer` that
-            keeps the shape.
+        window: side of the convolution kernels.
+        activation: "sigmoid", "tanh", "relu", "leaky_relu" (slope 0.1), "elu", "softmax" (over
+            channels), or a `Layer` whose output has the shape of its input.
         pool: "max" or "average".
-        initializer: of the weights, called with the shape (inputs, outputs) or (window, window, inputs, outputs); LeCun normal by default.
+        initializer: initializer of the weights, called with shape (inputs, outputs) or
+            (window, window, inputs, outputs). Default: LeCun normal.
 
     Raises:
-        TypeError, ValueError: a size or name that is none of these; at `apply`, x that is not float (batch, *shape).
+        TypeError, ValueError: a size or name is invalid. `apply` raises if x is not a nonempty
+            batch of finite floats, (batch, *shape).
 
     >>> import jax
     >>> model = cnn((8, 8, 1), channels=(4,), hidden=())
@@ -45,37 +48,33 @@ def cnn(
     ['conv1', 'logits']
     """
     height, width, depth = _validation.integers("shape", shape, least=3, most=3)
-    channels, hidden = (
-        _validation.integers("channels", channels, least=1),
-        _validation.integers("hidden", hidden),
-    )
+    channels = _validation.integers("channels", channels, least=1)
+    hidden = _validation.integers("hidden", hidden)
+    classes = _validation.integer("classes", classes, low=1)
     _validation.choice("pool", pool, ("max", "average"))
-    if min(height, width) < 2 ** len(channels):
+    reduction = 2 ** len(channels)
+    if min(height, width) < reduction:
         raise ValueError(
-            f"shape must have sides of at least {2 ** len(channels)} for {len(channels)} poolings, got {shape}"
+            f"shape must have sides of at least {reduction} for {len(channels)} poolings, "
+            f"got {shape}"
         )
     if activation == "maxout":
         raise ValueError(
-            "activation must keep the number of channels, got 'maxout'; use models.mlp for maxout units"
+            "activation must keep the number of channels, got 'maxout'; use models.mlp for maxout"
         )
-    act = activation_layer(activation)
+    layer = activation_layer(activation)
     pooling = backprop.max_pool() if pool == "max" else backprop.average_pool()
 
     stages: list[Stage] = []
     for k, (inputs, outputs) in enumerate(zip((depth, *channels), channels, strict=False), 1):
-        stages += [
-            (f"conv{k}", backprop.convolution(inputs, outputs, window, initializer=initializer))
-        ]
-        stages += [(f"hidden{k}", act), (f"pool{k}", pooling)]
-    flat = (height // 2 ** len(channels)) * (width // 2 ** len(channels)) * channels[-1]
+        convolution = backprop.convolution(inputs, outputs, window, initializer=initializer)
+        stages += [(f"conv{k}", convolution), (f"hidden{k}", layer), (f"pool{k}", pooling)]
     stages += [("flat", backprop.flatten())]
+    flat = (height // reduction) * (width // reduction) * channels[-1]
     for k, (inputs, outputs) in enumerate(
         zip((flat, *hidden), hidden, strict=False), len(channels) + 1
     ):
-        stages += [
-            (f"affine{k}", backprop.affine(inputs, outputs, initializer=initializer)),
-            (f"hidden{k}", act),
-        ]
-    last, classes = (hidden[-1] if hidden else flat), _validation.integer("classes", classes, low=1)
-    stages += [("logits", backprop.affine(last, classes, initializer=initializer))]
-    return sequential(stages, shape=(height, width, depth))
+        affine = backprop.affine(inputs, outputs, initializer=initializer)
+        stages += [(f"affine{k}", affine), (f"hidden{k}", layer)]
+    logits = backprop.affine((flat, *hidden)[-1], classes, initializer=initializer)
+    return sequential([*stages, ("logits", logits)], shape=(height, width, depth))

@@ -1,4 +1,4 @@
-"""The multilayer perceptron, f(x) = W_L s(... s(W_2 s(W_1 x + b_1) + b_2) ...) + b_L."""
+"""Multilayer perceptron, f(x) = W_L s(... s(W_2 s(W_1 x + b_1) + b_2) ...) + b_L."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,18 +16,23 @@ def mlp(
     activation: str | Layer = "tanh",
     initializer: Initializer | None = None,
 ) -> Model:
-    """Affine layers with an activation between them (lectures 000, 001 and 004).
+    """Multilayer perceptron: affine layers with an activation s between them.
 
-    Nodes, for k = 1, 2, ...: "affine<k>", the pre-activation z_k; "hidden<k>", s(z_k); the last affine is "logits". With maxout, layer k is
-    "hidden<k>" alone.
+    Nodes, for k = 1, 2, ...: "affine<k>", the pre-activation z_k; "hidden<k>", the activation
+    s(z_k); the last affine layer is "logits". With maxout, layer k has the node "hidden<k>" only.
 
     Args:
-        sizes: lengths of the input, of each hidden layer and of the output: at least two positive integers.
-        activation: "sigmoid", "tanh", "relu", "leaky_relu" (slope 0.1), "elu", "softmax", "maxout" (two pieces), or a `Layer`.
-        initializer: of the weights, called with shape (inputs, outputs); LeCun normal by default.
+        sizes: lengths of the input, of each hidden layer and of the output; at least two.
+        activation: "sigmoid", "tanh", "relu", "leaky_relu" (slope 0.1), "elu", "softmax", "maxout"
+            (two pieces), or a `Layer`.
+        initializer: initializer of the weights, called with shape (inputs, outputs). Default: LeCun
+            normal.
 
     Raises:
-        TypeError, ValueError: a size or name that is none of these; at `apply`, x that is not float (batch, sizes[0]).
+        TypeError, ValueError: a size or name is invalid. `apply` raises if x is not a nonempty
+            batch of finite floats, (batch, sizes[0]).
+
+    Source: lectures 000, 001 and 004.
 
     >>> import jax
     >>> model = mlp((64, 128, 10), activation="tanh")
@@ -35,21 +40,13 @@ def mlp(
     (3, 10)
     """
     sizes = _validation.integers("sizes", sizes, least=2)
-    hidden = list(itertools.pairwise(sizes[:-1]))
-    if activation == "maxout":
-        stages = [
-            (f"hidden{k}", backprop.maxout(i, o, initializer=initializer))
-            for k, (i, o) in enumerate(hidden, 1)
-        ]
-    else:
-        layer = activation_layer(activation)
-        stages = [
-            stage
-            for k, (i, o) in enumerate(hidden, 1)
-            for stage in (
-                (f"affine{k}", backprop.affine(i, o, initializer=initializer)),
-                (f"hidden{k}", layer),
-            )
-        ]
-    logits: Stage = ("logits", backprop.affine(sizes[-2], sizes[-1], initializer=initializer))
-    return sequential([*stages, logits], shape=sizes[:1])
+    layer = None if activation == "maxout" else activation_layer(activation)
+    stages: list[Stage] = []
+    for k, (inputs, outputs) in enumerate(itertools.pairwise(sizes[:-1]), 1):
+        if layer is None:
+            stages += [(f"hidden{k}", backprop.maxout(inputs, outputs, initializer=initializer))]
+        else:
+            affine = backprop.affine(inputs, outputs, initializer=initializer)
+            stages += [(f"affine{k}", affine), (f"hidden{k}", layer)]
+    stages += [("logits", backprop.affine(sizes[-2], sizes[-1], initializer=initializer))]
+    return sequential(stages, shape=sizes[:1])

@@ -1,12 +1,13 @@
-"""The transformer: blocks that add to a stream of vectors, one at each place of a sequence.
+"""Transformer: pre-norm blocks of self-attention and an MLP on a residual stream.
 
-A block is two residual steps, each on the normalised stream (pre-norm, as GPT-2, ViT and CLIP have it):
+A block adds two terms to the stream x, each computed from the normalized stream (layer norm before
+attention and MLP, as in GPT-2, ViT and CLIP):
 
-    x <- x + attention(norm1(x)),        places read from one another
-    x <- x + W2 s(W1 norm2(x) + b1) + b2, each place for itself
+    x <- x + attention(norm1(x))               mixes positions
+    x <- x + W2 s(W1 norm2(x) + b1) + b2       acts on each position separately
 
-Attention of several heads cuts q, k and v, affine in the normalised stream, into as many pieces, lets each head read for itself,
-h = softmax(q k^T / sqrt(width of a head)) v, and writes all that was read back with one more affine map.
+Multi-head attention splits the affine maps q, k and v of the normalized stream among the heads. A
+head computes softmax(q kᵀ / sqrt(head width)) v, and an affine map combines the heads.
 """
 
 import functools
@@ -21,12 +22,19 @@ from jaxtyping import Array, Bool, Float
 
 from diffprog import _validation, backprop
 from diffprog.backprop import Layer
-from diffprog.models._model import Model
+from diffprog.models._model import Model, check_entries
 from diffprog.nodes import tap
 
-Sequences = Float[Array, "batch length width"]
-Visible = Bool[Array, "batch length"] | None
+Stream = Float[Array, "batch length width"]
+Heads = Float[Array, "batch length heads head_width"]
+Mask = Bool[Array, "batch length"] | None
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+_MLP_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda z: z * jax.nn.sigmoid(1.702 * z),
+}
 
 
 def transformer(
@@ -39,58 +47,78 @@ def transformer(
     causal: bool = False,
     epsilon: float = 1e-5,
 ) -> Model:
-    """`depth` pre-norm blocks, x <- x + attention(norm(x)), x <- x + mlp(norm(x)); no norm after the last.
+    """Transformer of `depth` pre-norm blocks, without a layer norm after the last.
 
-    Nodes, for k = 0, 1, ...: "block<k>", the stream after the block; "block<k>.attention", what its attention adds; "block<k>.hidden",
-    the pre-activations of its MLP, (batch, length, hidden).
+    Nodes, for k = 0, 1, ...: "block<k>", the stream after the block; "block<k>.attention", the
+    output of its attention; "block<k>.hidden", the pre-activations of its MLP, (batch, length,
+    hidden).
 
-    `apply(params, x, visible=None)`: x float (batch, length, width), `visible` bool (batch, length), the places that may be read from;
-    None for all. A place that may read from none reads from all alike. Params: `{"block0": {"norm1", "query", "key", "value", "output",
-    "norm2", "hidden", "out"}, ...}`, each as `backprop.layer_norm` and `backprop.affine` have it.
+    `apply(params, x, visible=None)` takes x, (batch, length, width), and a mask `visible`, bool
+    (batch, length), which is True at the positions that may be attended to; None means all. Where a
+    position may attend to none, it attends to all equally. Params: `{"block0": {"norm1", "query",
+    "key", "value", "output", "norm2", "hidden", "out"}, ...}`, each entry as of
+    `backprop.layer_norm` or `backprop.affine`.
 
     Args:
-        width: of the stream, a multiple of `heads`.
+        width: width of the residual stream, a multiple of `heads`.
         depth: number of blocks.
-        heads: of each attention.
-        hidden: units of each MLP; 4 width by default.
-        activation: s: "gelu", z Phi(z); "gelu_tanh", its approximation by tanh; "quick_gelu", z / (1 + e^(-1.702 z)).
-        causal: whether a place reads only from itself and those before it.
-        epsilon: added to the variance in the norms.
+        heads: number of attention heads.
+        hidden: hidden units of each MLP. Default: 4 width.
+        activation: s: "gelu", z Φ(z); "gelu_tanh", its approximation by tanh; "quick_gelu",
+            z / (1 + e^(-1.702 z)).
+        causal: if True, a position attends only to itself and to earlier positions.
+        epsilon: added to the variance in the layer norms.
 
     Raises:
-        TypeError, ValueError: a size or name that is none of these; at `apply`, params of another depth or width, x or visible of another
-            shape or dtype, or with NaN or infinity.
+        TypeError, ValueError: a size or name is invalid. `apply` raises if params are of another
+            depth or width, or if x or visible has another shape or dtype or is not finite.
 
-    Source: A. Vaswani et al., "Attention is all you need", 2017; A. Radford et al., "Language models are unsupervised multitask
-    learners", 2019, for the norms in front and the scale 1 / sqrt(2 depth) at which what is added is drawn.
+    Source: A. Vaswani et al., "Attention is all you need", 2017. Layer norms before each term, and
+    initial weights of "output" and "out" scaled by 1 / sqrt(2 depth): A. Radford et al., "Language
+    models are unsupervised multitask learners", 2019.
 
     >>> model = transformer(8, depth=2, heads=2)
     >>> model.apply(model.init(jax.random.key(0)), jnp.ones((1, 5, 8))).shape
     (1, 5, 8)
     """
-    width, depth, heads = (
-        _validation.integer(name, n, low=1)
-        for name, n in {"width": width, "depth": depth, "heads": heads}.items()
-    )
+    width = _validation.integer("width", width, low=1)
+    depth = _validation.integer("depth", depth, low=1)
+    heads = _validation.integer("heads", heads, low=1)
     hidden = 4 * width if hidden is None else _validation.integer("hidden", hidden, low=1)
     if width % heads:
         raise ValueError(f"width must be a multiple of heads, got {width} and {heads} heads")
-    _validation.choice("activation", activation, ACTIVATIONS)
+    _validation.choice("activation", activation, _MLP_ACTIVATIONS)
     _validation.choice("causal", causal, (True, False))
-    layers = _layers(
-        width, hidden, 1 / (2 * depth), _validation.number("epsilon", epsilon, above=0)
+    epsilon = _validation.number("epsilon", epsilon, above=0)
+
+    norm, projection = backprop.layer_norm(width, epsilon=epsilon), backprop.affine(width, width)
+    residual = variance_scaling(1 / (2 * depth), "fan_in", "truncated_normal")
+    layers = _Block(
+        norm1=norm,
+        query=projection,
+        key=projection,
+        value=projection,
+        output=backprop.affine(width, width, initializer=residual),
+        norm2=norm,
+        hidden=backprop.affine(width, hidden),
+        out=backprop.affine(hidden, width, initializer=residual),
     )
-    run = functools.partial(_block, layers, heads, ACTIVATIONS[activation], causal)
+    run = functools.partial(_run_block, layers, heads, _MLP_ACTIVATIONS[activation], causal)
     names = [f"block{k}" for k in range(depth)]
 
-    def init(key: jax.Array) -> dict[str, Any]:
+    def init_block(key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, len(layers))
         return {
-            name: _drawn(layers, key)
-            for name, key in zip(names, jax.random.split(key, depth), strict=True)
+            name: layer.init(key)
+            for name, layer, key in zip(layers._fields, layers, keys, strict=True)
         }
 
-    def apply(params: dict[str, Any], x: Sequences, visible: Visible = None) -> Sequences:
-        _check(params, names, x, width, visible)
+    def init(key: jax.Array) -> dict[str, Any]:
+        return dict(zip(names, map(init_block, jax.random.split(key, depth)), strict=True))
+
+    def apply(params: dict[str, Any], x: Stream, visible: Mask = None) -> Stream:
+        check_entries(params, names)
+        _check_stream(x, width, visible)
         for name in names:
             x = tap(run(params[name], x, visible, name), name)
         return x
@@ -98,15 +126,8 @@ def transformer(
     return Model(init, apply)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda z: z * jax.nn.sigmoid(1.702 * z),
-}
-
-
-class _Layers(NamedTuple):
-    """The layers of a block, in the order in which they run."""
+class _Block(NamedTuple):
+    """The layers of a block, in the order of computation."""
 
     norm1: Layer
     query: Layer
@@ -118,85 +139,48 @@ class _Layers(NamedTuple):
     out: Layer
 
 
-def _layers(width: int, hidden: int, variance: float, epsilon: float) -> _Layers:
-    added = variance_scaling(variance, "fan_in", "truncated_normal")
-    norm, read, write = (
-        backprop.layer_norm(width, epsilon=epsilon),
-        backprop.affine(width, width),
-        backprop.affine(width, width, initializer=added),
-    )
-    return _Layers(
-        norm,
-        read,
-        read,
-        read,
-        write,
-        norm,
-        backprop.affine(width, hidden),
-        backprop.affine(hidden, width, initializer=added),
-    )
-
-
-def _drawn(layers: _Layers, key: jax.Array) -> dict[str, Any]:
-    keys = jax.random.split(key, len(layers))
-    return {
-        name: layer.init(key) for name, layer, key in zip(layers._fields, layers, keys, strict=True)
-    }
-
-
-def _block(
-    layers: _Layers,
+def _run_block(
+    layers: _Block,
     heads: int,
-    s: Callable[[Array], Array],
+    activation: Callable[[Array], Array],
     causal: bool,
     params: dict[str, Any],
-    x: Sequences,
-    visible: Visible,
+    x: Stream,
+    visible: Mask,
     name: str,
-) -> Sequences:
-    def run(layer: str, x: Sequences) -> Sequences:
-        return at_each_place(getattr(layers, layer), params[layer], x)
+) -> Stream:
+    def run(layer: str, x: Stream) -> Stream:
+        return apply_to_last_axis(getattr(layers, layer), params[layer], x)
 
     h = run("norm1", x)
     q, k, v = (run(each, h).reshape(*x.shape[:2], heads, -1) for each in ("query", "key", "value"))
-    x = x + tap(
-        run("output", _attend(q, k, v, causal, visible).reshape(x.shape)), f"{name}.attention"
-    )
-    return x + run("out", s(tap(run("hidden", run("norm2", x)), f"{name}.hidden")))
+    attention = run("output", _attention(q, k, v, causal, visible).reshape(x.shape))
+    x = x + tap(attention, f"{name}.attention")
+    return x + run("out", activation(tap(run("hidden", run("norm2", x)), f"{name}.hidden")))
 
 
-def at_each_place(
-    layer: Layer, params: Any, x: Float[Array, "batch *places inputs"]
-) -> Float[Array, "batch *places outputs"]:
-    """A layer of rows (batch, inputs), with its hand-written gradient, at each place of a sequence."""
+def apply_to_last_axis(
+    layer: Layer, params: Any, x: Float[Array, "batch *positions inputs"]
+) -> Float[Array, "batch *positions outputs"]:
+    """Apply a layer (batch, inputs) -> (batch, outputs) at every position."""
     y = backprop.differentiable(layer)(params, x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], -1)
 
 
-Heads = Float[Array, "batch length heads part"]
-
-
-def _attend(q: Heads, k: Heads, v: Heads, causal: bool, visible: Visible) -> Heads:
+def _attention(q: Heads, k: Heads, v: Heads, causal: bool, visible: Mask) -> Heads:
+    """Scaled dot-product attention of each head."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q / math.sqrt(q.shape[-1]), k)
-    readable = _readable(q.shape[1], causal, visible)
-    if readable is not None:
-        # The least finite number rather than minus infinity: a place that may read from none gets numbers, not NaN.
-        scores = jnp.where(readable, scores, jnp.finfo(scores.dtype).min)
+    mask = jnp.tri(q.shape[1], dtype=bool)[None, None] if causal else None
+    if visible is not None:
+        visible = visible[:, None, None, :]
+        mask = visible if mask is None else mask & visible
+    if mask is not None:
+        # Not minus infinity: the softmax over positions that are all masked would be NaN.
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bhqk,bkhd->bqhd", backprop.differentiable(backprop.softmax())((), scores), v)
 
 
-def _readable(
-    length: int, causal: bool, visible: Visible
-) -> Bool[Array, "#batch 1 #length length"] | None:
-    before = jnp.tri(length, dtype=bool)[None, None] if causal else None
-    seen = None if visible is None else visible[:, None, None, :]
-    return seen if before is None else before if seen is None else before & seen
-
-
-def _check(params: Any, names: list[str], x: Any, width: int, visible: Any) -> None:
-    if not isinstance(params, dict) or params.keys() != set(names):
-        given = sorted(params) if isinstance(params, dict) else type(params).__name__
-        raise ValueError(f"params must be a dict with entries {names}, got {given}")
+def _check_stream(x: Any, width: int, visible: Any) -> None:
     _validation.floating("x", x, rank=3)
     if x.shape[2] != width or 0 in x.shape:
         raise ValueError(
@@ -211,5 +195,6 @@ def _check(params: Any, names: list[str], x: Any, width: int, visible: Any) -> N
         )
     if tuple(visible.shape) != x.shape[:2]:
         raise ValueError(
-            f"visible must have shape {list(x.shape[:2])}, as x has places, got {list(visible.shape)}"
+            f"visible must have shape {list(x.shape[:2])}, (batch, length) of x, "
+            f"got {list(visible.shape)}"
         )

@@ -1,4 +1,4 @@
-"""Digits: shapes, range, a split that never changes, and what is refused."""
+"""Digits: shapes, range, a fixed split, and errors."""
 
 import subprocess
 import sys
@@ -10,16 +10,16 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from diffprog import data
 
-FIRST_TEN_HELD_OUT = [7, 6, 3, 7, 7, 3, 2, 8, 9, 3]
+FIRST_TEN_TEST_LABELS = [7, 6, 3, 7, 7, 3, 2, 8, 9, 3]
 
 
 @pytest.fixture(scope="module", params=[8, 16])
-def both(request):
+def size_and_digits(request):
     return request.param, data.digits(request.param)
 
 
-def test_shapes_dtypes_and_range(both):
-    size, digits = both
+def test_shapes_dtypes_and_range(size_and_digits):
+    size, digits = size_and_digits
     assert digits.x_train.shape == (1437, size, size, 1)
     assert digits.x_test.shape == (360, size, size, 1)
     for x, y in ((digits.x_train, digits.y_train), (digits.x_test, digits.y_test)):
@@ -31,7 +31,7 @@ def test_shapes_dtypes_and_range(both):
         assert set(np.asarray(y).tolist()) == set(range(10))
 
 
-def test_the_two_parts_are_all_of_the_scans_once():
+def test_the_split_contains_every_scan_once():
     digits, scans = data.digits(flatten=True), load_digits()
     together = np.concatenate([digits.x_train, digits.x_test]) * 16
     labels = np.concatenate([digits.y_train, digits.y_test])
@@ -45,24 +45,24 @@ def test_the_split_is_stratified():
     assert np.abs(counts[1] - (counts[0] + counts[1]) * 360 / 1797).max() <= 1
 
 
-def test_the_split_is_the_same_every_time_and_at_every_size(both):
-    size, digits = both
+def test_the_split_is_the_same_every_time_and_at_every_size(size_and_digits):
+    size, digits = size_and_digits
     again = data.digits(size, flatten=True)
     np.testing.assert_array_equal(digits.x_train.reshape(1437, -1), again.x_train)
     np.testing.assert_array_equal(data.digits(8).y_train, digits.y_train)
-    assert np.asarray(digits.y_test[:10]).tolist() == FIRST_TEN_HELD_OUT
+    assert np.asarray(digits.y_test[:10]).tolist() == FIRST_TEN_TEST_LABELS
 
 
-def test_labels_belong_to_their_images(both):
-    _, digits = both
+def test_labels_belong_to_their_images(size_and_digits):
+    _, digits = size_and_digits
     nearest = KNeighborsClassifier(3).fit(digits.x_train.reshape(1437, -1), digits.y_train)
     assert nearest.score(digits.x_test.reshape(360, -1), digits.y_test) > 0.97
 
 
-def test_sixteen_pixels_average_to_the_eight_they_come_from():
+def test_interpolated_digits_average_to_the_scans():
     small, large = data.digits(8).x_test, data.digits(16).x_test
-    averaged = np.asarray(large).reshape(360, 8, 2, 8, 2).mean((2, 4))
-    assert np.abs(averaged - small[..., 0]).mean() < 0.05  # shifted by one pixel: 0.1
+    means = np.asarray(large).reshape(360, 8, 2, 8, 2).mean((2, 4))
+    assert np.abs(means - small[..., 0]).mean() < 0.05  # shifted by one pixel: 0.1
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_other_sizes_are_refused(size, error):
         data.digits(size)
 
 
-def test_without_scikit_learn_the_error_says_how_to_get_it(monkeypatch):
+def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'diffprog\[experiments\]'"):
         data.digits()

@@ -1,4 +1,4 @@
-"""Folders of pictures: read as they are, resized when asked, and every fault named by its file."""
+"""Image folders: reading, resizing, and errors that name the file."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ def save(file, pixels):
     Image.fromarray(pixels).save(file)
 
 
-def test_pictures_classes_and_labels(tmp_path):
+def test_images_classes_and_labels(tmp_path):
     save(tmp_path / "dog" / "b.png", COLOUR)
     save(tmp_path / "dog" / "a.PNG", COLOUR[::-1])
     save(tmp_path / "cat" / "z.png", COLOUR[:, ::-1])
-    (tmp_path / "dog" / "notes.txt").write_text("passed over")
-    (tmp_path / "dog" / "._a.png").write_text("passed over")
+    (tmp_path / "dog" / "notes.txt").write_text("ignored")
+    (tmp_path / "dog" / "._a.png").write_text("ignored")
     (tmp_path / ".hidden").mkdir()
     images = data.image_folder(tmp_path)
     assert images.names == ("cat", "dog")
@@ -34,7 +34,7 @@ def test_pictures_classes_and_labels(tmp_path):
     np.testing.assert_array_equal(data.image_folder(str(tmp_path)).x, images.x)
 
 
-def test_grey_pictures_have_one_channel_and_transparency_is_dropped(tmp_path):
+def test_grey_images_have_one_channel_and_transparency_is_dropped(tmp_path):
     grey, colour = tmp_path / "grey", tmp_path / "colour"
     save(grey / "class" / "a.png", GREY)
     save(colour / "class" / "a.png", np.dstack([COLOUR, GREY]))
@@ -43,13 +43,13 @@ def test_grey_pictures_have_one_channel_and_transparency_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg"])
-def test_jpeg_pictures_are_scaled_alike(tmp_path, suffix):
+def test_jpeg_and_png_have_the_same_range(tmp_path, suffix):
     save(tmp_path / "plain" / f"a.{suffix}", np.full((8, 8, 3), 51, np.uint8))
     save(tmp_path / "plain" / "b.png", np.full((8, 8, 3), 51, np.uint8))
     np.testing.assert_allclose(data.image_folder(tmp_path).x, 0.2, atol=0.01)
 
 
-def test_size_resizes_and_leaves_what_fits(tmp_path):
+def test_only_images_of_another_size_are_resized(tmp_path):
     flat = np.full((8, 12, 3), 102, np.uint8)
     save(tmp_path / "class" / "a.png", COLOUR)
     save(tmp_path / "class" / "b.png", flat)
@@ -59,7 +59,7 @@ def test_size_resizes_and_leaves_what_fits(tmp_path):
     np.testing.assert_allclose(x[1], 0.4, atol=1e-6)
 
 
-def test_resizing_down_averages_instead_of_skipping(tmp_path):
+def test_downsizing_averages_pixels(tmp_path):
     # One bright column in four: every fourth value alone would be 0 everywhere.
     stripes = np.tile(np.array([[0, 0, 0, 255]], np.uint8), (16, 4))
     save(tmp_path / "class" / "a.png", stripes)
@@ -73,7 +73,8 @@ def test_mixed_sizes_and_channels_are_named(tmp_path):
     save(tmp_path / "class" / "b.png", COLOUR[:3])
     with pytest.raises(
         ValueError,
-        match=r"b\.png: expected the size \(4, 5\) of .*a\.png, found \(3, 5\); size=\(height, width\) resizes",
+        match=r"b\.png: expected the size \(4, 5\) of .*a\.png, found \(3, 5\); "
+        r"size=\(height, width\) resizes",
     ):
         data.image_folder(tmp_path)
     save(tmp_path / "class" / "b.png", GREY)
@@ -85,20 +86,20 @@ def test_mixed_sizes_and_channels_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["b.png", "b.jpg"])
-def test_corrupt_pictures_are_named(tmp_path, name):
+def test_corrupt_files_are_named(tmp_path, name):
     large = RNG.integers(0, 256, (64, 64, 3), np.uint8)
     save(tmp_path / "class" / "a.png", large)
     save(tmp_path / "class" / name, large)
     whole = (tmp_path / "class" / name).read_bytes()
-    for content in (b"", b"no picture", whole[:20], whole[: len(whole) // 2]):
+    for content in (b"", b"not an image", whole[:20], whole[: len(whole) // 2]):
         (tmp_path / "class" / name).write_bytes(content)
         with pytest.raises(
-            ValueError, match=f"{name}: expected a picture, found a file that cannot be read"
+            ValueError, match=f"{name}: expected an image, found a file that cannot be read"
         ):
             data.image_folder(tmp_path)
 
 
-def test_missing_folders_classes_and_pictures_are_named(tmp_path):
+def test_missing_folders_classes_and_images_are_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"folder must be an existing folder, got .*nowhere"
     ):
@@ -123,6 +124,6 @@ def test_missing_folders_classes_and_pictures_are_named(tmp_path):
         ((8, -1), ValueError),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(tmp_path, size, error):
+def test_bad_sizes_are_refused(tmp_path, size, error):
     with pytest.raises(error, match=r"size.* must be"):
         data.image_folder(tmp_path, size)

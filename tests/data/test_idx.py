@@ -1,4 +1,4 @@
-"""IDX files: every spelling is read, every fault is named."""
+"""IDX files: all file names are read, and errors name the file."""
 
 import gzip
 import struct
@@ -23,13 +23,13 @@ def idx(array):
 
 
 def write(folder, **changed):
-    """The four files, some with other content."""
+    """Write the four files, some with changed content."""
     for name, array in ARRAYS.items():
         (folder / name).write_bytes(changed.get(name, idx(array)))
     return folder
 
 
-def expect(dataset):
+def assert_is_arrays(dataset):
     for x, images in (
         (dataset.x_train, "train-images-idx3-ubyte"),
         (dataset.x_test, "t10k-images-idx3-ubyte"),
@@ -46,16 +46,16 @@ def expect(dataset):
 
 def test_plain_files(tmp_path):
     dataset = data.idx_images(write(tmp_path))
-    expect(dataset)
+    assert_is_arrays(dataset)
     assert float(dataset.x_train.max()) <= 1
-    expect(data.idx_images(str(tmp_path)))
+    assert_is_arrays(data.idx_images(str(tmp_path)))
 
 
-def test_packed_files_and_names_with_a_dot(tmp_path):
+def test_gzip_files_and_names_with_a_dot(tmp_path):
     for name, array in ARRAYS.items():
         dotted = name.replace("-idx", ".idx") if "images" in name else name
         (tmp_path / f"{dotted}.gz").write_bytes(gzip.compress(idx(array)))
-    expect(data.idx_images(tmp_path))
+    assert_is_arrays(data.idx_images(tmp_path))
 
 
 def test_a_missing_folder_or_file_is_named(tmp_path):
@@ -66,7 +66,8 @@ def test_a_missing_folder_or_file_is_named(tmp_path):
     (write(tmp_path) / LABELS).unlink()
     with pytest.raises(
         FileNotFoundError,
-        match=r"expected one of t10k-labels-idx1-ubyte, t10k-labels\.idx1-ubyte, .*\.gz, found none",
+        match=r"expected one of t10k-labels-idx1-ubyte, t10k-labels\.idx1-ubyte, "
+        r".*\.gz, found none",
     ):
         data.idx_images(tmp_path)
 
@@ -113,22 +114,22 @@ def test_a_missing_folder_or_file_is_named(tmp_path):
         ),
     ],
 )
-def test_faults_are_named_with_what_was_expected_and_found(tmp_path, name, content, message):
+def test_malformed_files_are_named(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=f"{name}: {message}"):
         data.idx_images(write(tmp_path, **{name: content}))
 
 
-PACKED = gzip.compress(idx(ARRAYS[IMAGES]))
+GZIPPED = gzip.compress(idx(ARRAYS[IMAGES]))
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        PACKED[:-12],
-        PACKED[:40] + bytes(8) + PACKED[48:],
-        PACKED[:10] + b"\xff" * 20 + PACKED[30:],
+        GZIPPED[:-12],
+        GZIPPED[:40] + bytes(8) + GZIPPED[48:],
+        GZIPPED[:10] + b"\xff" * 20 + GZIPPED[30:],
         b"no gzip at all",
-        PACKED[:3],
+        GZIPPED[:3],
         idx(ARRAYS[IMAGES]),
     ],
     ids=[
@@ -137,7 +138,7 @@ PACKED = gzip.compress(idx(ARRAYS[IMAGES]))
         "no deflate stream",
         "text",
         "cut in the header",
-        "not packed",
+        "not compressed",
     ],
 )
 def test_a_corrupt_gzip_file_is_named(tmp_path, content):
@@ -151,7 +152,5 @@ def test_a_corrupt_gzip_file_is_named(tmp_path, content):
 
 def test_training_and_test_images_of_different_sizes_are_refused(tmp_path):
     other = idx(np.zeros((3, 4, 4), np.uint8))
-    with pytest.raises(
-        ValueError, match=r"images must have one size, got \(4, 5\) to train and \(4, 4\) to test"
-    ):
+    with pytest.raises(ValueError, match=r"must have the same size, got \(4, 5\) and \(4, 4\)"):
         data.idx_images(write(tmp_path, **{"t10k-images-idx3-ubyte": other}))

@@ -1,4 +1,4 @@
-"""Models: named nodes, shapes, the same function written in plain JAX, and what they refuse."""
+"""MLP, CNN and sequential models: named nodes, shapes, values and gradients against plain JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ IMAGES = jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_mlp_is_the_plain_function(activation):
+def test_mlp_equals_plain_jax(activation):
     model = models.mlp((6, 7, 4, 3), activation=activation)
     params, s = model.init(KEY), ACTIVATIONS[activation]
 
@@ -36,12 +36,12 @@ def test_mlp_is_the_plain_function(activation):
         for f in (model.apply, plain)
     ]
     jax.tree.map(
-        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5),
+        lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5),
         *gradients,
     )
 
 
-def test_cnn_is_the_plain_function():
+def test_cnn_equals_plain_jax():
     model = models.cnn((8, 8, 1), channels=(3,), hidden=(5,), classes=4)
     params = model.init(KEY)
 
@@ -65,7 +65,7 @@ def test_cnn_is_the_plain_function():
         for f in (model.apply, plain)
     ]
     jax.tree.map(
-        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4),
+        lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4),
         *gradients,
     )
 
@@ -91,7 +91,7 @@ def test_nodes_are_named_in_order():
     assert list(nodes.names(model.apply, model.init(KEY), X)) == ["affine1", "hidden1", "logits"]
 
 
-def test_maxout_takes_the_larger_of_two_affine_pieces():
+def test_maxout_is_the_larger_of_two_affine_pieces():
     model = models.mlp((6, 2, 3), activation="maxout")
     params = model.init(KEY)
     pieces = X @ params["hidden1"]["weight"].T + params["hidden1"]["bias"]
@@ -99,13 +99,13 @@ def test_maxout_takes_the_larger_of_two_affine_pieces():
     np.testing.assert_allclose(values["hidden1"], pieces.reshape(5, 2, 2).max(-1), rtol=1e-6)
 
 
-def test_no_hidden_layer_is_a_linear_classifier():
+def test_mlp_without_hidden_layers_is_a_linear_classifier():
     model = models.mlp((6, 3))
     assert list(model.init(KEY)) == ["logits"]
 
 
 @pytest.mark.slow
-def test_settings_reach_the_layers():
+def test_settings_are_passed_to_the_layers():
     ones = jax.nn.initializers.ones
     assert (
         jax.tree.leaves(models.mlp((6, 3), initializer=ones).init(KEY))[1].tolist() == [[1] * 6] * 3
@@ -125,12 +125,12 @@ def test_settings_reach_the_layers():
 
 
 @pytest.mark.slow
-def test_same_key_same_parameters():
+def test_the_same_key_gives_the_same_parameters():
     model = models.cnn()
     jax.tree.map(np.testing.assert_array_equal, model.init(KEY), model.init(KEY))
 
 
-def test_two_models_of_one_kind_are_one_structure():
+def test_models_with_the_same_settings_have_the_same_structure():
     one, two = (
         program(models.mlp((6, 7, 3)).apply, models.mlp((6, 7, 3)).init(key))
         for key in jax.random.split(KEY)
@@ -141,7 +141,7 @@ def test_two_models_of_one_kind_are_one_structure():
     )
 
 
-def test_sequential_names_every_output():
+def test_sequential_taps_every_output():
     model = models.sequential([("a", backprop.affine(6, 3)), ("b", backprop.tanh())], shape=(None,))
     assert list(nodes.names(model.apply, model.init(KEY), X)) == ["a", "b"]
 
@@ -207,11 +207,11 @@ def test_sequential_names_every_output():
         (
             lambda: models.sequential([("a", backprop.tanh())] * 2, shape=(1,)),
             ValueError,
-            "names of stages must differ, got 'a' twice",
+            "stages must have different names, got 'a' twice",
         ),
     ],
 )
-def test_refuses_bad_settings(make, error, message):
+def test_bad_settings_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -248,13 +248,13 @@ def test_refuses_bad_settings(make, error, message):
         (models.cnn(channels=(2,)), jnp.ones((0, 8, 8, 1)), ValueError, "x must not be empty"),
     ],
 )
-def test_apply_refuses_bad_input(model, x, error, message):
+def test_bad_input_is_refused(model, x, error, message):
     with pytest.raises(error, match=message):
         model.apply(model.init(KEY), x)
 
 
 @pytest.mark.parametrize("params", [None, {}, {"logits": {}, "other": {}}])
-def test_apply_refuses_the_parameters_of_another_model(params):
+def test_the_parameters_of_another_model_are_refused(params):
     with pytest.raises(
         ValueError, match=r"params must be a dict with entries \['affine1', 'logits'\], got"
     ):
