@@ -168,8 +168,8 @@ def cascade(attacks: Sequence[Attack]) -> Attack:
         )
         for k, attack in enumerate(later, 1):
             for indices in _remaining_chunks(cascaded.success, x):
-                chunk = _take_sharded((x, y, epsilon), indices)
-                result = attack.run(f, *chunk, jax.random.fold_in(key, k))
+                some_x, some_y, radii = _take_sharded((x, y, epsilon), indices)
+                result = attack.run(f, some_x, some_y, radii, jax.random.fold_in(key, k))
                 cascaded = _update(cascaded, result, indices, k)
         return cast(AttackResult, cascaded)
 
