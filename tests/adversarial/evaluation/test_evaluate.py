@@ -183,7 +183,7 @@ def test_a_model_without_a_correct_prediction():
             ValueError,
             r"one value for each of 30 examples, got \[7\]",
         ),
-        ([adv.fgsm()], {"key": 0}, TypeError, "key must be a random key"),
+        ([adv.fgsm()], {"key": 0}, TypeError, "key must be a PRNG key"),
         ([adv.fgsm()], {"batch_size": 0}, ValueError, "batch_size must be an integer >= 1"),
         ([adv.fgsm()], {"confidence": 1.0}, ValueError, "confidence must be"),
         ([adv.fgsm()], {"flags": 1}, TypeError, "flags must be True or False"),
