@@ -27,7 +27,7 @@ def make_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 def make_panels(
     count: int, xlabel: str, ylabel: str, *, height: float, width: float = 5.8
 ) -> tuple[Figure, list[Axes]]:
-    """Create panels side by side with a shared, once labelled y-axis; `width` is that of one."""
+    """Create panels side by side with a shared y-axis; `width` applies to a single panel."""
     figsize = (width if count == 1 else min(4.2 * count, 10.4), height)
     figure = Figure(figsize=figsize, layout="constrained")
     panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])

@@ -1,4 +1,4 @@
-"""Results as one self-contained HTML file: figures are embedded, so that it opens offline."""
+"""Self-contained HTML pages of results: figures are embedded, so that a page opens offline."""
 
 import base64
 import importlib.resources

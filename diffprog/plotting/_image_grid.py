@@ -85,7 +85,7 @@ def make_image_grid(
 def to_rgb(name: str, images: Any, bounds: tuple[float, float] | None) -> np.ndarray:
     """Check images (batch, height, width, 1 or 3) and return them as RGB in [0, 1].
 
-    The low bound is black and the high one white; for None those of each image itself.
+    Black and white are the bounds or, if None, the smallest and largest value of each image.
     """
     _validation.floating(name, images, rank=4)
     _validation.batch(**{name: images})

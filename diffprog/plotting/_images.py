@@ -34,7 +34,7 @@ def draw_images(
         columns: images per row, >= 1; default so many that the figure is about twice as wide as
             high.
         bounds: (low, high), drawn black and white; every value must lie within. None scales each
-            image to its own range, which shows its structure but makes images incomparable.
+            image to its own range, which shows its structure but not its scale.
 
     Raises:
         TypeError: images are not floats, or bounds are not a pair of numbers.

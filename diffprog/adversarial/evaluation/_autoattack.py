@@ -4,8 +4,8 @@
     robust_{k+1} = the examples of robust_k on which attack k fails
 
 The result of each example is as if every attack had run on all examples and the first success had
-been kept, at the cost of attacking the remaining examples only. `auto_attack` is the standard
-cascade, for publishable robust accuracy.
+been kept, but only the remaining examples are attacked. `auto_attack` is the standard cascade, for
+publishable robust accuracy.
 
 The first attack sees the whole batch. Later attacks see chunks of one eighth of it, the last of
 them padded. How many examples remain changes the number of chunks but no shape, so nothing is
@@ -34,7 +34,7 @@ _CHUNKS = 8
 
 @jax.tree_util.register_static
 class StaticTuple(tuple[Any, ...]):
-    """A tuple that JAX treats as structure rather than as a pytree of leaves."""
+    """Tuple that JAX treats as part of the pytree structure, without leaves."""
 
 
 class Cascaded(NamedTuple):
@@ -155,7 +155,7 @@ def cascade(attacks: Sequence[Attack]) -> Attack:
     >>> print(attack(lambda x: x, x, y, key=jax.random.key(0)).stage)
     [0]
     """
-    _validate_attacks(attacks)
+    _validate_stages(attacks)
     first, *later = attacks
     names = StaticTuple(attack.name for attack in attacks)
     uses_gradients = StaticTuple(attack.uses_gradients for attack in attacks)
@@ -184,7 +184,7 @@ def cascade(attacks: Sequence[Attack]) -> Attack:
     )
 
 
-def _validate_attacks(attacks: Any) -> None:
+def _validate_stages(attacks: Any) -> None:
     if not isinstance(attacks, Sequence) or not attacks:
         raise ValueError(f"attacks must be a sequence of at least one Attack, got {attacks!r:.60}")
     for k, attack in enumerate(attacks):

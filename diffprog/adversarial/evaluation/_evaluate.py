@@ -219,7 +219,7 @@ def _measure_some(
     """Measure signs of gradient masking on up to 64 correctly classified examples, if any."""
     if not right.any():
         return None
-    # Repeated to a fixed size, so that nothing compiles again for another number of them.
+    # Repeated to a fixed size, so that another number of examples compiles nothing new.
     indices = np.resize(np.flatnonzero(right), min(len(y), _MASKING_EXAMPLES))
     radii = [np.median(outcome.epsilon) for outcome in outcomes if outcome.epsilon is not None]
     epsilon = float(max(radii, default=0.0))

@@ -10,7 +10,7 @@ Measured, on a few correctly classified examples            Suspicious if
                        four random starts                   loss; restarts disagree
     attack results     which attack succeeded               only one without gradients did
 
-A flag is no proof of masking: it says what was measured and which attack to try.
+A flag is a sign of gradient masking, not a proof; it names the attack to try next.
 
 Sources: A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of
 security", 2018; N. Carlini et al., "On evaluating adversarial robustness", 2019.
@@ -224,8 +224,8 @@ def _gradient_flags(measurements: Measurements) -> Iterator[Flag]:
         yield Flag(
             "saturated softmax",
             f"The largest probability rounds to 1 at {saturated} of {count} examples.",
-            "The gradient of the cross-entropy vanishes there. diffprog's attacks switch to the "
-            "margin loss; other attacks and your own losses do not.",
+            "The gradient of the cross-entropy vanishes there. The attacks of this package use the "
+            "margin instead; other attacks and losses do not.",
             'Trust auto_attack and attacks with loss="margin" or "dlr"; compare with float64.',
         )
 
@@ -292,12 +292,12 @@ def _black_box_flags(
                 f"{outcome.name} succeeds on {only_black_box} of {right.sum()} examples "
                 "on which no gradient-based attack succeeds.",
                 "Gradients are masked, or the gradient-based attacks are too weak.",
-                "Add auto_attack and restarts; find out what hides the gradient.",
+                "Add auto_attack and restarts; inspect the gradients.",
             )
 
 
 def _stages_use_gradients(outcome: Outcome) -> tuple[bool, ...]:
-    """Tell for each stage of an attack whether it differentiates the model; most have one stage."""
+    """Return for each stage of an attack, most have one, whether it differentiates the model."""
     stages = getattr(outcome.found, "stage_uses_gradients", (True,))
     return tuple(outcome.uses_gradients and stage for stage in stages)
 

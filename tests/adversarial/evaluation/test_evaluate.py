@@ -219,15 +219,3 @@ def test_nan_logits_raise_a_flag():
     for result in (report, random_report):
         assert (result.clean.count, result.robust(0.01).count) == (2, 2)
         assert result.flags[0].name == "NaN logits"
-
-
-@pytest.mark.slow
-def test_an_example_without_success_is_robust_at_any_radius():
-    report = dp.adversarial.evaluate(
-        lambda x: jnp.stack([x[:, 0] + 9, x[:, 1]], 1),
-        jnp.ones((3, 2)) / 2,
-        jnp.zeros(3, int),
-        [dp.adversarial.fgsm()],
-        key=jax.random.key(0),
-    )
-    assert report.robust(np.inf).count == 3

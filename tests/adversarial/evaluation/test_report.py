@@ -92,14 +92,8 @@ RIGHT = [True, True, True, False, True]
 
 def test_an_example_is_robust_if_no_attack_succeeded_within_the_radius():
     result = make_report(DISTANCES, RIGHT, (0.3, None))
-    assert [result.robust(epsilon).count for epsilon in (0, 0.0999, 0.1, 0.3, 0.5, 1e9)] == [
-        4,
-        4,
-        2,
-        2,
-        1,
-        1,
-    ]
+    radii = (0, 0.0999, 0.1, 0.3, 0.5, 1e9, np.inf)
+    assert [result.robust(radius).count for radius in radii] == [4, 4, 2, 2, 1, 1, 1]
     assert result.robust(np.array([0.0, 0.0, 0.6, 0.0, 0.0])).count == 3
     curve = result.curve()
     np.testing.assert_allclose(curve.epsilons, [0, 0.1, 0.5])
