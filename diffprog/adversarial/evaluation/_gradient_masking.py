@@ -2,13 +2,14 @@
 
 Gradient-based attacks fail on a model whose gradients are zero, NaN, random or misleading.
 
-Measured, on a few correctly classified examples            Suspicious if
-    two calls          |f(x) - f(x)|                        the logits differ logits
-    their sum, softmax                   they are probabilities; softmax rounds to 1 gradient
-    of the loss that attacks maximize    zero, NaN or infinite PGD in the ball    1 and 20 steps;
-    radius ε and 2 ε;    more steps or a larger ball give no larger
-                       four random starts                   loss; restarts disagree
-    attack results     which attack succeeded               only one without gradients did
+Signs of it, measured on a few correctly classified examples:
+
+    two calls         |f(x) - f(x)|                      the logits differ
+    logits            their sum, softmax                 they sum to 1; softmax rounds to 1
+    gradient          of the loss that attacks maximize  zero, NaN or infinite
+    PGD in the ball   1 and 20 steps, radius ε and 2 ε   no larger loss by more steps or radius
+                      four random starts                 the starts disagree in success
+    attack results    which attacks succeeded            only attacks without gradients did
 
 A flag is a sign of gradient masking, not a proof; it names the attack to try next.
 
