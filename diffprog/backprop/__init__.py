@@ -1,4 +1,4 @@
-"""Layers and networks with hand-written backward passes."""
+"""Layers with their backward pass written by hand, and the nets made of them."""
 
 from diffprog.backprop._activations import (
     elu,

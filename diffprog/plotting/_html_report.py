@@ -1,4 +1,4 @@
-"""Self-contained HTML pages of results: figures are embedded, so that a page opens offline."""
+"""Results as one HTML file that needs nothing else: figures are inlined, so it can be mailed, archived and opened offline."""
 
 import base64
 import importlib.resources
@@ -12,26 +12,21 @@ from matplotlib.figure import Figure
 
 
 class Table(NamedTuple):
-    """Table of a page: text is left-aligned, numbers right-aligned with four significant digits.
-
-    Attributes:
-        columns: names of the columns.
-        rows: rows of cells, each as long as `columns`.
-    """
+    """Names of the columns and rows of cells: text is set left, numbers right with four significant digits."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
 
 
 class Section(NamedTuple):
-    """Section of a page: heading, text, figure and table, from top to bottom.
+    """A piece of a page, from top to bottom; whatever is left out is not drawn.
 
     Attributes:
         title: the heading.
-        text: plain text, with empty lines between paragraphs; default none.
-        figure: a matplotlib figure; default none.
-        table: a `Table`; default none.
-        caption: caption and alternative text of the figure; default the title, as alternative text.
+        text: paragraphs with an empty line between them, plain text.
+        figure: a matplotlib figure.
+        table: columns and rows.
+        caption: what the figure shows, for those who see it and those who do not; the title if empty.
     """
 
     title: str
@@ -44,45 +39,42 @@ class Section(NamedTuple):
 def write_page(
     path: str | Path, title: str, sections: Sequence[Section], *, summary: str = ""
 ) -> Path:
-    """Write sections of text, figures and tables to one self-contained HTML file.
+    """Write sections as one self-contained HTML file.
 
     Args:
-        path: the file, usually `.../index.html`. Missing folders are created, an existing file is
-            replaced.
-        title: title of the page.
+        path: the file, usually `.../index.html`; missing folders are made, an older file is replaced.
+        title: of the page.
         sections: at least one.
-        summary: a sentence or two below the title; default none.
+        summary: a sentence or two below the title.
 
     Returns:
         The path.
 
     Raises:
         ImportError: Jinja2 is not installed.
-        TypeError: a section, figure or table has the wrong type.
-        ValueError: there is no section, or a row of a table is not as long as its columns.
+        TypeError: a section, figure or table that is something else.
+        ValueError: no section, or a row that is not as long as the columns.
 
     >>> import tempfile
-    >>> accuracy = Section("Accuracy", table=Table(["split", "accuracy"], [["test", 0.98]]))
+    >>> accuracy = Section("Accuracy", table=Table(["split", "share"], [["held out", 0.98]]))
     >>> write_page(f"{tempfile.mkdtemp()}/index.html", "Digits", [accuracy]).name
     'index.html'
     """
     if not sections:
         raise ValueError("sections must hold at least one Section, got none")
     for k, section in enumerate(sections):
-        _validate_section(f"sections[{k}]", section)
-    template = (importlib.resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
-    html = (
-        _jinja_environment()
-        .from_string(template)
-        .render(title=title, summary=summary, sections=sections)
+        _check(f"sections[{k}]", section)
+    template = _environment().from_string(
+        (importlib.resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
     )
+    html = template.render(title=title, summary=summary, sections=sections)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return path
 
 
-def _jinja_environment() -> Any:
+def _environment() -> Any:
     try:
         import jinja2
     except ImportError as error:
@@ -90,55 +82,51 @@ def _jinja_environment() -> Any:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "data_uri": _to_data_uri,
-        "format_cell": _format_cell,
-        "paragraphs": _split_paragraphs,
-    }
-    environment.tests["numeric"] = _is_numeric
+    environment.filters |= {"inlined": _inlined, "cell": _cell, "paragraphs": _paragraphs}
+    environment.tests["numeric"] = _numeric
     return environment
 
 
-def _validate_section(name: str, section: Section) -> None:
-    _validate_type(name, section, Section)
+def _check(name: str, section: Section) -> None:
+    _kind(name, section, Section)
     if section.figure is not None:
-        _validate_type(f"{name}.figure", section.figure, Figure)
+        _kind(f"{name}.figure", section.figure, Figure)
     if section.table is None:
         return
-    _validate_type(f"{name}.table", section.table, Table)
+    _kind(f"{name}.table", section.table, Table)
     columns, rows = section.table
     for k, row in enumerate(rows):
         if len(row) != len(columns):
             raise ValueError(
-                f"{name}.table.rows[{k}] must have {len(columns)} cells, one for each column, "
-                f"got {len(row)}"
+                f"{name}.table.rows[{k}] must have {len(columns)} cells, one for each column, got {len(row)}"
             )
 
 
-def _validate_type(name: str, value: object, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
+def _kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
 
 
-def _to_data_uri(figure: Figure) -> str:
-    """Encode a figure as a PNG in a data URI, with a transparent background."""
+def _inlined(figure: Figure) -> str:
+    """A data URI; without the software's version, so that the same figure gives the same bytes, and on the page's own ground."""
     png = io.BytesIO()
-    # Without the version of matplotlib, so that equal figures give equal bytes.
     figure.savefig(png, format="png", dpi=200, transparent=True, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
-def _split_paragraphs(text: str) -> list[str]:
+def _paragraphs(text: str) -> list[str]:
     return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
 
 
-def _is_numeric(value: object) -> bool:
+def _numeric(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _format_cell(value: object) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, Real) and not isinstance(value, Integral):
-        return f"{float(value):.4g}"
-    return str(value)
+    return (
+        f"{float(value):.4g}"
+        if isinstance(value, Real) and not isinstance(value, Integral)
+        else str(value)
+    )

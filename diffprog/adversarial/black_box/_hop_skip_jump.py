@@ -1,15 +1,17 @@
-"""Attacks that see nothing of f but the class it reads.
+"""HopSkipJump: a minimum-norm attack that only queries the predicted class.
 
-HopSkipJump stands on the boundary, and finds from labels alone which way leads deeper into what is wanted. φ is +1 where f is fooled and
--1 where it is not, u_b are random unit vectors and δ is small against the distance:
+With φ = +1 where a point is adversarial and -1 where it is not, random unit vectors u_b and a probe
+radius δ that is small against the distance, each iteration consists of
 
-    v = Σ_b (φ(x + r + δ u_b) - mean φ) u_b              points along the gradient of the margin, as many u_b as there are
-    r' = r + ξ v / ||v||_2      (linf: ξ sign(v))        ξ = ||r|| / sqrt(k) first, then halved until f is fooled at x + r'
-    r <- the point where the way from r' back to x crosses the boundary, by halving
+    v = Σ_b (φ(x + r + δ u_b) - mean φ) u_b            an estimate of the margin's direction
+    r' = r + ξ v / ||v||_2   (linf: ξ sign(v))         ξ = ||r|| / sqrt(k), halved until x + r'
+                                                       is adversarial
+    r  ← the point between x and x + r' on the boundary, by bisection
 
-That way is the segment for l2; for linf it is r' cut to smaller and smaller cubes.
+In l2 the bisection follows the segment; in linf it clips r' to smaller and smaller cubes.
 
-Source: J. Chen, M. Jordan and M. Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack", 2020.
+Source: J. Chen, M. Jordan and M. Wainwright, "HopSkipJumpAttack: a query-efficient decision-based
+attack", 2020.
 """
 
 from collections.abc import Callable
@@ -29,17 +31,18 @@ from diffprog.adversarial._base import (
     Search,
     make_attack,
 )
-from diffprog.adversarial._losses import is_adversarial
-from diffprog.adversarial.minimum_norm._binary_search import as_examples, require_like_x
+from diffprog.adversarial.minimum_norm._binary_search import (
+    require_same_size,
+    validate_starting_examples,
+)
 
-Decide = Callable[[Flat], Bool[Array, "batch"]]
+Decision = Callable[[Flat], Bool[Array, "batch"]]
+"""r -> whether x + r is adversarial: all that the attack may know about f."""
 
-_TRIES, _HALVINGS, _MOST_DRAWS = 100, 30, 10_000
-_FIRST_PROBE, _NEAREST_PROBE = (
-    0.1,
-    1e-3,
-)  # in widths of the box; in distances, below which float32 would round the probe away
-_CLOSE = 1e-5  # the relative width of the last bracket
+_RANDOM_STARTS, _MAX_HALVINGS, _MAX_PROBES = 100, 30, 10_000
+_FIRST_PROBE_RADIUS = 0.1  # in widths of the box
+_MIN_PROBE_RADIUS = 1e-3  # in distances; float32 would round smaller probes away
+_RELATIVE_WIDTH = 1e-5  # of the final bracket
 
 
 def hop_skip_jump(
@@ -51,39 +54,46 @@ def hop_skip_jump(
     targeted: bool = False,
     examples: Any = None,
 ) -> Attack:
-    """A small perturbation from labels alone: r' = r + ξ v, with v the direction that random probes say is the margin's gradient.
+    """HopSkipJump decision-based attack (Chen, Jordan and Wainwright, 2020).
+
+    It estimates the direction of the margin's gradient on the decision boundary from the predicted
+    classes of random probes, steps along it and returns to the boundary by bisection.
 
     Args:
         norm: "l2" or "linf".
-        steps: at least 1; step k asks f about sqrt(k) `draws` probes and some tens of points.
-        draws: probes of the first step, at least 1. 100 is the paper's.
-        bounds: (low, high) of every number of x.
-        targeted: whether y is the target.
-        examples: like x, of any number: the search starts at the nearest that f reads as wanted; from noise in the box where there is none,
-            a hundred draws of it, which seldom meet a target.
+        steps: at least 1. Step k queries sqrt(k) `draws` probes and some tens of other points.
+        draws: number of probes in the first step, at least 1. The paper's 100.
+        bounds: (low, high) of every value of x + r.
+        targeted: whether y holds targets.
+        examples: array or pytree like x, of any batch size. The search starts from the nearest
+            adversarial one, or else from the first adversarial one of 100 samples of uniform noise,
+            which rarely contain a target.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these.
+        TypeError, ValueError: an argument of the wrong type or outside its range.
 
     Source: Chen, Jordan and Wainwright 2020, with its defaults.
 
     >>> attack = hop_skip_jump(steps=10)
-    >>> found = attack(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
-    >>> print(found.distance.round(2), found.success)
+    >>> x, y = jnp.array([[0.7, 0.4]]), jnp.array([0])
+    >>> result = attack(lambda x: x @ jnp.eye(2), x, y, key=jax.random.key(0))
+    >>> print(result.distance.round(2), result.success)
     [0.21] [ True]
     """
     _validation.choice("norm", norm, ("l2", "linf"))
-    count, first = (
-        jnp.int32(_validation.integer(name, value, low=1))
-        for name, value in (("steps", steps), ("draws", draws))
-    )
-    starts = as_examples(examples, _validation.bounds("bounds", bounds))
+    num_steps = jnp.int32(_validation.integer("steps", steps, low=1))
+    num_probes = jnp.int32(_validation.integer("draws", draws, low=1))
+    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
 
     def search(problem: Problem) -> Search:
-        decide = lambda r: is_adversarial(problem.perturbed_logits(r), problem.y, problem.targeted)
-        require_like_x(starts, problem)
-        # From here on there is no f but what it decides.
-        return _hopped(decide, problem._replace(logits=_no_logits), count, first, starts)
+        require_same_size(starts, problem)
+
+        def decide(r: Flat) -> Bool[Array, "batch"]:
+            return problem.is_adversarial(problem.perturbed_logits(r))
+
+        # The rest of the search must not see the logits.
+        blind = problem._replace(logits=_no_logits)
+        return _search(decide, blind, num_steps, num_probes, starts)
 
     return make_attack(
         "hop_skip_jump",
@@ -96,16 +106,16 @@ def hop_skip_jump(
 
 
 def _no_logits(_: Flat) -> Any:
-    raise AssertionError("an attack by decisions sees no logits")
+    raise AssertionError("a decision-based attack must not query logits")
 
 
-class _Point(NamedTuple):
-    """Where the search of each example stands.
+class _State(NamedTuple):
+    """State of the search; the leading axis is the example.
 
     Attributes:
-        r: (batch, n), a perturbation that f is fooled by; zero where none is found.
-        found: (batch,), whether one is.
-        queries: (batch,), how many decisions it took.
+        r: (batch, n), an adversarial perturbation; zero if none is known.
+        found: (batch,), whether one is known.
+        queries: (batch,), the number of decisions queried.
     """
 
     r: Flat
@@ -113,167 +123,170 @@ class _Point(NamedTuple):
     queries: Integer[Array, "batch"]
 
 
-def _hopped(
-    decide: Decide, problem: Problem, count: Array, draws: Array, examples: Flat | None
+def _search(
+    decide: Decision,
+    problem: Problem,
+    num_steps: Array,
+    num_probes: Array,
+    examples: Flat | None,
 ) -> Search:
-    close = max(problem.x.shape[1] ** -1.5, _CLOSE)
+    tolerance = max(problem.x.shape[1] ** -1.5, _RELATIVE_WIDTH)
 
-    def hop(k: Array, carried: tuple[_Point, Flat, Array]) -> tuple[_Point, Flat, Array]:
-        point, best, step = carried
-        probes = jnp.minimum(draws * jnp.sqrt(k + 1.0), _MOST_DRAWS).astype(jnp.int32)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, k)
-        point = _returned(
-            decide,
-            problem,
-            _jumped(decide, problem, *_uphill(decide, problem, point, k, probes, keys), k),
-            close,
-        )
-        shorter = point.found & (problem.norm.length(point.r) < problem.norm.length(best))
-        return point, jnp.where(shorter[:, None], point.r, best), jnp.where(shorter, k, step)
+    def step(k: Array, carry: tuple[_State, Flat, Array]) -> tuple[_State, Flat, Array]:
+        state, shortest, found_at = carry
+        probes = jnp.minimum(num_probes * jnp.sqrt(k + 1.0), _MAX_PROBES).astype(jnp.int32)
+        state, v = _estimate_direction(decide, problem, state, k, probes)
+        state = _step_along(decide, problem, state, v, k)
+        state = _bisect(decide, problem, state, tolerance)
+        lengths = problem.norm.length(state.r), problem.norm.length(shortest)
+        shorter = state.found & (lengths[0] < lengths[1])
+        shortest = jnp.where(shorter[:, None], state.r, shortest)
+        return state, shortest, jnp.where(shorter, k, found_at)
 
-    point = _returned(decide, problem, _started(decide, problem, examples), close)
-    begun = point, point.r, jnp.where(point.found, 0, -1)
-    _, (point, best, step) = _while(lambda carried: carried[0].found.any(), hop, begun, count)
-    last = _clear(decide, problem, _returned(decide, problem, point._replace(r=best), _CLOSE))
-    none = jnp.zeros_like(last.queries)
-    return Search(last.r, step, none, none, last.queries)
-
-
-def _started(decide: Decide, problem: Problem, examples: Flat | None) -> _Point:
-    """The nearest of the examples that f is fooled by; else the first such draw of noise."""
-    none = jnp.zeros(len(problem.x), int)
-    nothing = _Point(jnp.zeros_like(problem.x), none > 0, none)
-    given = (
-        nothing
-        if examples is None
-        else _nearest(decide, problem, nothing, examples.astype(problem.x.dtype))
+    state = _bisect(decide, problem, _initialize(decide, problem, examples), tolerance)
+    start = state, state.r, jnp.where(state.found, 0, -1)
+    state, shortest, found_at = _for_while(
+        num_steps, lambda carry: carry[0].found.any(), step, start
     )
+    state = _bisect(decide, problem, state._replace(r=shortest), _RELATIVE_WIDTH)
+    state = _move_past_rounding(decide, problem, state)
+    none = jnp.zeros_like(state.queries)
+    return Search(state.r, found_at, none, none, state.queries)
+
+
+def _initialize(decide: Decision, problem: Problem, examples: Flat | None) -> _State:
+    """Find the nearest adversarial example, or else the first adversarial sample of noise."""
+    none = jnp.zeros(len(problem.x), int)
+    state = _State(jnp.zeros_like(problem.x), none > 0, none)
     low, high = problem.bounds
 
-    def draw(k: Array, point: _Point) -> _Point:
+    def compare(k: Array, state: _State) -> _State:
+        r = problem.clip_to_box(rows[k] - problem.x)
+        shorter = problem.norm.length(r) < problem.norm.length(state.r)
+        nearer = decide(r) & (~state.found | shorter)
+        r = jnp.where(nearer[:, None], r, state.r)
+        return _State(r, state.found | nearer, state.queries + 1)
+
+    def sample(k: Array, state: _State) -> _State:
         keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, -1 - k)
         noise = jax.vmap(
             lambda key: jax.random.uniform(key, problem.x.shape[1:], problem.x.dtype, low, high)
         )(keys)
         r = problem.clip_to_box(noise - problem.x)
-        fooled = decide(r) & ~point.found
-        return _Point(
-            jnp.where(fooled[:, None], r, point.r),
-            point.found | fooled,
-            point.queries + ~point.found,
+        success = decide(r) & ~state.found
+        return _State(
+            jnp.where(success[:, None], r, state.r),
+            state.found | success,
+            state.queries + ~state.found,
         )
 
-    return _while(lambda point: ~point.found.all(), draw, given, jnp.int32(_TRIES))[1]
+    if examples is not None:
+        rows = examples.astype(problem.x.dtype)
+        state = jax.lax.fori_loop(0, len(rows), compare, state)
+    return _for_while(jnp.int32(_RANDOM_STARTS), lambda state: ~state.found.all(), sample, state)
 
 
-def _nearest(decide: Decide, problem: Problem, nothing: _Point, examples: Flat) -> _Point:
-    def compare(k: Array, point: _Point) -> _Point:
-        r = problem.clip_to_box(examples[k] - problem.x)
-        closer = decide(r) & (
-            ~point.found | (problem.norm.length(r) < problem.norm.length(point.r))
-        )
-        return _Point(
-            jnp.where(closer[:, None], r, point.r), point.found | closer, point.queries + 1
-        )
-
-    return jax.lax.fori_loop(0, len(examples), compare, nothing)
-
-
-def _uphill(
-    decide: Decide, problem: Problem, point: _Point, k: Array, probes: Array, keys: jax.Array
-) -> tuple[_Point, Flat]:
-    """The direction in which f is fooled more often: of length 1, or the signs of it."""
+def _estimate_direction(
+    decide: Decision, problem: Problem, state: _State, k: Array, num_probes: Array
+) -> tuple[_State, Flat]:
+    """Estimate the direction of the margin's gradient: of l2 length 1, or its signs in linf."""
     low, high = problem.bounds
-    distance = problem.norm.length(point.r)
-    reach = jnp.where(
-        k == 0,
-        _FIRST_PROBE * (high - low),
-        jnp.maximum(1 / problem.x.shape[1], _NEAREST_PROBE) * distance,
-    )
-    reach = jnp.maximum(reach, jnp.finfo(distance.dtype).tiny)[:, None]
+    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, k)
+    distance = problem.norm.length(state.r)
+    relative_radius = max(1 / problem.x.shape[1], _MIN_PROBE_RADIUS)
+    delta = jnp.where(k == 0, _FIRST_PROBE_RADIUS * (high - low), relative_radius * distance)
+    delta = jnp.maximum(delta, jnp.finfo(distance.dtype).tiny)[:, None]
 
     def probe(b: Array, sums: tuple[Flat, Flat, PerExample]) -> tuple[Flat, Flat, PerExample]:
-        drawn = jax.vmap(
+        normal = jax.vmap(
             lambda key: jax.random.normal(
                 jax.random.fold_in(key, b), problem.x.shape[1:], problem.x.dtype
             )
         )(keys)
-        there = problem.clip_to_box(point.r + reach * norms.l2.ascent(drawn))
-        u = (there - point.r) / reach  # what the box leaves of the probe
-        sign = jnp.where(decide(there), 1, -1).astype(u.dtype)
-        return sums[0] + sign[:, None] * u, sums[1] + u, sums[2] + sign
+        point = problem.clip_to_box(state.r + delta * norms.l2.ascent(normal))
+        u = (point - state.r) / delta  # the unit vector, clipped to the box
+        phi = jnp.where(decide(point), 1, -1).astype(u.dtype)
+        return sums[0] + phi[:, None] * u, sums[1] + u, sums[2] + phi
 
-    none = jnp.zeros_like(point.r), jnp.zeros_like(point.r), jnp.zeros_like(distance)
-    signed, plain, signs = jax.lax.fori_loop(0, probes, probe, none)
-    mean = (signs / probes)[:, None]
-    v = jnp.where(jnp.abs(mean) < 1, signed - mean * plain, signed)
-    return point._replace(queries=point.queries + point.found * probes), problem.norm.ascent(v)
+    zeros = jnp.zeros_like(state.r), jnp.zeros_like(state.r), jnp.zeros_like(distance)
+    sum_phi_u, sum_u, sum_phi = jax.lax.fori_loop(0, num_probes, probe, zeros)
+    mean_phi = (sum_phi / num_probes)[:, None]
+    # With all decisions equal, subtracting the mean would leave nothing.
+    v = jnp.where(jnp.abs(mean_phi) < 1, sum_phi_u - mean_phi * sum_u, sum_phi_u)
+    state = state._replace(queries=state.queries + state.found * num_probes)
+    return state, problem.norm.ascent(v)
 
 
-def _jumped(decide: Decide, problem: Problem, point: _Point, v: Flat, k: Array) -> _Point:
-    """As far along v as f is fooled, of a step and its halves; nowhere if at none of them."""
-    stride = problem.norm.length(point.r) / jnp.sqrt(k + 1.0)
+def _step_along(decide: Decision, problem: Problem, state: _State, v: Flat, k: Array) -> _State:
+    """Step along v, halving the step size until the point is adversarial; else stay."""
 
     def halve(
-        _: Array, carried: tuple[_Point, PerExample, Array]
-    ) -> tuple[_Point, PerExample, Array]:
-        moved, stride, waiting = carried
-        ahead = problem.clip_to_box(point.r + stride[:, None] * v)
-        fooled = decide(ahead) & waiting
-        moved = moved._replace(
-            r=jnp.where(fooled[:, None], ahead, moved.r), queries=moved.queries + waiting
+        _: Array, carry: tuple[_State, PerExample, Bool[Array, "batch"]]
+    ) -> tuple[_State, PerExample, Bool[Array, "batch"]]:
+        stepped, xi, active = carry
+        r = problem.clip_to_box(state.r + xi[:, None] * v)
+        success = decide(r) & active
+        stepped = stepped._replace(
+            r=jnp.where(success[:, None], r, stepped.r), queries=stepped.queries + active
         )
-        return moved, stride / 2, waiting & ~fooled
+        return stepped, xi / 2, active & ~success
 
-    begun = point, stride.astype(v.dtype), point.found
-    return _while(lambda carried: carried[2].any(), halve, begun, jnp.int32(_HALVINGS))[1][0]
+    xi = (problem.norm.length(state.r) / jnp.sqrt(k + 1.0)).astype(v.dtype)
+    start = state, xi, state.found
+    return _for_while(jnp.int32(_MAX_HALVINGS), lambda carry: carry[2].any(), halve, start)[0]
 
 
-def _returned(decide: Decide, problem: Problem, point: _Point, close: float) -> _Point:
-    """Where the way back to x crosses the boundary, on the outer side, to a part `close` of the way."""
+def _bisect(decide: Decision, problem: Problem, state: _State, tolerance: float) -> _State:
+    """Move r towards x up to the boundary, to the outer end of a bracket of relative width."""
 
-    def back(t: PerExample) -> Flat:
+    def shrink(t: PerExample) -> Flat:
         if problem.norm is norms.linf:
-            cube = (t * problem.norm.length(point.r))[:, None]
-            return jnp.clip(point.r, -cube, cube)
-        return t[:, None] * point.r
+            radius = (t * problem.norm.length(state.r))[:, None]
+            return jnp.clip(state.r, -radius, radius)
+        return t[:, None] * state.r
 
-    def wide(inner: PerExample, outer: PerExample) -> Bool[Array, "batch"]:
-        return point.found & (outer - inner > close * outer) & (outer > jnp.finfo(outer.dtype).eps)
+    def is_wide(inner: PerExample, outer: PerExample) -> Bool[Array, "batch"]:
+        wide = (outer - inner > tolerance * outer) & (outer > jnp.finfo(outer.dtype).eps)
+        return state.found & wide
 
     def halve(
-        _: Array, bracket: tuple[PerExample, PerExample, Array]
+        _: Array, carry: tuple[PerExample, PerExample, Array]
     ) -> tuple[PerExample, PerExample, Array]:
-        inner, outer, queries = bracket
-        middle, halving = (inner + outer) / 2, wide(inner, outer)
-        fooled = decide(back(middle))
+        inner, outer, queries = carry
+        middle, active = (inner + outer) / 2, is_wide(inner, outer)
+        success = decide(shrink(middle))
         return (
-            jnp.where(halving & ~fooled, middle, inner),
-            jnp.where(halving & fooled, middle, outer),
-            queries + halving,
+            jnp.where(active & ~success, middle, inner),
+            jnp.where(active & success, middle, outer),
+            queries + active,
         )
 
-    ends = jnp.zeros_like(problem.epsilon), jnp.ones_like(problem.epsilon), point.queries
-    _, (_, outer, queries) = _while(
-        lambda bracket: wide(*bracket[:2]).any(), halve, ends, jnp.int32(64)
+    start = jnp.zeros_like(problem.epsilon), jnp.ones_like(problem.epsilon), state.queries
+    _, outer, queries = _for_while(
+        jnp.int32(64), lambda carry: is_wide(*carry[:2]).any(), halve, start
     )
-    return point._replace(r=back(outer), queries=queries)
+    return state._replace(r=shrink(outer), queries=queries)
 
 
-def _clear(decide: Decide, problem: Problem, point: _Point) -> _Point:
-    """A part in 10^5 beyond the boundary, so that f reads the same there when it is compiled anew and rounds otherwise."""
-    ahead = problem.clip_to_box(point.r * (1 + _CLOSE))
-    fooled = decide(ahead) & point.found
-    return point._replace(
-        r=jnp.where(fooled[:, None], ahead, point.r), queries=point.queries + point.found
+def _move_past_rounding(decide: Decision, problem: Problem, state: _State) -> _State:
+    """Lengthen r by a part in 1e5, so that it stays adversarial where f rounds differently."""
+    r = problem.clip_to_box(state.r * (1 + _RELATIVE_WIDTH))
+    success = decide(r) & state.found
+    return state._replace(
+        r=jnp.where(success[:, None], r, state.r), queries=state.queries + state.found
     )
 
 
-def _while(
-    more: Callable[[Any], Array], body: Callable[[Array, Any], Any], start: Any, count: Array
-) -> tuple[Array, Any]:
-    """`count` rounds of body(k, carried), as long as there is more to do."""
-    go_on = lambda state: (state[0] < count) & more(state[1])
-    return jax.lax.while_loop(
-        go_on, lambda state: (state[0] + 1, body(*state)), (jnp.int32(0), start)
+def _for_while(
+    count: Array,
+    condition: Callable[[Any], Array],
+    body: Callable[[Array, Any], Any],
+    start: Any,
+) -> Any:
+    """Apply body(k, carry) for k = 0 .. count - 1 while condition(carry) holds."""
+    _, carry = jax.lax.while_loop(
+        lambda state: (state[0] < count) & condition(state[1]),
+        lambda state: (state[0] + 1, body(*state)),
+        (jnp.int32(0), start),
     )
+    return carry

@@ -1,26 +1,38 @@
-"""Square attack: random search by squares of one colour. It asks for logits, never for a gradient.
+"""Square attack: random search over squares of extreme values, from logits alone.
 
-    r'      = r with another content in a square of side s_k, at a place drawn uniformly
-    r_{k+1} = r' if loss(x + r') > loss(x + r) or f is fooled at x + r', else r
+    r'      = r with a random square of side s_k replaced
+    r_{k+1} = r'  if loss(x + r') > loss(x + r) or x + r' is adversarial,  else  r
 
-What a square holds is extreme, since the most harmful perturbations of a ball lie on its border: `_squares` has the proposals of each
-norm. The share p_k of the image that a square covers is halved nine times on the way: coarse changes first, then single pixels; with l2 two
-by two, since no pixel by itself can carry an even share of the length.
+Squares hold extreme values, since the strongest perturbations lie on the surface of the ball:
 
-With linf each square of the last side is drawn with a chance of at least 1 / N, N = places x 2^channels, of one channel N = places. A
-restart is over for an example where N (ln N + 5) in a row were refused: with a chance of 1 - e^-5 all were tried by then, r is the best
-among its neighbours, and more queries would repeat themselves. So on 8 x 8 pixels it takes some 1500 of 5000 queries, and on 32 x 32 all.
+    linf    every channel of the square is +ε or -ε
+    l2, l1  a second square is set to zero, and the norm that is left of ε goes into the first,
+    along
+            r / ||r|| + h / ||h|| on it, with h = +1 in one half of the square and -1 in the other
 
-Sources: M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square attack: a query-efficient black-box adversarial attack via random
-search", 2020; the l1 ball, F. Croce and M. Hein, "Mind the box", 2021.
+The share p_k of the image that a square covers is halved nine times: coarse changes come first,
+single pixels last. In l2 the smallest side is two, since one pixel alone cannot hold an even share
+of the norm. (On digits flat halves did as well as the paper's decaying ones, and in l2 a smallest
+side of two better than its three.) Examples other than images (H, W, C) are one row of values, with
+intervals as squares. A square is a mask, so squares of all sides share one compiled program.
+
+Early stopping in linf: each square of the smallest side is sampled with probability at least 1 / N,
+N = positions × 2^channels, or N = positions for one channel. After N (ln N + 5) rejections in a row
+all of them have been tried with probability 1 - e^-5, r is a local optimum, and the restart ends.
+On 8 × 8 pixels this takes about 1500 of 5000 queries; on 32 × 32 all are used.
+
+Sources: M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square attack: a query-efficient
+black-box adversarial attack via random search", 2020; the l1 ball, F. Croce and M. Hein, "Mind the
+box", 2021.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from diffprog import _validation, norms
 from diffprog.adversarial._base import (
@@ -33,17 +45,16 @@ from diffprog.adversarial._base import (
     make_attack,
     per_example_epsilon,
 )
-from diffprog.adversarial._losses import Loss, is_adversarial
-from diffprog.adversarial.black_box._squares import (
-    PROPOSALS,
-    draws_of_all,
-    frame_of,
-    side_of,
-    stripes,
-)
+from diffprog.adversarial._losses import Loss
 from diffprog.adversarial.gradient._pgd import resolve_loss
 
-# Where p is halved, as shares of the queries: those of the paper, which states them for 10,000 queries.
+Image = Float[Array, "height width channels"]
+Mask = Bool[Array, "height width 1"]
+ImageShape = tuple[int, int, int]
+Proposal = Callable[[Problem, jax.Array, Flat, Array], Flat]
+"""(problem, keys, r, share of the image that a square covers) -> r'."""
+
+# Shares of the queries at which p is halved. The paper states them for 10,000 queries.
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
@@ -58,77 +69,80 @@ def square(
     bounds: Bounds = (0.0, 1.0),
     targeted: bool = False,
 ) -> Attack:
-    """Square attack: r' replaces r where the loss of x + r' is larger; r' differs from r in a random square.
+    """Square attack (Andriushchenko et al., 2020).
+
+    Random search: a perturbation that differs from r in a random square replaces r if its loss is
+    larger.
 
     Args:
         norm: "linf", "l2" or "l1".
-        epsilon: the radius, one for all or one for each example.
-        queries: how many values of f each restart may ask for, at least 1; an example that is found asks no more, nor one that no square of
-            the last side makes better. 5000 is the paper's.
-        p: the share of the image that the first squares cover, in 0 .. 1; 0.8 is what the attack has in AutoAttack.
-        loss: "margin", "cross_entropy", "dlr", or a function (logits, y, targeted) -> (batch,) that grows towards what is wanted.
-        restarts: how many searches, each with its own draws, for the examples that are not found yet.
-        bounds: (low, high) of every number of x.
-        targeted: whether y is the target.
+        epsilon: the radius, a number or an array (batch,).
+        queries: maximum number of forward passes per restart, at least 1. An example stops at its
+            first success, or when no square of the smallest side increases its loss. The paper's
+            5000.
+        p: share of the image that the first squares cover, 0 < p <= 1. AutoAttack's 0.8.
+        loss: "margin", "cross_entropy", "dlr", or a function (logits, y, targeted) -> (batch,) to
+            maximize.
+        restarts: number of independent searches for examples without success, at least 1.
+        bounds: (low, high) of every value of x + r.
+        targeted: whether y holds targets.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these.
+        TypeError, ValueError: an argument of the wrong type or outside its range.
 
     Source: Andriushchenko, Croce, Flammarion and Hein 2020.
 
     >>> attack = square(epsilon=0.3, queries=20)
-    >>> print(attack(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0)).success)
+    >>> x, y = jnp.array([[0.7, 0.4]]), jnp.array([0])
+    >>> print(attack(lambda x: x @ jnp.eye(2), x, y, key=jax.random.key(0)).success)
     [ True]
     """
-    _validation.choice("norm", norm, PROPOSALS)
+    _validation.choice("norm", norm, _PROPOSALS)
     per_example_epsilon(epsilon, None, jnp.float32)
-    propose, value = PROPOSALS[norm], resolve_loss(loss)
-    allowed, runs = (
-        jnp.int32(_validation.integer(*named, low=1))
-        for named in (("queries", queries), ("restarts", restarts))
-    )
-    share = jnp.float32(_validation.number("p", p, above=0, high=1))
+    propose, loss_function = _PROPOSALS[norm], resolve_loss(loss)
+    max_queries = jnp.int32(_validation.integer("queries", queries, low=1))
+    num_restarts = jnp.int32(_validation.integer("restarts", restarts, low=1))
+    initial_share = jnp.float32(_validation.number("p", p, above=0, high=1))
 
     def search(problem: Problem) -> Search:
-        frame = frame_of(problem)
-        least = side_of(frame, share * 0.5 ** len(_HALVINGS), 1)
-        patience = draws_of_all(frame, least) if problem.norm is norms.linf else jnp.inf
+        shape = _image_shape(problem)
+        smallest = _side(shape, initial_share * 0.5 ** len(_HALVINGS), 1)
+        patience = _draws_to_cover(shape, smallest) if problem.norm is norms.linf else jnp.inf
 
-        def offered(kept: _Kept, r: Flat, query: Array, restart: Array) -> _Kept:
+        def evaluate(state: _State, r: Flat, query: Array, restart: Array) -> _State:
             logits = problem.perturbed_logits(r)
-            loss = value(logits, problem.y, problem.targeted)
-            return kept.or_else(
-                r, loss, is_adversarial(logits, problem.y, problem.targeted), query, restart
-            )
+            value = loss_function(logits, problem.y, problem.targeted)
+            return state.update(r, value, problem.is_adversarial(logits), query, restart)
 
-        def climb(restart: Array, best: _Kept) -> _Kept:
+        def run_restart(restart: Array, best: _State) -> _State:
             keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, restart)
-            fresh = best._replace(loss=jnp.full_like(best.loss, -jnp.inf), over=best.found)
-            first = offered(fresh, stripes(problem, keys), jnp.int32(0), restart)
 
-            def ask(query: Array, kept: _Kept) -> _Kept:
-                own = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
-                covered = share * 0.5 ** (query > allowed * jnp.array(_HALVINGS)).sum()
-                offer = offered(kept, propose(problem, own, kept.r, covered), query, restart)
-                return offer.after(side_of(frame, covered, 1) == least, patience)
+            def step(query: Array, state: _State) -> _State:
+                step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
+                halvings = (query > max_queries * jnp.array(_HALVINGS)).sum()
+                share = initial_share * 0.5**halvings
+                r = propose(problem, step_keys, state.r, share)
+                state = evaluate(state, r, query, restart)
+                return state.stop_early(_side(shape, share, 1) == smallest, patience)
 
-            return _until_all(lambda kept: kept.over, ask, first, jnp.int32(1), allowed).at_least(
-                best
-            )
+            state = best._replace(loss=jnp.full_like(best.loss, -jnp.inf), stopped=best.found)
+            state = evaluate(state, _stripes(problem, keys), jnp.int32(0), restart)
+            state = _for_until_all(lambda state: state.stopped, step, state, 1, max_queries)
+            return state.keep_better(best)
 
-        none = jnp.zeros_like(problem.y)
-        nothing = _Kept(
-            jnp.zeros_like(problem.x),
-            jnp.full_like(problem.epsilon, -jnp.inf),
-            none > 0,
-            none > 0,
-            none,
-            none - 1,
-            none,
-            none,
+        zeros = jnp.zeros_like(problem.y)
+        state = _State(
+            r=jnp.zeros_like(problem.x),
+            loss=jnp.full_like(problem.epsilon, -jnp.inf),
+            found=zeros > 0,
+            stopped=zeros > 0,
+            rejections=zeros,
+            step=zeros - 1,
+            restart=zeros,
+            queries=zeros,
         )
-        kept = _until_all(lambda kept: kept.found, climb, nothing, jnp.int32(0), runs)
-        return Search(kept.r, kept.step, kept.restart, none, kept.queries)
+        state = _for_until_all(lambda state: state.found, run_restart, state, 0, num_restarts)
+        return Search(state.r, state.step, state.restart, zeros, state.queries)
 
     return make_attack(
         "square",
@@ -141,71 +155,206 @@ def square(
     )
 
 
-class _Kept(NamedTuple):
-    """What the search of each example keeps.
+class _State(NamedTuple):
+    """State of the search; the leading axis is the example.
 
     Attributes:
         r: (batch, n), the perturbation.
         loss: (batch,), its loss; never NaN.
-        found: (batch,), whether it has what is wanted.
-        over: (batch,), whether it stays as it is: found, or no square makes it better.
-        idle: (batch,), the last squares that were refused.
-        step: (batch,), the query that found it, or -1.
+        found: (batch,), whether it is adversarial.
+        stopped: (batch,), whether the restart has ended: found, or a local optimum.
+        rejections: (batch,), the number of rejected proposals since the last accepted one.
+        step: (batch,), the query that found r, or -1.
         restart: (batch,), the restart of r.
-        queries: (batch,), the values of f that it took to get here.
+        queries: (batch,), the number of forward passes so far.
     """
 
     r: Flat
     loss: PerExample
     found: Bool[Array, "batch"]
-    over: Bool[Array, "batch"]
-    idle: Integer[Array, "batch"]
+    stopped: Bool[Array, "batch"]
+    rejections: Integer[Array, "batch"]
     step: Integer[Array, "batch"]
     restart: Integer[Array, "batch"]
     queries: Integer[Array, "batch"]
 
-    def or_else(
-        self, r: Flat, loss: PerExample, hit: Bool[Array, "batch"], query: Array, restart: Array
-    ) -> "_Kept":
-        """This, or the proposal where it is better."""
-        hit = hit & ~self.over
-        taken = hit | ((loss > self.loss) & ~self.over)
-        return _Kept(
-            jnp.where(taken[:, None], r, self.r),
-            jnp.where(taken & ~jnp.isnan(loss), loss, self.loss),
-            self.found | hit,
-            self.over | hit,
-            jnp.where(taken, 0, self.idle + 1),
-            jnp.where(hit, query, self.step),
-            jnp.where(taken, restart, self.restart),
-            self.queries + ~self.over,
+    def update(
+        self, r: Flat, loss: PerExample, success: Bool[Array, "batch"], query: Array, restart: Array
+    ) -> "_State":
+        """Accept the proposal r where it succeeds or its loss is larger."""
+        success = success & ~self.stopped
+        accepted = success | ((loss > self.loss) & ~self.stopped)
+        return _State(
+            r=jnp.where(accepted[:, None], r, self.r),
+            loss=jnp.where(accepted & ~jnp.isnan(loss), loss, self.loss),
+            found=self.found | success,
+            stopped=self.stopped | success,
+            rejections=jnp.where(accepted, 0, self.rejections + 1),
+            step=jnp.where(success, query, self.step),
+            restart=jnp.where(accepted, restart, self.restart),
+            queries=self.queries + ~self.stopped,
         )
 
-    def after(self, smallest: Array, patience: Any) -> "_Kept":
-        """This, over where so many squares of the smallest side in a row were refused."""
-        idle = jnp.where(smallest, self.idle, 0)
-        return self._replace(idle=idle, over=self.over | (idle >= patience))
+    def stop_early(self, is_smallest: Array, patience: Any) -> "_State":
+        """Stop where `patience` squares of the smallest side in a row were rejected."""
+        rejections = jnp.where(is_smallest, self.rejections, 0)
+        return self._replace(rejections=rejections, stopped=self.stopped | (rejections >= patience))
 
-    def at_least(self, best: "_Kept") -> "_Kept":
-        """This, or `best` where an earlier restart came further; the queries of both."""
+    def keep_better(self, best: "_State") -> "_State":
+        """Select `best` where this restart has neither success nor a larger loss."""
         better = self.found | (self.loss > best.loss)
-        chosen = jax.tree.map(
-            lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-            self,
-            best,
-        )
-        return chosen._replace(queries=self.queries)
+
+        def select(new: Array, old: Array) -> Array:
+            return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(select, self, best)._replace(queries=self.queries)
 
 
-def _until_all(
-    done: Callable[[_Kept], Array],
-    body: Callable[[Array, _Kept], _Kept],
-    start: _Kept,
-    first: Array,
-    last: Array,
-) -> _Kept:
-    """A loop over first .. last - 1 that ends early where all are done."""
-    advance = lambda carried: (carried[0] + 1, body(*carried))
+def _for_until_all(
+    done: Callable[[_State], Array],
+    body: Callable[[Array, _State], _State],
+    start: _State,
+    first: int,
+    end: Array,
+) -> _State:
+    """Apply body(k, state) for k = first .. end - 1, or until all examples are done."""
     return jax.lax.while_loop(
-        lambda carried: (carried[0] < last) & ~done(carried[1]).all(), advance, (first, start)
+        lambda carry: (carry[0] < end) & ~done(carry[1]).all(),
+        lambda carry: (carry[0] + 1, body(*carry)),
+        (jnp.int32(first), start),
     )[1]
+
+
+def _image_shape(problem: Problem) -> ImageShape:
+    """Return (height, width, channels); examples other than images are one row of values."""
+    height, width, channels = (
+        problem.shape if len(problem.shape) == 3 else (1, problem.x.shape[1], 1)
+    )
+    return height, width, channels
+
+
+def _side(shape: ImageShape, share: Array, minimum: int) -> Array:
+    """Compute the side of a square that covers this share of the image, or the interval length."""
+    height, width, _ = shape
+    exponent = 0.5 if height > 1 else 1
+    return jnp.maximum(jnp.round((share * height * width) ** exponent), minimum)
+
+
+def _draws_to_cover(shape: ImageShape, side: Array) -> Array:
+    """Compute N (ln N + 5): draws that miss any of N squares with probability at most e^-5.
+
+    With one channel there is one square per position, as a proposal that changes nothing is
+    replaced by its opposite.
+    """
+    height, width, channels = shape
+    positions = (height - jnp.minimum(side, height) + 1) * (width - jnp.minimum(side, width) + 1)
+    squares = positions * (jnp.exp2(float(channels)) if channels > 1 else 1.0)
+    return squares * (jnp.log(squares) + 5)
+
+
+def _sign_of_uniform(uniform: Array) -> Array:
+    return jnp.where(uniform < 0.5, -1, 1)
+
+
+def _stripes(problem: Problem, keys: jax.Array) -> Flat:
+    """Sample the initial perturbation: vertical stripes one pixel wide, scaled into the ball."""
+    height, width, channels = _image_shape(problem)
+    signs = jax.vmap(lambda key: jax.random.rademacher(key, (width, channels), problem.x.dtype))(
+        keys
+    )
+    stripes = jnp.broadcast_to(signs[:, None], (len(signs), height, width, channels))
+    stripes = stripes.reshape(problem.x.shape)
+    scale = problem.epsilon / problem.norm.length(stripes)
+    return _clip_and_scale(problem, stripes * scale[:, None])
+
+
+def _clip_and_scale(problem: Problem, r: Flat) -> Flat:
+    """Clip r to the box, and scale it where rounding left it outside the ball."""
+    clipped = problem.clip_to_box(r)
+    length = problem.norm.length(clipped)
+    is_inside = length <= problem.epsilon
+    scaled = clipped * (problem.epsilon / jnp.where(is_inside, 1, length))[:, None]
+    return jnp.where(is_inside[:, None], clipped, scaled)
+
+
+def _window(
+    shape: ImageShape, side: Array, position: Float[Array, "2"]
+) -> tuple[Mask, Array, Array]:
+    """Compute the mask of a square, and every pixel's relative row and column in it (0 to 1).
+
+    The position is a pair of uniform samples in 0 .. 1.
+    """
+    height, width, _ = shape
+    rows, columns = jnp.minimum(side, height), jnp.minimum(side, width)
+    row = jnp.arange(height)[:, None, None] - jnp.floor(position[0] * (height - rows + 1))
+    column = jnp.arange(width)[None, :, None] - jnp.floor(position[1] * (width - columns + 1))
+    mask = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    return mask, (row + 0.5) / rows, (column + 0.5) / columns
+
+
+def _linf_proposal(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> Flat:
+    """Set a square to +ε or -ε per channel, or to the opposite where that changes nothing."""
+    shape = _image_shape(problem)
+    side = _side(shape, share, 1)
+
+    def sample(key: jax.Array) -> tuple[Image, Image]:
+        uniform = jax.random.uniform(key, (2 + shape[2],))
+        mask = jnp.broadcast_to(_window(shape, side, uniform)[0], shape)
+        return mask, jnp.broadcast_to(_sign_of_uniform(uniform[2:]), shape)
+
+    mask, signs = (image.reshape(r.shape) for image in jax.vmap(sample)(keys))
+    content = signs * problem.epsilon[:, None]
+    proposal = problem.project(jnp.where(mask, content, r))
+    opposite = problem.project(jnp.where(mask, -content, r))
+    return jnp.where((proposal == r).all(1, keepdims=True), opposite, proposal)
+
+
+def _two_square_proposal(
+    remaining_norm: Callable[[PerExample, PerExample], PerExample], smallest_side: int
+) -> Proposal:
+    """Build the proposal of l2 and l1, which moves norm from one square to another.
+
+    `remaining_norm(ε, length)` is the norm left for the square when the rest has that length.
+    """
+
+    def propose(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> Flat:
+        shape = _image_shape(problem)
+        side = _side(shape, share, smallest_side)
+        samples = jax.vmap(functools.partial(_two_windows, shape, side))(keys)
+        halves, filled, emptied = (image.reshape(r.shape) for image in samples)
+        rest = jnp.where(filled | emptied, 0, r)
+        content = _normalize(problem.norm, jnp.where(filled, r, 0))
+        content = content + _normalize(problem.norm, halves.astype(r.dtype))
+        length = jnp.minimum(problem.norm.length(rest), problem.epsilon)
+        budget = remaining_norm(problem.epsilon, length)[:, None]
+        return _clip_and_scale(problem, rest + budget * _normalize(problem.norm, content))
+
+    return propose
+
+
+def _two_windows(shape: ImageShape, side: Array, key: jax.Array) -> tuple[Image, Image, Image]:
+    """Sample h of the module docstring, with signs, and the masks of two squares."""
+    uniform = jax.random.uniform(key, (5 + shape[2],))
+    filled, row, column = _window(shape, side, uniform[0:2])
+    emptied = _window(shape, side, uniform[2:4])[0]
+    halves = jnp.where(jnp.where(uniform[4] < 0.5, row, column) < 0.5, -1, 1)
+    return (
+        jnp.where(filled, halves, 0) * _sign_of_uniform(uniform[5:]),
+        jnp.broadcast_to(filled, shape),
+        jnp.broadcast_to(emptied, shape),
+    )
+
+
+def _normalize(norm: norms.Norm, rows: Flat) -> Flat:
+    """Scale rows to norm 1; rows of zeros stay zero."""
+    length = norm.length(rows)
+    return rows / jnp.where(length > 0, length, 1)[:, None]
+
+
+_PROPOSALS: dict[str, Proposal] = {
+    "linf": _linf_proposal,
+    "l2": _two_square_proposal(
+        lambda epsilon, length: jnp.sqrt((epsilon + length) * (epsilon - length)), smallest_side=2
+    ),
+    "l1": _two_square_proposal(lambda epsilon, length: epsilon - length, smallest_side=1),
+}

@@ -1,30 +1,88 @@
-"""Attacks without a radius: the smallest perturbation, found in a ball whose radius is part of the search.
+"""DDN and FMN: minimum-norm attacks that adapt the radius of a ball around x.
 
-    ddn     ascends the cross-entropy on spheres: ε a little smaller after a success, a little larger after none
-    fmn     ascends the margin in balls: ε first reaches to the linearised boundary, then it is as in ddn
+    r_{k+1} = project(r_k + α_k g / ||g||_2)  onto  ||r|| <= ε_{k+1} and the box,    g = dL/dr
+    ε_{k+1} < ε_k  where x + r_k is adversarial,  else  ε_{k+1} > ε_k
 
-`_adapting` has the search, in runs of which the first is the papers'. Lengths are in units of the box's width.
+The gradient gives the direction and the success alone the norm, so there is no penalty weight to
+tune. DDN ascends the cross-entropy on spheres; FMN ascends the margin in balls, whose first radius
+is the distance to the linearized boundary. The shortest success is kept and moved to the boundary.
+
+Restart 0 is the papers' attack. Its loss leads to the likeliest other class, which is not always
+the nearest. We therefore add restarts:
+
+    for one class j each, nearest linearized boundary first     ascend z_j - z_y from r = 0
+    then two from the shortest success                          steps of a tenth and a hundredth
+    then from random points of the ball, and from the shortest success with half its values zeroed
+
+A targeted attack has no restarts of the first kind. The second kind serves corners where several
+boundaries meet: there the gradient jumps between them, and long steps end beside the corner. The
+third serves l1, where few values change and a restart can pick the wrong ones.
 """
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array
 
 from diffprog import _validation, norms
-from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem
-from diffprog.adversarial._losses import cross_entropy
-from diffprog.adversarial.minimum_norm._adapting import Rule, Seen, adapting
-from diffprog.adversarial.minimum_norm._binary_search import (
-    DUAL,
-    Best,
-    ahead,
-    number,
-    success,
-    width,
+from diffprog.adversarial._base import (
+    Attack,
+    Bounds,
+    Flat,
+    PerExample,
+    Problem,
+    Search,
+    make_attack,
 )
+from diffprog.adversarial._losses import Logits, cross_entropy, logit_difference
+from diffprog.adversarial.minimum_norm._binary_search import (
+    Shortest,
+    box_width,
+    random_half,
+    refine,
+    validate_starting_examples,
+    zero_nonfinite,
+)
+from diffprog.adversarial.minimum_norm._deepfool import nearest_classes
+from diffprog.adversarial.minimum_norm._halfspace_projection import DUAL_NORMS
+from diffprog.descent import descent
 
-_OVERSHOOT = 1e-3
+_MAX_CANDIDATES = 10  # classes whose linearized boundaries are compared
+_MAX_CLASS_RESTARTS = 5
+_BOUNDARY_OVERSHOOT = 1e-3
+
+
+class _Evaluation(NamedTuple):
+    """Loss (batch,), logits (batch, classes) and gradient (batch, n) at one iterate."""
+
+    loss: PerExample
+    logits: Logits
+    gradient: Flat
+
+
+class _Method(NamedTuple):
+    """The parts in which DDN and FMN differ.
+
+    Attributes:
+        loss: (problem, logits) -> the loss that restart 0 ascends.
+        initial_epsilon: problem -> the radius at k = 0.
+        update_epsilon: (problem, r, ε, γ, evaluation at r, shortest) -> the next radius.
+        rescale: (problem, r, ε) -> r, before the projection.
+        initial: α, in widths of the box, and γ at k = 0.
+        final: α and γ at the last step.
+    """
+
+    loss: Callable[[Problem, Logits], PerExample]
+    initial_epsilon: Callable[[Problem], PerExample]
+    update_epsilon: Callable[[Problem, Flat, PerExample, Array, _Evaluation, Shortest], PerExample]
+    rescale: Callable[[Problem, Flat, PerExample], Flat]
+    initial: tuple[Any, Any]
+    final: tuple[Any, Any]
 
 
 def ddn(
@@ -37,53 +95,63 @@ def ddn(
     targeted: bool = False,
     examples: Any = None,
 ) -> Attack:
-    """The smallest l2 perturbation, by decoupling its direction and its norm.
+    """Decoupled direction and norm attack in l2 (DDN; Rony et al., 2019).
 
-    r <- ε (r + α g/||g||) / ||r + α g/||g|| ||, clipped to the box, with g the gradient of the cross-entropy, α falling from `rate` to a
-    hundredth of it along a cosine; ε <- (1 - γ) ε after a success, (1 + γ) ε after none, from ε = 1.
+        r ← ε (r + α g/||g||) / ||r + α g/||g|| ||,  clipped to the box
+        ε ← (1 - γ) ε  where x + r is adversarial,  else  (1 + γ) ε
+
+    with g the gradient of the cross-entropy. ε starts at the width of the box; α falls from `rate`
+    to a hundredth of it by a cosine schedule.
 
     Args:
-        steps: gradients of a run, at least 1. Rony et al. use 100 to 1000.
-        rate: α_0 > 0, in widths of the box.
-        gamma: γ in 0 .. 1, with γ > 0.
-        restarts: runs, at least 1. One is the paper's; it misses the nearest class of some examples by far (see `_adapting`).
-        bounds: (low, high) of every number of x.
-        targeted: whether y is the target.
-        examples: like x, of any number: where the search finds nothing, the nearest that f reads otherwise is brought to the boundary
-            instead; None for points drawn from the box.
+        steps: gradient steps per restart, at least 1. The paper uses 100 to 1000.
+        rate: initial α > 0, in widths of the box.
+        gamma: γ, 0 < γ <= 1.
+        restarts: at least 1. The paper's single run can miss the nearest class by far.
+        bounds: (low, high) of every value of x + r.
+        targeted: whether y holds targets.
+        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
+            adversarial one is moved to the boundary instead. Default: random points of the box.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these.
+        TypeError, ValueError: an argument of the wrong type or outside its range.
 
-    Source: J. Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and defenses", 2019.
+    Source: J. Rony et al., "Decoupling direction and norm for efficient gradient-based L2
+        adversarial attacks and defenses", 2019.
 
-    >>> import jax
-    >>> found = ddn()(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
-    >>> f"{found.distance[0]:.3f}"
+    >>> x, y = jnp.array([[0.7, 0.4]]), jnp.array([0])
+    >>> result = ddn()(lambda x: x @ jnp.eye(2), x, y, key=jax.random.key(0))
+    >>> f"{result.distance[0]:.3f}"
     '0.212'
     """
-    rate, gamma = (
-        _validation.number("rate", rate, above=0),
-        _validation.number("gamma", gamma, above=0, high=1),
-    )
+    rate = _validation.number("rate", rate, above=0)
+    gamma = _validation.number("gamma", gamma, above=0, high=1)
 
-    def radius(
-        problem: Problem, r: Flat, epsilon: PerExample, gamma: Array, seen: Seen, best: Best
+    def update_epsilon(
+        problem: Problem,
+        r: Flat,
+        epsilon: PerExample,
+        gamma: Array,
+        evaluation: _Evaluation,
+        shortest: Shortest,
     ) -> PerExample:
-        return epsilon * jnp.where(success(problem, seen.logits), 1 - gamma, 1 + gamma)
+        success = problem.is_adversarial(evaluation.logits)
+        return epsilon * jnp.where(success, 1 - gamma, 1 + gamma)
 
-    def outwards(problem: Problem, r: Flat, epsilon: PerExample) -> Flat:
+    def rescale(problem: Problem, r: Flat, epsilon: PerExample) -> Flat:
         return r * (epsilon / jnp.maximum(problem.norm.length(r), jnp.finfo(r.dtype).tiny))[:, None]
 
-    rule = Rule(
+    method = _Method(
         loss=lambda problem, logits: cross_entropy(logits, problem.y, problem.targeted),
-        start=lambda problem: jnp.full(len(problem.x), width(problem), problem.x.dtype),
-        radius=radius,
-        outwards=outwards,
-        first=(number(rate), number(gamma)),
-        last=(number(rate / 100), number(gamma)),
+        initial_epsilon=lambda problem: jnp.full(
+            len(problem.x), box_width(problem), problem.x.dtype
+        ),
+        update_epsilon=update_epsilon,
+        rescale=rescale,
+        initial=(np.asarray(rate), np.asarray(gamma)),
+        final=(np.asarray(rate / 100), np.asarray(gamma)),
     )
-    return adapting("ddn", "l2", rule, steps, restarts, bounds, targeted, examples)
+    return _adaptive_radius_attack("ddn", "l2", method, steps, restarts, bounds, targeted, examples)
 
 
 def fmn(
@@ -97,68 +165,182 @@ def fmn(
     targeted: bool = False,
     examples: Any = None,
 ) -> Attack:
-    """The smallest perturbation in any norm, in a ball that is fitted to the boundary.
+    """Fast minimum-norm attack (FMN; Pintor et al., 2021).
 
-    r <- the nearest point of ball and box to r + α g/||g||_2, with g the gradient of the margin m. Before the first success the ball
-    reaches to the linearised boundary, ε <- 1.001 (||r|| + |m| / ||g||_dual); then ε <- (1 - γ) min(ε, shortest) at a success and
-    (1 + γ) ε at none. α falls along a cosine to a hundredth, γ from `gamma` to a fiftieth of it. The factor 1.001 is ours: without it the
-    points before the first success approach the boundary of a locally linear f from within and need not ever cross it.
+        r ← project(r + α g/||g||_2)  onto the ε-ball and the box
+        ε ← 1.001 (||r|| + |m| / ||g||_dual)           before the first success
+        ε ← (1 - γ) min(ε, ||shortest success||)       where x + r is adversarial
+        ε ← (1 + γ) ε                                  otherwise
+
+    with g the gradient of the margin m. Cosine schedules take α to a hundredth and γ to a fiftieth
+    of their initial values. The factor 1.001 is not in the paper. Without it the iterates approach
+    the boundary of a locally linear f from inside and may never cross it.
 
     Args:
         norm: "linf", "l2" or "l1".
-        steps: gradients of a run, at least 1. Pintor et al. use 100 to 1000; more runs of fewer steps find shorter ones.
-        rate: α_0 > 0, in widths of the box. Pintor et al. choose 10 in linf and 1 in l2 and l1; 1 finds shorter ones in linf as well.
-        gamma: γ_0 in 0 .. 1, with γ > 0.
-        restarts: runs, at least 1. One is the paper's; it misses the nearest class of some examples by far (see `_adapting`).
-        bounds: (low, high) of every number of x.
-        targeted: whether y is the target.
-        examples: like x, of any number: where the search finds nothing, the nearest that f reads otherwise is brought to the boundary
-            instead; None for points drawn from the box.
+        steps: gradient steps per restart, at least 1. The paper uses 100 to 1000; more restarts of
+            fewer steps find shorter perturbations.
+        rate: initial α > 0, in widths of the box. The paper has 10 for linf and 1 for l2 and l1;
+            1 finds shorter perturbations in linf too.
+        gamma: initial γ, 0 < γ <= 1.
+        restarts: at least 1. The paper's single run can miss the nearest class by far.
+        bounds: (low, high) of every value of x + r.
+        targeted: whether y holds targets.
+        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
+            adversarial one is moved to the boundary instead. Default: random points of the box.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these.
+        TypeError, ValueError: an argument of the wrong type or outside its range.
 
-    Source: M. Pintor et al., "Fast minimum-norm adversarial attacks through adaptive norm constraints", 2021.
+    Source: M. Pintor et al., "Fast minimum-norm adversarial attacks through adaptive norm
+        constraints", 2021.
 
-    >>> import jax
-    >>> found = fmn(norm="linf")(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
-    >>> f"{found.distance[0]:.3f}"
+    >>> x, y = jnp.array([[0.7, 0.4]]), jnp.array([0])
+    >>> result = fmn(norm="linf")(lambda x: x @ jnp.eye(2), x, y, key=jax.random.key(0))
+    >>> f"{result.distance[0]:.3f}"
     '0.150'
     """
     norms.named(norm)
-    rate, gamma = (
-        _validation.number("rate", rate, above=0),
-        _validation.number("gamma", gamma, above=0, high=1),
-    )
+    rate = _validation.number("rate", rate, above=0)
+    gamma = _validation.number("gamma", gamma, above=0, high=1)
 
-    def radius(
-        problem: Problem, r: Flat, epsilon: PerExample, gamma: Array, seen: Seen, best: Best
+    def update_epsilon(
+        problem: Problem,
+        r: Flat,
+        epsilon: PerExample,
+        gamma: Array,
+        evaluation: _Evaluation,
+        shortest: Shortest,
     ) -> PerExample:
-        rest = jnp.abs(seen.loss) / jnp.maximum(
-            DUAL[norm].length(seen.gradient), jnp.finfo(r.dtype).tiny
-        )
-        linear = (1 + _OVERSHOOT) * (
-            problem.norm.length(r) + jnp.where(jnp.isfinite(rest), rest, 0)
-        )
-        after = jnp.where(
-            success(problem, seen.logits),
-            (1 - gamma) * jnp.minimum(epsilon, best.distance),
+        slope = jnp.maximum(DUAL_NORMS[norm].length(evaluation.gradient), jnp.finfo(r.dtype).tiny)
+        distance = jnp.abs(evaluation.loss) / slope
+        to_boundary = problem.norm.length(r) + jnp.where(jnp.isfinite(distance), distance, 0)
+        adapted = jnp.where(
+            problem.is_adversarial(evaluation.logits),
+            (1 - gamma) * jnp.minimum(epsilon, shortest.distance),
             (1 + gamma) * epsilon,
         )
-        return jnp.minimum(jnp.where(best.found, after, linear), _farthest(problem))
+        low, high = problem.bounds
+        farthest = problem.norm.length(jnp.maximum(problem.x - low, high - problem.x))
+        epsilon = jnp.where(shortest.found, adapted, (1 + _BOUNDARY_OVERSHOOT) * to_boundary)
+        return jnp.minimum(epsilon, farthest)
 
-    rule = Rule(
-        loss=ahead,
-        start=lambda problem: jnp.full(len(problem.x), jnp.inf, problem.x.dtype),
-        radius=radius,
-        outwards=lambda problem, r, epsilon: r,
-        first=(number(rate), number(gamma)),
-        last=(number(rate / 100), number(gamma / 50)),
+    method = _Method(
+        loss=Problem.margin,
+        initial_epsilon=lambda problem: jnp.full(len(problem.x), jnp.inf, problem.x.dtype),
+        update_epsilon=update_epsilon,
+        rescale=lambda problem, r, epsilon: r,
+        initial=(np.asarray(rate), np.asarray(gamma)),
+        final=(np.asarray(rate / 100), np.asarray(gamma / 50)),
     )
-    return adapting("fmn", norm, rule, steps, restarts, bounds, targeted, examples)
+    return _adaptive_radius_attack("fmn", norm, method, steps, restarts, bounds, targeted, examples)
 
 
-def _farthest(problem: Problem) -> PerExample:
-    """The norm of the longest perturbation in the box."""
-    low, high = problem.bounds
-    return problem.norm.length(jnp.maximum(problem.x - low, high - problem.x))
+def _adaptive_radius_attack(
+    name: str,
+    norm: str,
+    method: _Method,
+    steps: int,
+    restarts: int,
+    bounds: Bounds,
+    targeted: bool,
+    examples: Any,
+) -> Attack:
+    num_steps = jnp.int32(_validation.integer("steps", steps, low=1))
+    num_restarts = _validation.integer("restarts", restarts, low=1)
+    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
+
+    def search(problem: Problem) -> Search:
+        no_classes = problem.y[None][:0]
+        candidates = no_classes
+        if num_restarts > 1 and not targeted:
+            candidates = nearest_classes(problem, norm, _MAX_CANDIDATES)
+        # With a single other class the margin already leads to it.
+        classes = no_classes
+        if len(candidates) > 1:
+            classes = candidates[: min(num_restarts - 1, _MAX_CLASS_RESTARTS)]
+
+        def loss(logits: Logits, restart: Array) -> PerExample:
+            to_class = (
+                logit_difference(logits, problem.y, classes[restart - 1]) if len(classes) else 0
+            )
+            later = jnp.where(restart <= len(classes), to_class, problem.margin(logits))
+            return jnp.where(restart == 0, method.loss(problem, logits), later)
+
+        def negative_loss(r: Flat, restart: Array) -> tuple[Array, tuple[PerExample, Logits]]:
+            logits = problem.perturbed_logits(r)
+            value = loss(logits, restart)
+            return -value.sum(), (value, logits)
+
+        def step(
+            restart: Array, k: Array, carry: tuple[Flat, PerExample, Shortest]
+        ) -> tuple[Flat, PerExample, Shortest]:
+            r, epsilon, shortest = carry
+            alpha, gamma = (
+                cosine_decay(initial, final, k, num_steps).astype(r.dtype)
+                for initial, final in zip(method.initial, method.final, strict=True)
+            )
+            # The two restarts from the shortest success take shorter steps.
+            extra = restart - len(classes)
+            factor = jnp.where(extra == 1, 0.1, jnp.where(extra == 2, 0.01, 1.0)).astype(r.dtype)
+            engine = descent(
+                negative_loss, _normalized_gradient_step(alpha * factor * box_width(problem))
+            )
+            state, info = engine.step(engine.init(r), restart)
+            value, logits = info.aux
+            shortest = shortest.update(problem, r, problem.is_adversarial(logits), k, restart)
+            evaluation = _Evaluation(value, logits, state.optimizer)
+            epsilon = method.update_epsilon(problem, r, epsilon, gamma, evaluation, shortest)
+            r = method.rescale(problem, state.variable, epsilon)
+            r = problem.norm.project_in_box(r, problem.x, epsilon, problem.bounds)
+            return r, epsilon, shortest
+
+        def run_restart(restart: Array, shortest: Shortest) -> Shortest:
+            extra = restart - len(classes)
+            epsilon = jnp.where(shortest.found, shortest.distance, method.initial_epsilon(problem))
+            random = shortest.r
+            if num_restarts - len(classes) > 3:
+                random = _random_start(problem, restart, shortest)
+            r = jnp.where(extra <= 0, 0, jnp.where(extra <= 2, shortest.r, random))
+            # The restarts for one class adapt ε to their own successes.
+            own = jax.tree.map(
+                functools.partial(jnp.where, extra <= 0), Shortest.empty(problem), shortest
+            )
+            r, _, own = jax.lax.fori_loop(
+                0, num_steps, functools.partial(step, restart), (r, epsilon, own)
+            )
+            success = problem.is_adversarial(problem.perturbed_logits(r))
+            return shortest.merge(own.update(problem, r, success, num_steps, restart))
+
+        shortest = jax.lax.fori_loop(0, num_restarts, run_restart, Shortest.empty(problem))
+        gradients = num_steps * num_restarts + (len(candidates) if len(classes) else 0)
+        gradients = jnp.full(len(problem.x), gradients)
+        return refine(problem, shortest, gradients, jnp.full_like(gradients, num_restarts), starts)
+
+    return make_attack(name, search, norm=norm, bounds=bounds, targeted=targeted)
+
+
+def cosine_decay(initial: Any, final: Any, k: Array, num_steps: Array) -> Array:
+    """Interpolate from `initial` at k = 0 to `final` at k = num_steps along half a cosine."""
+    return final + (initial - final) * (1 + jnp.cos(jnp.pi * k / num_steps)) / 2
+
+
+def _random_start(problem: Problem, restart: Array, shortest: Shortest) -> Flat:
+    """Sample the ball of the shortest success, or zero half of its values in odd restarts."""
+    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, restart)
+    unit = jax.vmap(
+        lambda key: problem.norm.sample(key, (1, problem.x.shape[1]), 1.0, problem.x.dtype)[0]
+    )(keys)
+    radius = jnp.where(shortest.found, shortest.distance, 0)
+    sample = problem.clip_to_box(radius[:, None] * unit)
+    return jnp.where(restart % 2 == 0, sample, random_half(shortest.r, keys))
+
+
+def _normalized_gradient_step(rate: Array) -> optax.GradientTransformation:
+    """Build a descent step of l2 length `rate` whose state is the gradient."""
+
+    def update(gradient: Flat, _: Flat, __: Any = None) -> tuple[Flat, Flat]:
+        gradient = zero_nonfinite(gradient)
+        return -rate * norms.l2.ascent(gradient), gradient
+
+    return optax.GradientTransformation(jnp.zeros_like, update)

@@ -1,10 +1,12 @@
-"""DeepFool: step to the nearest boundary as if all boundaries were flat, and again from there.
+"""DeepFool: repeated steps to the nearest linearized decision boundary.
 
-    z_j(x + r + d) - z_y(x + r + d)  ≈  m_j + <g_j, d>,      d_j = argmin ||d||  such that  m_j + <g_j, d> >= 0,  x + r + d in the box
+    z_j(x + r + d) - z_y(x + r + d)  ≈  m_j + <g_j, d>
+    d_j = argmin ||d||   subject to   m_j + <g_j, d> >= 0,   x + r + d in the box
 
-of all classes j other than y the nearest is stepped to. A target must rise above every other class: all its boundaries are stepped beyond
-at once, by the smallest d that crosses them together (`_halfspaces`). The box is part of the step, so on a linear classifier the first
-one is the smallest perturbation there is; of a target, to a part in 10^3.
+An untargeted attack takes the shortest of the steps d_j to all classes j other than y. A target
+must exceed every other class, so a targeted attack crosses all linearized boundaries at once with
+`project_to_intersection`. The box is part of the step. On a linear classifier the first step is
+therefore the smallest perturbation; for a target it is close to it.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from diffprog import _validation, norms
@@ -26,34 +29,35 @@ from diffprog.adversarial._base import (
 )
 from diffprog.adversarial._losses import Logits
 from diffprog.adversarial.minimum_norm._binary_search import (
-    Best,
-    as_examples,
-    finished,
-    finite,
-    nothing,
-    number,
-    success,
+    Shortest,
+    refine,
+    validate_starting_examples,
+    zero_nonfinite,
 )
-from diffprog.adversarial.minimum_norm._halfspace_projection import nearest
-from diffprog.adversarial.minimum_norm._halfspaces import nearest_common
+from diffprog.adversarial.minimum_norm._halfspace_projection import (
+    project_to_halfspace,
+    project_to_intersection,
+)
+
+Candidates = Integer[Array, "candidates batch"]
 
 
 class LinearizedBoundaries(NamedTuple):
-    """Linearised boundaries.
+    """Linearized boundaries to several classes at one point.
 
     Attributes:
-        logits: at the point where they were.
-        steps: the shortest step of the box to each.
-        lengths: of the steps; infinite where the box ends before the boundary.
+        logits: (batch, classes), the logits at that point.
+        steps: (candidates, batch, n), the shortest step in the box to each boundary.
+        lengths: (candidates, batch), their norms; infinite where the box ends before the boundary.
     """
 
     logits: Logits
-    steps: Float[Array, "classes batch n"]
-    lengths: Float[Array, "classes batch"]
+    steps: Float[Array, "candidates batch n"]
+    lengths: Float[Array, "candidates batch"]
 
     @property
-    def nearest(self) -> Flat:
-        """The step to the nearest."""
+    def shortest_step(self) -> Flat:
+        """The step to the nearest boundary."""
         return jnp.take_along_axis(self.steps, self.lengths.argmin(0)[None, :, None], axis=0)[0]
 
 
@@ -67,115 +71,130 @@ def deep_fool(
     targeted: bool = False,
     examples: Any = None,
 ) -> Attack:
-    """A small perturbation in few steps, by going to the nearest linearised boundary.
+    """DeepFool minimum-norm attack (Moosavi-Dezfooli et al., 2016).
 
-    r <- r + (1 + overshoot) d, with d the shortest step of the box that reaches the flat boundary of one of the classes, for a target those
-    of all; an example stops where f reads it otherwise.
+        r_{k+1} = r_k + (1 + overshoot) d
+
+    with d the shortest step to a linearized decision boundary, inside the box; for a target, the
+    shortest step across the boundaries to all other classes. An example stops at its first success.
 
     Args:
         norm: "l2", "linf" or "l1".
-        steps: at least 1; each takes a gradient for every candidate.
+        steps: maximum number of steps, at least 1; each takes one gradient per candidate class.
         overshoot: >= 0.
-        candidates: how many classes are tried, those with the largest logits at x, at least 1. Moosavi-Dezfooli et al. try 10.
-        bounds: (low, high) of every number of x.
-        targeted: whether y is the target.
-        examples: like x, of any number: where the search finds nothing, the nearest that f reads otherwise is brought to the boundary
-            instead; None for points drawn from the box.
+        candidates: number of classes considered, those with the largest logits at x, at least 1.
+            The paper considers 10.
+        bounds: (low, high) of every value of x + r.
+        targeted: whether y holds targets.
+        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
+            adversarial one is moved to the boundary instead. Default: random points of the box.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these.
+        TypeError, ValueError: an argument of the wrong type or outside its range.
 
-    Source: S. Moosavi-Dezfooli, A. Fawzi and P. Frossard, "DeepFool: a simple and accurate method to fool deep neural networks", 2016.
+    Source: S. Moosavi-Dezfooli, A. Fawzi and P. Frossard, "DeepFool: a simple and accurate method
+        to fool deep neural networks", 2016.
 
-    >>> found = deep_fool()(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
-    >>> f"{found.distance[0]:.3f}"
+    >>> x, y = jnp.array([[0.7, 0.4]]), jnp.array([0])
+    >>> result = deep_fool()(lambda x: x @ jnp.eye(2), x, y, key=jax.random.key(0))
+    >>> f"{result.distance[0]:.3f}"
     '0.212'
     """
     norms.named(norm)
-    count, most = (
-        jnp.int32(_validation.integer("steps", steps, low=1)),
-        _validation.integer("candidates", candidates, low=1),
-    )
-    beyond = number(1 + _validation.number("overshoot", overshoot, low=0))
-    starts = as_examples(examples, _validation.bounds("bounds", bounds))
+    max_steps = jnp.int32(_validation.integer("steps", steps, low=1))
+    count = _validation.integer("candidates", candidates, low=1)
+    step_size = np.asarray(1 + _validation.number("overshoot", overshoot, low=0))
+    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
 
     def search(problem: Problem) -> Search:
-        rivals = likeliest(problem, most)
+        classes = likeliest_classes(problem, count)
 
-        def step(k: Array, carried: tuple[Flat, Best, Array]) -> tuple[Flat, Best, Array]:
-            r, best, taken = carried
-            logits, d = past(problem, norm, rivals, r)
-            best = best.or_shorter(problem, r, success(problem, logits), k)
-            further = problem.clip_to_box(r + beyond.astype(r.dtype) * d)
-            return (
-                jnp.where(best.found[:, None], r, further),
-                best,
-                taken + ~best.found * len(rivals),
-            )
+        def step(
+            carry: tuple[Array, Flat, Shortest, Array],
+        ) -> tuple[Array, Flat, Shortest, Array]:
+            k, r, shortest, gradients = carry
+            logits, d = step_across(problem, norm, classes, r)
+            shortest = shortest.update(problem, r, problem.is_adversarial(logits), k)
+            stepped = problem.clip_to_box(r + step_size.astype(r.dtype) * d)
+            r = jnp.where(shortest.found[:, None], r, stepped)
+            return k + 1, r, shortest, gradients + ~shortest.found * len(classes)
 
-        begun = jnp.zeros_like(problem.x), nothing(problem), jnp.zeros(len(problem.x), int)
-        open = lambda carried: (carried[0] < count) & ~carried[1][1].found.all()
-        once = lambda carried: (carried[0] + 1, step(*carried))
-        _, (r, best, taken) = jax.lax.while_loop(open, once, (jnp.zeros_like(count), begun))
-        best = best.or_shorter(problem, r, success(problem, problem.perturbed_logits(r)), count)
-        return finished(problem, best, taken, jnp.full(len(r), 2), starts)
+        unfinished = lambda carry: (carry[0] < max_steps) & ~carry[2].found.all()
+        start = (
+            jnp.zeros_like(max_steps),
+            jnp.zeros_like(problem.x),
+            Shortest.empty(problem),
+            jnp.zeros(len(problem.x), int),
+        )
+        _, r, shortest, gradients = jax.lax.while_loop(unfinished, step, start)
+        success = problem.is_adversarial(problem.perturbed_logits(r))
+        shortest = shortest.update(problem, r, success, max_steps)
+        return refine(problem, shortest, gradients, jnp.full(len(r), 2), starts)
 
     return make_attack("deep_fool", search, norm=norm, bounds=bounds, targeted=targeted)
 
 
-def likeliest(problem: Problem, most: int) -> Integer[Array, "classes batch"]:
-    """(classes, batch): those to step towards, the likeliest first; of a targeted attack those to rise above with the target."""
+def likeliest_classes(problem: Problem, count: int) -> Candidates:
+    """Return the `count` classes other than y with the largest logits at x, in decreasing order."""
     logits = problem.clean_logits
-    others = jnp.where(
-        jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool), -jnp.inf, jnp.nan_to_num(logits)
-    )
-    return jax.lax.top_k(others, min(most, logits.shape[1] - 1))[1].T
+    is_y = jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool)
+    others = jnp.where(is_y, -jnp.inf, jnp.nan_to_num(logits))
+    return jax.lax.top_k(others, min(count, logits.shape[1] - 1))[1].T
 
 
-def nearest_first(problem: Problem, norm: str, most: int) -> Integer[Array, "classes batch"]:
-    """Of the likeliest classes those with the nearest linearised boundaries at x first."""
-    rivals = likeliest(problem, most)
-    flat = boundaries(problem, norm, rivals, jnp.zeros_like(problem.x))
-    return jnp.take_along_axis(rivals, jnp.argsort(flat.lengths, axis=0), axis=0)
+def nearest_classes(problem: Problem, norm: str, count: int) -> Candidates:
+    """Sort the `count` likeliest classes by the distance of x to their linearized boundaries."""
+    classes = likeliest_classes(problem, count)
+    boundaries = linearized_boundaries(problem, norm, classes, jnp.zeros_like(problem.x))
+    return jnp.take_along_axis(classes, jnp.argsort(boundaries.lengths, axis=0), axis=0)
 
 
-def boundaries(problem: Problem, norm: str, rivals: Array, r: Flat) -> LinearizedBoundaries:
-    """The linearised boundary to each of the rivals at x + r."""
-    logits, flat = linearised(problem, r)
+def linearized_boundaries(
+    problem: Problem, norm: str, classes: Candidates, r: Flat
+) -> LinearizedBoundaries:
+    """Compute the shortest steps from x + r to the linearized boundaries of the classes."""
+    logits, linearization = linearize(problem, r)
     low, high = (bound - problem.x - r for bound in problem.bounds)
 
-    def towards(rival: Array) -> tuple[Flat, PerExample]:
-        g, need = flat(rival)
-        d = nearest(norm, g, need, low, high)
-        short = (g * d).sum(1) < need * (1 - 1e-3)
-        return d, jnp.where(short, jnp.inf, problem.norm.length(d))
+    def shortest_step(target: Array) -> tuple[Flat, PerExample]:
+        g, gain = linearization(target)
+        d = project_to_halfspace(norm, g, gain, low, high)
+        unreachable = (g * d).sum(1) < gain * (1 - 1e-3)
+        return d, jnp.where(unreachable, jnp.inf, problem.norm.length(d))
 
-    return LinearizedBoundaries(logits, *jax.lax.map(towards, rivals))
+    return LinearizedBoundaries(logits, *jax.lax.map(shortest_step, classes))
 
 
-def past(problem: Problem, norm: str, rivals: Array, r: Flat) -> tuple[Logits, Flat]:
-    """The logits at x + r, and the shortest step from there to the nearest linearised boundary; for a target, past all of them."""
+def step_across(problem: Problem, norm: str, classes: Candidates, r: Flat) -> tuple[Logits, Flat]:
+    """Compute the logits at x + r and DeepFool's step from there.
+
+    It leads to the nearest linearized boundary, or for a target across the boundaries of all
+    classes.
+    """
     if not problem.targeted:
-        flat = boundaries(problem, norm, rivals, r)
-        return flat.logits, flat.nearest
-    logits, flat_to = linearised(problem, r)
+        boundaries = linearized_boundaries(problem, norm, classes, r)
+        return boundaries.logits, boundaries.shortest_step
+    logits, linearization = linearize(problem, r)
     low, high = (bound - problem.x - r for bound in problem.bounds)
-    g, need = jax.lax.map(flat_to, rivals)
-    return logits, nearest_common(norm, g, need, low, high)
+    g, gains = jax.lax.map(linearization, classes)
+    return logits, project_to_intersection(norm, g, gains, low, high)
 
 
-def linearised(
+def linearize(
     problem: Problem, r: Flat
 ) -> tuple[Logits, Callable[[Array], tuple[Flat, PerExample]]]:
-    """The logits at x + r, and for a rival its boundary there: g and how much is needed of <g, d>."""
-    logits, pull = jax.vjp(problem.perturbed_logits, r)
+    """Compute the logits at x + r and a function from a class to its linearized boundary.
+
+    The boundary is the hyperplane {d : <g, d> = gain}. To first order x + r + d is predicted as the
+    class instead of y where <g, d> > gain; for a targeted attack, as y instead of the class.
+    """
+    logits, vjp = jax.vjp(problem.perturbed_logits, r)
     own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=logits.dtype)
     sign = -1 if problem.targeted else 1
 
-    def flat(rival: Array) -> tuple[Flat, PerExample]:
-        difference = sign * (jax.nn.one_hot(rival, logits.shape[1], dtype=logits.dtype) - own)
-        return finite(pull(difference)[0]), jnp.nan_to_num(-(difference * logits).sum(1)).astype(
-            r.dtype
-        )
+    def linearization(target: Array) -> tuple[Flat, PerExample]:
+        difference = sign * (jax.nn.one_hot(target, logits.shape[1], dtype=logits.dtype) - own)
+        gain = jnp.nan_to_num(-(difference * logits).sum(1)).astype(r.dtype)
+        return zero_nonfinite(vjp(difference)[0]), gain
 
-    return logits, flat
+    return logits, linearization

@@ -1,17 +1,22 @@
-"""Fast adaptive boundary: walk along the boundary between the classes towards the point of it that is nearest to x.
+"""FAB: walk along the decision boundary towards its point nearest to x.
 
-Around r the boundary to another class is taken for flat, {r' : v + <g, r' - r> = 0}, with v the difference of the two logits at x + r and
-g its gradient. Two points of it lead on, both in the box: d steps to the nearest one from r, d0 to the nearest one from x.
+Around r the boundary to another class is linearized, {r' : v + <g, r' - r> = 0}, with v the
+difference of the two logits at x + r and g its gradient. Two projections onto it, both in the box,
+give the next iterate:
 
-    d = nearest(<g, d> = -v)          d0 = nearest(<g, d0> = <g, r> - v)          α = min(||d|| / (||d|| + ||d0||), pull)
-    r' = (1 - α) (r + η d) + α η d0                  a little beyond the boundary (η > 1), and drawn back towards x
-    r <- β r' where f is fooled at x + r', and r' where it is not
+    d      from r:  the smallest d with <g, d> = -v
+    d_x    from x:  the smallest d with <g, d> = <g, r> - v
+    α  = min(||d|| / (||d|| + ||d_x||), α_max)
+    r' = (1 - α) (r + η d) + α η d_x            slightly beyond the boundary (η > 1), biased to x
+    r  ← β r'  where x + r' is adversarial,  else  r'
 
-The shortest r' that fools f is kept. A walk knows one boundary at a time, that of the nearest class, or for a target of the likeliest;
-where a target lies beyond several that meet, it ends beside the nearest point. So for a target a few of DeepFool's steps, which cross all
-boundaries at once, are taken as well. `_halfspace` has the nearest points, `_boundary` the end: halving between x and what was found.
+The shortest adversarial r' is kept, and moved to the boundary in the end. The linearized boundary
+is that of the nearest class, or of the likeliest other class for a target. Where several boundaries
+limit the target's region, a walk ends beside the nearest point. A targeted attack therefore takes a
+few DeepFool steps first, which cross all boundaries at once.
 
-Source: F. Croce and M. Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020.
+Source: F. Croce and M. Hein, "Minimally distorted adversarial examples with a fast adaptive
+boundary attack", 2020.
 """
 
 from collections.abc import Callable
@@ -19,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Integer
 
 from diffprog import _validation, norms
@@ -32,25 +38,27 @@ from diffprog.adversarial._base import (
     make_attack,
 )
 from diffprog.adversarial.minimum_norm._binary_search import (
-    DUAL,
-    Best,
-    as_examples,
-    finished,
-    finite,
-    nearer,
-    nothing,
-    number,
-    slope,
-    success,
+    Shortest,
+    bisect_to_boundary,
+    refine,
+    validate_starting_examples,
+    zero_nonfinite,
 )
-from diffprog.adversarial.minimum_norm._deepfool import likeliest, past
-from diffprog.adversarial.minimum_norm._halfspace_projection import nearest
+from diffprog.adversarial.minimum_norm._deepfool import (
+    Candidates,
+    likeliest_classes,
+    linearize,
+    step_across,
+)
+from diffprog.adversarial.minimum_norm._halfspace_projection import (
+    DUAL_NORMS,
+    project_to_halfspace,
+)
 
-_BEFORE, _RIVALS, _LITTLE = (
-    3,
-    10,
-    1.02,
-)  # DeepFool's steps towards a target, past so many classes at most, so much longer than needed
+_DEEPFOOL_STEPS, _DEEPFOOL_CANDIDATES, _DEEPFOOL_STEP_SIZE = 3, 10, 1.02
+
+Boundary = Callable[[Flat], tuple[PerExample, Flat]]
+"""r -> (v, g), the linearized boundary at x + r; v > 0 on its adversarial side."""
 
 
 def fab(
@@ -67,228 +75,237 @@ def fab(
     targeted: bool = False,
     examples: Any = None,
 ) -> Attack:
-    """The smallest perturbation, by projections onto the linearised boundary: r' = (1 - α) (r + η d) + α η d0.
+    """Fast adaptive boundary attack (FAB; Croce and Hein, 2020).
+
+        r' = (1 - α) (r + η d) + α η d_x
+
+    with d and d_x the smallest steps from x + r and from x onto the linearized decision boundary.
 
     Args:
         norm: "linf", "l2" or "l1".
-        epsilon: None for the smallest perturbation. A radius, one for all or one for each example: an example is done once it has a
-            perturbation inside it, and what it has otherwise is cut to it.
-        steps: of one walk, at least 1. 100 is the paper's.
-        restarts: at least 1; the first starts at x, later ones at random within half the shortest length so far.
-        targets: None steps to the nearest of all boundaries, for a gradient of every other class in each step. A number walks to one class
-            after another, so many of them, the likeliest first, for one gradient in each step (FAB-T).
+        epsilon: None for a minimum-norm attack. With a radius, a number or an array (batch,), an
+            example stops once it has a perturbation inside the ball; longer ones are projected.
+        steps: steps per restart and target class, at least 1. The paper's 100.
+        restarts: at least 1. The first starts at x, later ones at random points within half the
+            shortest norm so far.
+        targets: None steps to the nearest of all boundaries, for one gradient per class and step.
+            A number runs one attack per class for that many of the likeliest classes, for one
+            gradient per step (FAB-T).
         overshoot: η - 1 >= 0.
-        pull: the largest α, in 0 .. 1.
-        backward: β in 0 .. 1.
-        bounds: (low, high) of every number of x.
-        targeted: whether y is the target.
-        examples: like x, of any number: where the search for the smallest perturbation finds nothing, the nearest that f reads otherwise is
-            brought to the boundary instead; None for points drawn from the box.
+        pull: α_max, in 0 .. 1.
+        backward: β, in 0 .. 1.
+        bounds: (low, high) of every value of x + r.
+        targeted: whether y holds targets.
+        examples: array or pytree like x, of any batch size. Where a minimum-norm search fails, the
+            nearest adversarial one is moved to the boundary instead. Default: random points of the
+            box.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these; `targets` of a targeted attack.
+        TypeError, ValueError: an argument of the wrong type or outside its range, or `targets` of a
+            targeted attack.
 
-    Source: Croce and Hein 2020, with its defaults; FAB-T, F. Croce and M. Hein, "Reliable evaluation of adversarial robustness with an
-        ensemble of diverse parameter-free attacks", 2020.
+    Source: Croce and Hein 2020, with its defaults; FAB-T, F. Croce and M. Hein, "Reliable
+        evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+        2020.
 
-    >>> found = fab(norm="l2")(lambda x: x @ jnp.eye(2), jnp.array([[0.7, 0.4]]), jnp.array([0]), key=jax.random.key(0))
-    >>> print(f"{found.distance[0]:.3f}", found.success)
+    >>> x, y = jnp.array([[0.7, 0.4]]), jnp.array([0])
+    >>> result = fab(norm="l2")(lambda x: x @ jnp.eye(2), x, y, key=jax.random.key(0))
+    >>> print(f"{result.distance[0]:.3f}", result.success)
     0.212 [ True]
     """
     norms.named(norm)
-    count, runs = (
-        jnp.int32(_validation.integer("steps", steps, low=1)),
-        jnp.int32(_validation.integer("restarts", restarts, low=1)),
-    )
-    beyond = number(1 + _validation.number("overshoot", overshoot, low=0))
-    most, back = (
-        number(_validation.number("pull", pull, low=0, high=1)),
-        number(_validation.number("backward", backward, low=0, high=1)),
-    )
-    one_by_one = (
-        None if targets is None else jnp.int32(_validation.integer("targets", targets, low=1))
-    )
-    if targeted and targets is not None:
-        raise ValueError(
-            f"targets must be None for a targeted attack, whose target is y, got {targets}"
-        )
-    starts, smallest = as_examples(examples, _validation.bounds("bounds", bounds)), epsilon is None
+    num_steps = jnp.int32(_validation.integer("steps", steps, low=1))
+    num_restarts = jnp.int32(_validation.integer("restarts", restarts, low=1))
+    eta = np.asarray(1 + _validation.number("overshoot", overshoot, low=0))
+    alpha_max = np.asarray(_validation.number("pull", pull, low=0, high=1))
+    beta = np.asarray(_validation.number("backward", backward, low=0, high=1))
+    num_targets = None
+    if targets is not None:
+        num_targets = jnp.int32(_validation.integer("targets", targets, low=1))
+        if targeted:
+            raise ValueError(f"targets must be None for a targeted attack, got {targets}")
+    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
+    is_minimum_norm = epsilon is None
 
     def step(
         problem: Problem, boundary: Boundary, r: Flat
     ) -> tuple[Flat, Bool[Array, "batch"], Flat]:
-        """r', whether it fools f, and where to go on from."""
-        value, g = boundary(r)
-        d = _onto(norm, g, -value, problem, r)
-        from_x = _onto(norm, g, (g * r).sum(1) - value, problem, jnp.zeros_like(r))
-        near, far = problem.norm.length(d), problem.norm.length(from_x)
-        share = jnp.minimum(near / jnp.maximum(near + far, jnp.finfo(r.dtype).tiny), most)[:, None]
-        ahead = problem.clip_to_box(
-            ((1 - share) * (r + beyond * d) + share * beyond * from_x).astype(r.dtype)
-        )
-        fooled = success(problem, problem.perturbed_logits(ahead))
-        return ahead, fooled, jnp.where(fooled[:, None], back * ahead, ahead).astype(r.dtype)
+        """Compute r', whether it is adversarial, and the next iterate."""
+        v, g = boundary(r)
+        d = _project_to_boundary(problem, norm, g, -v, r)
+        d_x = _project_to_boundary(problem, norm, g, (g * r).sum(1) - v, jnp.zeros_like(r))
+        length, length_x = problem.norm.length(d), problem.norm.length(d_x)
+        total = jnp.maximum(length + length_x, jnp.finfo(r.dtype).tiny)
+        alpha = jnp.minimum(length / total, alpha_max)[:, None]
+        biased = (1 - alpha) * (r + eta * d) + alpha * eta * d_x
+        new_r = problem.clip_to_box(biased.astype(r.dtype))
+        success = problem.is_adversarial(problem.perturbed_logits(new_r))
+        return new_r, success, jnp.where(success[:, None], beta * new_r, new_r).astype(r.dtype)
 
     def search(problem: Problem) -> Search:
-        rivals, none = _rivals(problem), jnp.zeros(len(problem.x), int)
-        turns = jnp.int32(1) if one_by_one is None else jnp.minimum(one_by_one, rivals.shape[1])
-        cost = rivals.shape[1] if one_by_one is None and not targeted else 1
+        classes = likeliest_classes(problem, problem.clean_logits.shape[1])
+        num_runs, cost = jnp.int32(1), 1
+        if num_targets is not None:
+            num_runs = jnp.minimum(num_targets, len(classes))
+        elif not targeted:
+            cost = len(classes)
 
-        def walk(turn: Array, kept: _Kept) -> _Kept:
-            restart = turn // turns
-            boundary = _boundary(problem, rivals, None if one_by_one is None else turn % turns)
+        def walk(run: Array, state: _State) -> _State:
+            restart = run // num_runs
+            if targeted:
+                boundary = _margin_boundary(problem)
+            elif num_targets is None:
+                boundary = _nearest_boundary(problem, norm, classes)
+            else:
+                boundary = _class_boundary(problem, classes[run % num_runs])
 
-            def once(carried: tuple[Array, Flat, _Kept]) -> tuple[Array, Flat, _Kept]:
-                k, r, kept = carried
-                ahead, fooled, r = step(problem, boundary, r)
-                return k + 1, r, kept.after(problem, ahead, fooled, k, restart, cost)
+            def iterate(carry: tuple[Array, Flat, _State]) -> tuple[Array, Flat, _State]:
+                k, r, state = carry
+                new_r, success, r = step(problem, boundary, r)
+                return k + 1, r, state.update(problem, new_r, success, k, restart, cost)
 
-            begun = jnp.int32(0), _start(problem, kept.best, turn, restart), kept
-            more = lambda carried: (carried[0] < count) & carried[2].open(problem).any()
-            return jax.lax.while_loop(more, once, begun)[2]
+            def unfinished(carry: tuple[Array, Flat, _State]) -> Array:
+                return (carry[0] < num_steps) & carry[2].is_active(problem).any()
 
-        before = _Kept(nothing(problem), none, none)
-        kept = jax.lax.fori_loop(
-            0, runs * turns, walk, _past_all(problem, norm, before) if targeted else before
-        )
-        if smallest:
-            return finished(problem, kept.best, kept.gradients, kept.queries + 1, starts)
-        return _inside(problem, kept)
+            start = jnp.int32(0), _start(problem, state.shortest, run, restart), state
+            return jax.lax.while_loop(unfinished, iterate, start)[2]
+
+        none = jnp.zeros(len(problem.x), int)
+        state = _State(Shortest.empty(problem), none, none)
+        if targeted:
+            state = _deepfool_steps(problem, norm, state)
+        state = jax.lax.fori_loop(0, num_restarts * num_runs, walk, state)
+        if is_minimum_norm:
+            return refine(problem, state.shortest, state.gradients, state.queries + 1, starts)
+        return _project_to_ball(problem, state)
 
     return make_attack("fab", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
 
 
-Boundary = Callable[[Flat], tuple[PerExample, Flat]]
+class _State(NamedTuple):
+    """The shortest success, the gradient evaluations and the further forward passes so far."""
 
-
-class _Kept(NamedTuple):
-    """What the walks of each example keep: the shortest perturbation, and what it took."""
-
-    best: Best
+    shortest: Shortest
     gradients: Integer[Array, "batch"]
     queries: Integer[Array, "batch"]
 
-    def open(self, problem: Problem) -> Bool[Array, "batch"]:
-        """Whether the example wants a shorter one."""
-        return (
-            ~self.best.found | (self.best.distance > problem.epsilon) | jnp.isinf(problem.epsilon)
-        )
+    def is_active(self, problem: Problem) -> Bool[Array, "batch"]:
+        """Check which examples lack a success inside the ball; all, if it is infinite."""
+        is_outside = ~self.shortest.found | (self.shortest.distance > problem.epsilon)
+        return is_outside | jnp.isinf(problem.epsilon)
 
-    def after(
+    def update(
         self,
         problem: Problem,
         r: Flat,
-        fooled: Bool[Array, "batch"],
+        success: Bool[Array, "batch"],
         k: Array,
         restart: Array,
         cost: int,
-    ) -> "_Kept":
-        """After another step."""
-        open = self.open(problem)
-        return _Kept(
-            self.best.or_shorter(problem, r, fooled & open, k, restart),
-            self.gradients + open * cost,
-            self.queries + open,
+    ) -> "_State":
+        """Take account of r, found at step k for `cost` gradients, in the active examples."""
+        active = self.is_active(problem)
+        return _State(
+            self.shortest.update(problem, r, success & active, k, restart),
+            self.gradients + active * cost,
+            self.queries + active,
         )
 
 
-def _rivals(problem: Problem) -> Integer[Array, "batch others"]:
-    """The classes other than y, those with the largest logits at x first."""
-    logits = jnp.nan_to_num(problem.clean_logits)
-    others = jnp.where(jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool), -jnp.inf, logits)
-    return jnp.argsort(-others, axis=1)[:, :-1]
+def _margin_boundary(problem: Problem) -> Boundary:
+    """Linearize the margin of a targeted attack."""
+
+    def boundary(r: Flat) -> tuple[PerExample, Flat]:
+        def total(r: Flat) -> tuple[Array, PerExample]:
+            value = problem.margin(problem.perturbed_logits(r))
+            return value.sum(), value
+
+        g, value = jax.grad(total, has_aux=True)(r)
+        return value, zero_nonfinite(g)
+
+    return boundary
 
 
-def _boundary(problem: Problem, rivals: Array, rank: Array | None) -> Boundary:
-    """The boundary to one rival, to the nearest, or of the target, linearised at x + r: v, below 0 where f lacks to cross it, and g."""
-    if problem.targeted:
-        return lambda r: slope(problem, r)[:2]
+def _class_boundary(problem: Problem, target: Integer[Array, "batch"]) -> Boundary:
+    """Linearize the boundary to one class."""
 
-    def to_rivals(r: Flat) -> tuple[PerExample, Flat]:
-        logits, pull = jax.vjp(problem.perturbed_logits, r)
-        own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=logits.dtype)
+    def boundary(r: Flat) -> tuple[PerExample, Flat]:
+        g, gain = linearize(problem, r)[1](target)
+        return -gain, g
 
-        def to(rank: Array) -> tuple[PerExample, Flat]:
-            difference = (
-                jax.nn.one_hot(jnp.take(rivals, rank, axis=1), logits.shape[1], dtype=logits.dtype)
-                - own
+    return boundary
+
+
+def _nearest_boundary(problem: Problem, norm: str, classes: Candidates) -> Boundary:
+    """Linearize the nearest of several boundaries, at the distance |v| / ||g||_dual."""
+
+    def boundary(r: Flat) -> tuple[PerExample, Flat]:
+        linearization = linearize(problem, r)[1]
+
+        def compare(
+            i: Array, nearest: tuple[PerExample, PerExample, Flat]
+        ) -> tuple[PerExample, PerExample, Flat]:
+            g, gain = linearization(classes[i])
+            slope = DUAL_NORMS[norm].length(g)
+            distance = jnp.where(slope > 0, jnp.abs(gain) / jnp.where(slope > 0, slope, 1), jnp.inf)
+            closer = distance < nearest[0]
+            return (
+                jnp.where(closer, distance, nearest[0]),
+                jnp.where(closer, -gain, nearest[1]),
+                jnp.where(closer[:, None], g, nearest[2]),
             )
-            return jnp.nan_to_num((difference * logits).sum(1)).astype(r.dtype), finite(
-                pull(difference)[0]
-            )
 
-        return to(rank) if rank is not None else _nearest_of(to, rivals.shape[1], problem, r)
+        infinite = jnp.full(len(r), jnp.inf, r.dtype)
+        start = infinite, jnp.zeros(len(r), r.dtype), jnp.zeros_like(r)
+        return jax.lax.fori_loop(0, len(classes), compare, start)[1:]
 
-    return to_rivals
-
-
-def _nearest_of(
-    to: Callable[[Array], tuple[PerExample, Flat]], count: int, problem: Problem, r: Flat
-) -> tuple[PerExample, Flat]:
-    """Of several linearised boundaries the nearest, at the distance |v| / ||g||_dual."""
-    dual = next(dual for name, dual in DUAL.items() if norms.named(name) is problem.norm)
-
-    def compare(
-        rank: Array, kept: tuple[PerExample, PerExample, Flat]
-    ) -> tuple[PerExample, PerExample, Flat]:
-        value, g = to(rank)
-        steepness = dual.length(g)
-        distance = jnp.where(
-            steepness > 0, jnp.abs(value) / jnp.where(steepness > 0, steepness, 1), jnp.inf
-        )
-        closer = distance < kept[0]
-        return (
-            jnp.where(closer, distance, kept[0]),
-            jnp.where(closer, value, kept[1]),
-            jnp.where(closer[:, None], g, kept[2]),
-        )
-
-    none = jnp.full(len(r), jnp.inf, r.dtype), jnp.zeros(len(r), r.dtype), jnp.zeros_like(r)
-    return jax.lax.fori_loop(0, count, compare, none)[1:]
+    return boundary
 
 
-def _onto(norm: str, g: Flat, gain: PerExample, problem: Problem, r: Flat) -> Flat:
-    """The smallest step d from r in the box with <g, d> = gain; the one that comes nearest to it, where there is none."""
+def _project_to_boundary(problem: Problem, norm: str, g: Flat, gain: PerExample, r: Flat) -> Flat:
+    """Compute the smallest step d from r with <g, d> = gain, or the nearest to it in the box."""
     low, high = (bound - problem.x - r for bound in problem.bounds)
-    return nearest(norm, jnp.where(gain < 0, -1, 1)[:, None] * g, jnp.abs(gain), low, high)
+    sign = jnp.where(gain < 0, -1, 1)[:, None]
+    return project_to_halfspace(norm, sign * g, jnp.abs(gain), low, high)
 
 
-def _past_all(problem: Problem, norm: str, kept: _Kept) -> _Kept:
-    """With the shortest of a few steps past all linearised boundaries at once, and with that as far as it has to go."""
-    rivals = likeliest(problem, _RIVALS)
+def _deepfool_steps(problem: Problem, norm: str, state: _State) -> _State:
+    """Take DeepFool steps across all linearized boundaries and bisect the shortest success."""
+    classes = likeliest_classes(problem, _DEEPFOOL_CANDIDATES)
 
-    def once(k: Array, carried: tuple[Flat, _Kept]) -> tuple[Flat, _Kept]:
-        r, kept = carried
-        r = problem.clip_to_box(r + _LITTLE * past(problem, norm, rivals, r)[1])
-        return r, kept.after(
-            problem, r, success(problem, problem.perturbed_logits(r)), k, jnp.int32(0), len(rivals)
-        )
+    def step(k: Array, carry: tuple[Flat, _State]) -> tuple[Flat, _State]:
+        r, state = carry
+        d = step_across(problem, norm, classes, r)[1]
+        r = problem.clip_to_box(r + _DEEPFOOL_STEP_SIZE * d)
+        success = problem.is_adversarial(problem.perturbed_logits(r))
+        return r, state.update(problem, r, success, k, jnp.int32(0), len(classes))
 
-    kept = jax.lax.fori_loop(0, _BEFORE, once, (jnp.zeros_like(problem.x), kept))[1]
-    r, asked = nearer(problem, kept.best.r)
-    best = kept.best.or_shorter(
-        problem, r, kept.best.found & success(problem, problem.perturbed_logits(r)), kept.best.step
-    )
-    return kept._replace(best=best, queries=kept.queries + asked + 1)
+    _, state = jax.lax.fori_loop(0, _DEEPFOOL_STEPS, step, (jnp.zeros_like(problem.x), state))
+    shortest = state.shortest
+    r, queries = bisect_to_boundary(problem, shortest.r)
+    success = shortest.found & problem.is_adversarial(problem.perturbed_logits(r))
+    shortest = shortest.update(problem, r, success, shortest.step)
+    return state._replace(shortest=shortest, queries=state.queries + queries + 1)
 
 
-def _start(problem: Problem, best: Best, turn: Array, restart: Array) -> Flat:
-    """x first; later a point drawn from the ball of half the shortest length so far."""
+def _start(problem: Problem, shortest: Shortest, run: Array, restart: Array) -> Flat:
+    """Return r = 0 for the first restart, else a sample of the ball of half the shortest norm."""
     low, high = problem.bounds
-    radius = jnp.minimum(best.distance, problem.epsilon) / 2
+    radius = jnp.minimum(shortest.distance, problem.epsilon) / 2
     radius = jnp.where(jnp.isfinite(radius), radius, high - low) * (restart > 0)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, turn)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, run)
     unit = jax.vmap(
         lambda key: problem.norm.sample(key, (1, problem.x.shape[1]), 1.0, problem.x.dtype)[0]
     )(keys)
     return problem.clip_to_box(radius[:, None] * unit)
 
 
-def _inside(problem: Problem, kept: _Kept) -> Search:
-    """What was found, brought into the ball: to the boundary where that is enough."""
-    best, wide = kept.best, kept.open(problem)
-    shorter, asked = nearer(problem, jnp.where(wide[:, None], best.r, 0))
-    r = problem.project(jnp.where(wide[:, None], shorter, best.r))
-    inside = problem.norm.length(shorter) <= problem.epsilon
-    step = jnp.where(best.found & (~wide | inside), best.step, -1)
-    return Search(r, step, best.restart, kept.gradients, kept.queries + asked + 1)
+def _project_to_ball(problem: Problem, state: _State) -> Search:
+    """Shorten perturbations that leave the ball to the boundary, then project them."""
+    shortest, active = state.shortest, state.is_active(problem)
+    on_boundary, queries = bisect_to_boundary(problem, jnp.where(active[:, None], shortest.r, 0))
+    r = problem.project(jnp.where(active[:, None], on_boundary, shortest.r))
+    is_inside = problem.norm.length(on_boundary) <= problem.epsilon
+    step = jnp.where(shortest.found & (~active | is_inside), shortest.step, -1)
+    queries = state.queries + queries + 1
+    return Search(r, step, shortest.restart, state.gradients, queries)

@@ -1,14 +1,14 @@
-"""L-BFGS in a box, for a batch: every example its own history and its own line search.
+"""Batched L-BFGS in a box: every example has its own history and its own line search.
 
     v_{k+1} = P(v_k + t d),     d = -H g on the free coordinates,     P clips to the box
 
-A coordinate is free unless it lies on a face of the box that the descent would push it through. H is the inverse Hessian that the last
-moves and changes of the gradient, restricted to the free coordinates, make by the two-loop recursion; t is halved from 1 until the value
-has fallen by a part of what the gradient promises (Armijo, along the projected path). What ends the search of one example ends none of
-another.
+A coordinate is free unless it lies on a face of the box and the descent would push it outside. H is
+the inverse Hessian from the last steps and gradient changes, restricted to the free coordinates, by
+the two-loop recursion. t is halved from 1 until the objective has decreased enough (Armijo's
+condition along the projected path). Examples that cannot decrease stay where they are.
 
-Source: D. Bertsekas, "Projected Newton methods for optimization problems with simple constraints", 1982; J. Nocedal, "Updating
-quasi-Newton matrices with limited storage", 1980.
+Source: D. Bertsekas, "Projected Newton methods for optimization problems with simple constraints",
+1982; J. Nocedal, "Updating quasi-Newton matrices with limited storage", 1980.
 """
 
 from collections.abc import Callable
@@ -19,62 +19,69 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from diffprog.adversarial._base import Flat, PerExample
-from diffprog.adversarial.minimum_norm._binary_search import finite
+from diffprog.adversarial.minimum_norm._binary_search import zero_nonfinite
 
 History = Float[Array, "memory batch n"]
-Cost = Callable[[Flat], tuple[PerExample, Any]]
+Objective = Callable[[Flat], tuple[PerExample, Any]]
 
-_ARMIJO, _TRIALS = 1e-4, 20
-_FIRST = 0.1  # the length of the first move, in widths of the box
+_ARMIJO = 1e-4
+_MAX_TRIALS = 20
+_INITIAL_STEP_LENGTH = 0.1  # in widths of the box
 
 
 class State(NamedTuple):
-    """Where the searches stand.
+    """State of the minimizations; the leading axis is the example unless stated.
 
     Attributes:
-        point: (batch, n).
-        value: (batch,), the cost there.
-        aux: what the cost returned beside it.
-        gradient: (batch, n).
-        moves: (memory, batch, n), the last moves, the newest last; zero for none.
-        changes: (memory, batch, n), of the gradient.
-        taken: (batch,), how many gradients were.
+        point: (batch, n), the iterates.
+        value: (batch,), the objective at the iterates.
+        aux: the second output of the objective at the iterates.
+        gradient: (batch, n), the gradient at the iterates.
+        steps: (memory, batch, n), the last differences of iterates, newest last; zero for none.
+        gradient_changes: (memory, batch, n), the corresponding differences of gradients.
+        gradients: (batch,), the number of gradient evaluations.
     """
 
     point: Flat
     value: PerExample
     aux: Any
     gradient: Flat
-    moves: History
-    changes: History
-    taken: Integer[Array, "batch"]
+    steps: History
+    gradient_changes: History
+    gradients: Integer[Array, "batch"]
 
 
-def init(cost: Cost, point: Flat, memory: int) -> State:
-    """The start."""
-    value, aux, gradient = _value_and_gradient(cost, point)
-    none = jnp.zeros((memory, *point.shape), point.dtype)
-    return State(point, value, aux, gradient, none, none, jnp.ones(len(point), int))
+def init(objective: Objective, point: Flat, memory: int) -> State:
+    """Create the state at the starting point, with an empty history."""
+    value, aux, gradient = _value_and_gradient(objective, point)
+    empty = jnp.zeros((memory, *point.shape), point.dtype)
+    return State(point, value, aux, gradient, empty, empty, jnp.ones(len(point), int))
 
 
-def step(cost: Cost, low: Flat, high: Flat, state: State) -> State:
-    """One move of each search; none for one that finds no lower value."""
-    new, fell = _line_search(cost, low, high, state, _direction(low, high, state))
-    move, change = new.point - state.point, new.gradient - state.gradient
-    curved = fell & (_dot(move, change) > jnp.finfo(move.dtype).eps * _dot(change, change))
-    push = lambda history, row: jnp.where(
-        curved[:, None], jnp.concatenate([history[1:], row[None]]), history
+def step(objective: Objective, low: Flat, high: Flat, state: State) -> State:
+    """Take one step per example, or none where the line search fails."""
+    new, decreased = _line_search(objective, low, high, state, _direction(low, high, state))
+    step, change = new.point - state.point, new.gradient - state.gradient
+    # Pairs of no positive curvature would make H indefinite and are left out.
+    eps = jnp.finfo(step.dtype).eps
+    curved = decreased & (_dot(step, change) > eps * _dot(change, change))
+
+    def append(history: History, row: Flat) -> History:
+        return jnp.where(curved[:, None], jnp.concatenate([history[1:], row[None]]), history)
+
+    return new._replace(
+        steps=append(state.steps, step),
+        gradient_changes=append(state.gradient_changes, change),
     )
-    return new._replace(moves=push(state.moves, move), changes=push(state.changes, change))
 
 
-def _value_and_gradient(cost: Cost, point: Flat) -> tuple[PerExample, Any, Flat]:
+def _value_and_gradient(objective: Objective, point: Flat) -> tuple[PerExample, Any, Flat]:
     def total(point: Flat) -> tuple[Array, Any]:
-        value, aux = cost(point)
+        value, aux = objective(point)
         return value.sum(), (value, aux)
 
     gradient, (value, aux) = jax.grad(total, has_aux=True)(point)
-    return value, aux, finite(gradient)
+    return value, aux, zero_nonfinite(gradient)
 
 
 def _dot(a: Flat, b: Flat) -> PerExample:
@@ -82,63 +89,77 @@ def _dot(a: Flat, b: Flat) -> PerExample:
 
 
 def _direction(low: Flat, high: Flat, state: State) -> Flat:
-    """The quasi-Newton direction on the free coordinates, or steepest descent where it does not descend."""
+    """Compute the quasi-Newton direction, or steepest descent where that does not descend."""
     gradient = state.gradient
     free = jnp.where(gradient > 0, state.point > low, state.point < high)
     steepest = jnp.where(free, -gradient, 0)
-    moves, changes = jnp.where(free, state.moves, 0), jnp.where(free, state.changes, 0)
-    first = (
-        _FIRST
+    steps = jnp.where(free, state.steps, 0)
+    changes = jnp.where(free, state.gradient_changes, 0)
+    initial_scale = (
+        _INITIAL_STEP_LENGTH
         * jnp.max(high - low, axis=1)
         / jnp.maximum(jnp.sqrt(_dot(steepest, steepest)), jnp.finfo(gradient.dtype).tiny)
     )
-    d = _times_inverse_hessian(moves, changes, first, steepest)
-    return jnp.where((_dot(d, gradient) < 0)[:, None], d, first[:, None] * steepest)
+    d = _inverse_hessian_product(steps, changes, initial_scale, steepest)
+    return jnp.where((_dot(d, gradient) < 0)[:, None], d, initial_scale[:, None] * steepest)
 
 
-def _times_inverse_hessian(moves: History, changes: History, first: PerExample, v: Flat) -> Flat:
-    """H v by the two-loop recursion; H is `first` times the identity before there is any history."""
-    curvature = _dot(moves, changes)
+def _inverse_hessian_product(
+    steps: History, changes: History, initial_scale: PerExample, v: Flat
+) -> Flat:
+    """Compute H v by the two-loop recursion; H is initial_scale I while the history is empty."""
+    curvature = _dot(steps, changes)
     rho = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1), 0)
 
-    def back(q: Flat, pair: tuple[Flat, Flat, PerExample]) -> tuple[Flat, PerExample]:
-        move, change, rho = pair
-        alpha = rho * _dot(move, q)
+    def newest_to_oldest(q: Flat, pair: tuple[Flat, Flat, PerExample]) -> tuple[Flat, PerExample]:
+        step, change, rho = pair
+        alpha = rho * _dot(step, q)
         return q - alpha[:, None] * change, alpha
 
-    def forth(q: Flat, pair: tuple[Flat, Flat, PerExample, PerExample]) -> tuple[Flat, None]:
-        move, change, rho, alpha = pair
-        return q + (alpha - rho * _dot(change, q))[:, None] * move, None
+    def oldest_to_newest(
+        q: Flat, pair: tuple[Flat, Flat, PerExample, PerExample]
+    ) -> tuple[Flat, None]:
+        step, change, rho, alpha = pair
+        return q + (alpha - rho * _dot(change, q))[:, None] * step, None
 
-    q, alpha = jax.lax.scan(back, v, (moves, changes, rho), reverse=True)
+    q, alpha = jax.lax.scan(newest_to_oldest, v, (steps, changes, rho), reverse=True)
     square = _dot(changes[-1], changes[-1])
-    scale = jnp.where(rho[-1] > 0, curvature[-1] / jnp.where(square > 0, square, 1), first)
-    return jax.lax.scan(forth, scale[:, None] * q, (moves, changes, rho, alpha))[0]
+    newest_scale = curvature[-1] / jnp.where(square > 0, square, 1)
+    scale = jnp.where(rho[-1] > 0, newest_scale, initial_scale)
+    return jax.lax.scan(oldest_to_newest, scale[:, None] * q, (steps, changes, rho, alpha))[0]
 
 
 def _line_search(
-    cost: Cost, low: Flat, high: Flat, state: State, d: Flat
+    objective: Objective, low: Flat, high: Flat, state: State, d: Flat
 ) -> tuple[State, Bool[Array, "batch"]]:
-    """The first of v + d, v + d/2, v + d/4 ... whose cost is low enough, and whether there was one."""
+    """Find the first of v + d, v + d/2, v + d/4 ... that decreases enough, if there is one."""
 
     def attempt(
-        carried: tuple[Array, State, Bool[Array, "batch"]],
+        carry: tuple[Array, State, Bool[Array, "batch"]],
     ) -> tuple[Array, State, Bool[Array, "batch"]]:
-        t, reached, fell = carried
+        t, best, decreased = carry
         point = jnp.clip(state.point + t * d, low, high)
-        value, aux, gradient = _value_and_gradient(cost, point)
-        promised = _dot(state.gradient, point - state.point)
-        accepted = ~fell & (promised < 0) & (value <= state.value + _ARMIJO * promised)
-        seen = reached._replace(point=point, value=value, aux=aux, gradient=gradient)
-        pick = lambda new, old: jnp.where(accepted.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-        point, value, aux, gradient = jax.tree.map(pick, seen[:4], reached[:4])
-        reached = reached._replace(
-            point=point, value=value, aux=aux, gradient=gradient, taken=reached.taken + ~fell
-        )
-        return t / 2, reached, fell | accepted
+        value, aux, gradient = _value_and_gradient(objective, point)
+        slope = _dot(state.gradient, point - state.point)
+        accepted = ~decreased & (slope < 0) & (value <= state.value + _ARMIJO * slope)
 
-    smallest = 0.5**_TRIALS
-    going = lambda carried: (carried[0] > smallest) & ~carried[2].all()
-    begun = jnp.ones((), d.dtype), state, ~(d != 0).any(axis=1)
-    _, reached, fell = jax.lax.while_loop(going, attempt, begun)
-    return reached, fell & (d != 0).any(axis=1)
+        def select(new: Array, old: Array) -> Array:
+            return jnp.where(accepted.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+        point, value, aux, gradient = jax.tree.map(select, (point, value, aux, gradient), best[:4])
+        best = best._replace(
+            point=point,
+            value=value,
+            aux=aux,
+            gradient=gradient,
+            gradients=best.gradients + ~decreased,
+        )
+        return t / 2, best, decreased | accepted
+
+    # Without a direction there is nothing to try.
+    stuck = ~(d != 0).any(axis=1)
+    unfinished = lambda carry: (carry[0] > 0.5**_MAX_TRIALS) & ~carry[2].all()
+    _, best, decreased = jax.lax.while_loop(
+        unfinished, attempt, (jnp.ones((), d.dtype), state, stuck)
+    )
+    return best, decreased & ~stuck

@@ -1,16 +1,22 @@
-"""The search for the weight of a loss against a length, and for the class to go to.
+"""Search for the penalty weight of minimum-norm attacks that minimize length + c loss.
 
-c is the Lagrange multiplier of the constraint that f(x + r) be wanted, found for each example by itself: from a multiple of its first-order
-value, ten times larger until there is a success, then half of it, then halving the bracket on the logarithm. But the margin leads to the
-class that is likeliest at x, and the nearest may be another; and in l1 a class can be reached over these numbers or those. So the rounds,
-each a minimisation for one c, go
+    min over r   length(r) + c loss(f(x + r)),   x + r in the box,     smallest c that succeeds
 
-    first       to one class after another, those with the nearest linearised boundaries first, from that boundary
-    once more   to each of them, from r = 0, each with the c that it is at
-    then        to any class, with the c of the class of the shortest success: from that boundary and r = 0 in turn, and in l1 from a
-                random half of the numbers of the shortest success
+The penalty weight c is searched per example. It starts from a multiple of its value for a
+linearized f, grows tenfold until the first success, is halved once it has a success but no failure,
+and is then bisected on a logarithmic scale. The shortest success is kept and moved to the decision
+boundary.
 
-of searches // 2 classes, five at most. The shortest success of all is kept, and `_boundary` brings it back to the boundary.
+The margin leads to the likeliest other class, which is not always the nearest; and in l1 the same
+class can be reached by changing different values. Each iteration of the search, one minimization
+for one c, therefore has a class to reach and a starting point:
+
+    first     one class after another, nearest linearized boundary first; from that boundary
+    second    the same classes from r = 0, each with its own c
+    then      any class, with the c of the class of the shortest success; from that class's boundary
+              and from r = 0 in turn, in l1 from the shortest success with half of its values zeroed
+
+There are searches // 2 classes, at least one and at most five.
 """
 
 from collections.abc import Callable
@@ -18,7 +24,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from diffprog import _validation
 from diffprog.adversarial._base import (
@@ -31,141 +38,151 @@ from diffprog.adversarial._base import (
     make_attack,
 )
 from diffprog.adversarial._losses import Labels, Logits, logit_difference
-from diffprog.adversarial.minimum_norm._adapting import half
 from diffprog.adversarial.minimum_norm._binary_search import (
-    Best,
-    ahead,
-    as_examples,
-    finished,
-    finite,
-    nothing,
-    width,
+    Shortest,
+    box_width,
+    random_half,
+    refine,
+    validate_starting_examples,
+    zero_nonfinite,
 )
-from diffprog.adversarial.minimum_norm._deepfool import boundaries, likeliest, past
+from diffprog.adversarial.minimum_norm._deepfool import (
+    Candidates,
+    likeliest_classes,
+    linearized_boundaries,
+    step_across,
+)
 
-Minimise = Callable[[Problem, PerExample, Labels, Flat, Array], tuple[Best, Array]]
-"""(problem, c, aim, start, round) -> the shortest success of this round, and the gradients it took."""
+Minimizer = Callable[[Problem, PerExample, Labels, Flat, Array], tuple[Shortest, Array]]
+"""(problem, c, class, start, iteration) -> the shortest success, and the gradient evaluations."""
 
-ANY = -1  # the aim at no class alone
-_CLASSES, _AIMS = (
-    10,
-    5,
-)  # whose linearised boundaries are compared, and that are searched for, at most
-_BEYOND = (
-    1 + 1e-3
-)  # how far to go towards a linearised boundary: were f linear, rounding shall not leave it uncrossed
+ANY_CLASS = -1  # instead of a class to reach: the loss is that of the margin
+_MAX_CANDIDATES = 10  # classes whose linearized boundaries are compared
+_MAX_CLASSES = 5
+_BOUNDARY_OVERSHOOT = 1 + 1e-3  # so that rounding does not leave a linear boundary uncrossed
 
 
-class _Multiplier(NamedTuple):
-    """c and its bracket."""
+class _PenaltyWeight(NamedTuple):
+    """The penalty weight c and the bracket of the smallest one that succeeds."""
 
-    c: Float[Array, "*aims batch"]
-    low: Float[Array, "*aims batch"]
-    high: Float[Array, "*aims batch"]
+    c: Float[Array, "*classes batch"]
+    low: Float[Array, "*classes batch"]
+    high: Float[Array, "*classes batch"]
 
-    def after(self, found: Bool[Array, "batch"]) -> "_Multiplier":
-        """The next one, after a success or none."""
-        low = jnp.where(found, self.low, jnp.maximum(self.low, self.c))
-        high = jnp.where(found, jnp.minimum(self.high, self.c), self.high)
+    def update(self, success: Bool[Array, "batch"]) -> "_PenaltyWeight":
+        """Narrow the bracket by the outcome at c and select the next c."""
+        low = jnp.where(success, self.low, jnp.maximum(self.low, self.c))
+        high = jnp.where(success, jnp.minimum(self.high, self.c), self.high)
         between = jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), high / 2)
-        return _Multiplier(jnp.where(jnp.isfinite(high), between, 10 * low), low, high)
+        return _PenaltyWeight(jnp.where(jnp.isfinite(high), between, 10 * low), low, high)
 
 
-def weighing(
+def penalty_attack(
     name: str,
     norm: str,
-    minimise: Minimise,
-    beta: Any,
-    first: Any,
+    minimize: Minimizer,
+    *,
     searches: int,
     bounds: Bounds,
     targeted: bool,
     examples: Any,
+    initial_factor: float,
+    l1_weight: Any = 0.0,
 ) -> Attack:
-    """The attack that minimises for c after c; the first is `first` times its first-order value, where β weighs the l1 norm."""
-    rounds, starts = (
-        jnp.int32(_validation.integer("searches", searches, low=1)),
-        as_examples(examples, _validation.bounds("bounds", bounds)),
-    )
+    """Build the attack that calls `minimize` for a sequence of penalty weights.
+
+    The first c is `initial_factor` times its first-order value; `l1_weight` is the weight of
+    ||r||_1 in the length.
+    """
+    num_searches = jnp.int32(_validation.integer("searches", searches, low=1))
+    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
+    factor, l1_weight = np.asarray(initial_factor), np.asarray(l1_weight)
 
     def search(problem: Problem) -> Search:
-        aims, edges, cost = _aims(problem, norm)
-        turns, each = jnp.clip(rounds // 2, 1, len(aims)), jnp.arange(len(problem.x))
+        classes, boundary_points, cost = _classes_and_boundaries(problem, norm)
+        num_classes = jnp.clip(num_searches // 2, 1, len(classes))
+        rows = jnp.arange(len(problem.x))
 
-        def once(
-            round: Array, carried: tuple[Best, Array, Labels, _Multiplier]
-        ) -> tuple[Best, Array, Labels, _Multiplier]:
-            best, taken, nearest, multipliers = carried
-            early, keys = (
-                round < 2 * turns,
-                jax.vmap(jax.random.fold_in, (0, None))(problem.keys, round),
+        def iterate(
+            i: Array, carry: tuple[Shortest, Array, Array, _PenaltyWeight]
+        ) -> tuple[Shortest, Array, Array, _PenaltyWeight]:
+            shortest, gradients, nearest, weights = carry
+            keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, i)
+            per_class = i < 2 * num_classes
+            index = jnp.where(per_class, i % num_classes, nearest)
+            from_boundary = (i // num_classes) % 2 == 0
+            start = jnp.where(from_boundary, boundary_points[index, rows], 0)
+            if norm == "l1":
+                start = jnp.where(per_class, start, random_half(shortest.r, keys))
+            weight = jax.tree.map(lambda leaf: leaf[index, rows], weights)
+            target = jnp.where(per_class, classes[index, rows], ANY_CLASS)
+            new, new_gradients = minimize(problem, weight.c, target, start, i)
+            weights = jax.tree.map(
+                lambda leaf, value: leaf.at[index, rows].set(value),
+                weights,
+                weight.update(new.found),
             )
-            turn = jnp.where(early, round % turns, nearest)
-            edge = jnp.where((round // turns) % 2 == 0, edges[turn, each], 0)
-            start = jnp.where(early, edge, half(best.r, keys)) if norm == "l1" else edge
-            known = jax.tree.map(lambda rows: rows[turn, each], multipliers)
-            new, gradients = minimise(
-                problem, known.c, jnp.where(early, aims[turn, each], ANY), start, round
-            )
-            multipliers = jax.tree.map(
-                lambda rows, row: rows.at[turn, each].set(row), multipliers, known.after(new.found)
-            )
-            return (
-                best.or_best(new),
-                taken + gradients,
-                jnp.where(new.distance < best.distance, turn, nearest),
-                multipliers,
-            )
+            nearest = jnp.where(new.distance < shortest.distance, index, nearest)
+            return shortest.merge(new), gradients + new_gradients, nearest, weights
 
-        c = first.astype(problem.x.dtype) * jax.lax.map(
-            lambda aimed: _first_multiplier(problem, aimed[0], aimed[1], beta), (aims, edges)
+        c = factor.astype(problem.x.dtype) * jax.lax.map(
+            lambda pair: _first_order_weight(problem, pair[0], pair[1], l1_weight),
+            (classes, boundary_points),
         )
-        begun = (
-            nothing(problem),
-            jnp.full(len(each), cost),
-            jnp.zeros_like(aims[0]),
-            _Multiplier(c, 0 * c, jnp.full_like(c, jnp.inf)),
+        start = (
+            Shortest.empty(problem),
+            jnp.full(len(rows), cost),
+            jnp.zeros_like(classes[0]),
+            _PenaltyWeight(c, 0 * c, jnp.full_like(c, jnp.inf)),
         )
-        best, taken, *_ = jax.lax.fori_loop(0, rounds, once, begun)
-        return finished(problem, best, taken, jnp.zeros(len(each), int), starts)
+        shortest, gradients, *_ = jax.lax.fori_loop(0, num_searches, iterate, start)
+        return refine(problem, shortest, gradients, jnp.zeros(len(rows), int), starts)
 
     return make_attack(name, search, norm=norm, bounds=bounds, targeted=targeted)
 
 
-def _aims(
+def _classes_and_boundaries(
     problem: Problem, norm: str
-) -> tuple[Integer[Array, "aims batch"], Float[Array, "aims batch n"], int]:
-    """The classes with the nearest linearised boundaries, the nearest first, the steps there, and how many gradients this and their c take.
+) -> tuple[Candidates, Float[Array, "candidates batch n"], int]:
+    """Compute the classes to reach, points on their boundaries, and the gradient evaluations.
 
-    Of a targeted attack the target alone, which must rise above all.
+    The classes are sorted by the distance of their linearized boundaries. A target has to exceed
+    all other classes, which is the single entry ANY_CLASS. The evaluations include those of the
+    first c.
     """
-    rivals, still = likeliest(problem, _CLASSES), jnp.zeros_like(problem.x)
+    candidates, origin = likeliest_classes(problem, _MAX_CANDIDATES), jnp.zeros_like(problem.x)
     if problem.targeted:
-        return (
-            jnp.full_like(rivals[:1], ANY),
-            problem.clip_to_box(_BEYOND * past(problem, norm, rivals, still)[1])[None],
-            len(rivals) + 1,
-        )
-    flat = boundaries(problem, norm, rivals, still)
-    order = jnp.argsort(flat.lengths, axis=0)[:_AIMS]
-    edges = _BEYOND * jnp.take_along_axis(flat.steps, order[..., None], axis=0)
-    return (
-        jnp.take_along_axis(rivals, order, axis=0),
-        jax.lax.map(problem.clip_to_box, edges),
-        len(rivals) + len(order),
-    )
+        step = step_across(problem, norm, candidates, origin)[1]
+        point = problem.clip_to_box(_BOUNDARY_OVERSHOOT * step)
+        return jnp.full_like(candidates[:1], ANY_CLASS), point[None], len(candidates) + 1
+    boundaries = linearized_boundaries(problem, norm, candidates, origin)
+    order = jnp.argsort(boundaries.lengths, axis=0)[:_MAX_CLASSES]
+    steps = jnp.take_along_axis(boundaries.steps, order[..., None], axis=0)
+    points = jax.lax.map(problem.clip_to_box, _BOUNDARY_OVERSHOOT * steps)
+    classes = jnp.take_along_axis(candidates, order, axis=0)
+    return classes, points, len(candidates) + len(order)
 
 
-def _first_multiplier(problem: Problem, aim: Labels, r: Flat, beta: Array) -> PerExample:
-    """The c at which the gradients of length and loss are opposite at r, were f linear."""
-    g = finite(jax.grad(lambda r: towards(problem, aim, problem.perturbed_logits(r)).sum())(r))
-    steep = jnp.maximum(jnp.sqrt(jnp.square(g).sum(1)), 1e-6)
-    c = 2 * jnp.abs((g * r).sum(1)) / steep**2 + beta.astype(g.dtype) * width(
-        problem
-    ) / jnp.maximum(jnp.abs(g).max(1), 1e-6)
-    return jnp.clip(c, 1e-6, 1e6)
+def _first_order_weight(problem: Problem, target: Labels, r: Flat, l1_weight: Array) -> PerExample:
+    """Compute the c at which the gradients of length and loss cancel at r, for a linear f."""
+
+    def total(r: Flat) -> Array:
+        return target_margin(problem, target, problem.perturbed_logits(r)).sum()
+
+    g = zero_nonfinite(jax.grad(total)(r))
+    g_norm = jnp.maximum(jnp.sqrt(jnp.square(g).sum(1)), 1e-6)
+    from_square = 2 * jnp.abs((g * r).sum(1)) / g_norm**2
+    g_max = jnp.maximum(jnp.abs(g).max(1), 1e-6)
+    from_l1 = l1_weight.astype(g.dtype) * box_width(problem) / g_max
+    return jnp.clip(from_square + from_l1, 1e-6, 1e6)
 
 
-def towards(problem: Problem, aim: Labels, logits: Logits) -> PerExample:
-    """How far the class aimed at is ahead of y; the margin, where that is any."""
-    return jnp.where(aim == ANY, ahead(problem, logits), logit_difference(logits, problem.y, aim))
+def target_margin(problem: Problem, target: Labels, logits: Logits) -> PerExample:
+    """Compute z_target - z_y, or the margin where the target is ANY_CLASS."""
+    difference = logit_difference(logits, problem.y, target)
+    return jnp.where(target == ANY_CLASS, problem.margin(logits), difference)
+
+
+def hinge_loss(problem: Problem, target: Labels, logits: Logits) -> PerExample:
+    """Compute max(-m, 0) of the margin m to the target class: C&W's f_6 with κ = 0."""
+    return jnp.maximum(-target_margin(problem, target, logits), 0)

@@ -1,0 +1,111 @@
+"""Minimum-norm attacks against exact distances: a table of attacks times short tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffprog.adversarial import (
+    box_lbfgs,
+    carlini_wagner,
+    ddn,
+    deep_fool,
+    elastic_net,
+    fab,
+    fmn,
+)
+from tests.adversarial.minimum_norm.linear_programs import (
+    NAN_GRADIENTS,
+    ZERO_GRADIENTS,
+    assert_near,
+    assert_on_the_boundary,
+    ball_case,
+    distances_to_sphere,
+    exact_distances,
+    linear_case,
+)
+
+pytestmark = pytest.mark.slow
+NORMS = ("linf", "l2", "l1")
+ATTACKS = {
+    "ddn": ddn,
+    "box_lbfgs": box_lbfgs,
+    "carlini_wagner": carlini_wagner,
+    "elastic_net": elastic_net,
+    **{f"fmn-{norm}": functools.partial(fmn, norm=norm) for norm in NORMS},
+    **{f"deep_fool-{norm}": functools.partial(deep_fool, norm=norm) for norm in NORMS},
+    **{f"fab-{norm}": functools.partial(fab, norm=norm) for norm in NORMS},
+}
+# DeepFool stops at its first success and does not look for the nearest point of a curved boundary.
+WITHOUT_DEEPFOOL = [name for name in ATTACKS if not name.startswith("deep_fool")]
+every_attack = pytest.mark.parametrize("name", ATTACKS)
+
+
+@every_attack
+@pytest.mark.parametrize("inner", [False, True], ids=["faces", "inner"])
+@pytest.mark.parametrize(
+    ("classes", "targeted"),
+    [(2, False), (2, True), (3, False), (3, True), (10, False), (10, True)],
+)
+def test_distances_to_linear_boundaries_are_exact(key, name, inner, classes, targeted):
+    f, x, y = linear_case(classes, classes, inner=inner)
+    attack = ATTACKS[name](targeted=targeted)
+    labels = (y + 1) % classes if targeted else y
+    result = attack(f, x, labels, key=key)
+    assert_near(result, exact_distances(attack.norm, f, x, labels, targeted))
+    assert_on_the_boundary(result, f, x, labels, targeted)
+    assert ((result.adversarial >= 0) & (result.adversarial <= 1)).all()
+
+
+@pytest.mark.parametrize("name", WITHOUT_DEEPFOOL)
+def test_distances_to_a_sphere_are_exact(key, name):
+    f, x, y = ball_case(1)
+    attack = ATTACKS[name]()
+    result, exact = attack(f, x, y, key=key), distances_to_sphere(attack.norm, x)
+    if name != "elastic_net":
+        assert_near(result, exact)
+    else:  # every coordinate has a nearest point of its own, a local minimum in l1
+        assert result.success.all()
+        assert (result.distance >= exact).all()
+        assert np.median(result.distance / exact) <= 1.005
+
+
+@every_attack
+def test_nan_gradients_do_not_end_the_search(key, name):
+    f, x, _ = linear_case(4, fault=NAN_GRADIENTS)
+    y = f(x).argmax(1)
+    result = ATTACKS[name]()(f, x, y, key=key)
+    assert jnp.isfinite(result.adversarial).all()
+    assert result.success.all()
+    assert (result.step >= 0).all()
+
+
+@every_attack
+def test_without_gradients_the_fallback_finds_the_boundary(key, name):
+    f, x, y = linear_case(4, fault=ZERO_GRADIENTS)
+    result = ATTACKS[name]()(f, x, y, key=key)
+    assert result.success.all()
+    assert (result.step == -1).all()
+    assert_on_the_boundary(result, f, x, y)
+
+
+@every_attack
+def test_float64_distances_are_exact_in_float64(key, name):
+    with jax.enable_x64(True):
+        f, x, y = linear_case(5, dtype=np.float64)
+        attack = ATTACKS[name]()
+        result = attack(f, x, y, key=key)
+        assert result.adversarial.dtype == result.distance.dtype == np.float64
+        assert_near(result, exact_distances(attack.norm, f, x, y), np.float64)
+
+
+@every_attack
+def test_an_example_alone_has_the_distance_it_has_in_a_batch(key, name):
+    """To a part in 10^4: products of other sizes are summed in another order."""
+    f, x, y = linear_case(3)
+    attack = ATTACKS[name]()
+    together = attack(f, x, y, key=key)
+    alone = [attack(f, x[i : i + 1], y[i : i + 1], key=key).distance for i in range(4)]
+    np.testing.assert_allclose(np.concatenate(alone), together.distance[:4], rtol=1e-4)
