@@ -3,13 +3,15 @@ PYTHON ?= python3
 WORKERS ?= 2
 RUN := .venv/bin/python -m
 
-.PHONY: help tour test test-slow lint benchmarks clean FORCE
+.PHONY: help tour docs test test-slow lint benchmarks clean FORCE
 .NOTPARALLEL:
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
 tour: .venv/.experiments  ## train, visualize, attack, check gradients; writes results/tour/index.html
 	$(RUN) experiments.tour
+docs: .venv/.docs  ## build the documentation into results/docs/index.html
+	$(RUN) experiments.site
 test: .venv/.test  ## the tests that take seconds
 	$(RUN) pytest -q -n $(WORKERS)
 test-slow: .venv/.test  ## the tests that take longer
@@ -26,9 +28,10 @@ clean:  ## remove the environment, the results and every cache
 
 # The extras contain one another: installing a richer one marks the poorer ones too.
 .venv/.experiments: extras = experiments
-.venv/.test: extras = experiments test
-.venv/.dev: extras = experiments test dev
-.venv/.experiments .venv/.test .venv/.dev: pyproject.toml .venv/.python
+.venv/.docs: extras = experiments docs
+.venv/.test: extras = experiments docs test
+.venv/.dev: extras = experiments docs test dev
+.venv/.experiments .venv/.docs .venv/.test .venv/.dev: pyproject.toml .venv/.python
 	$(RUN) pip install -q --disable-pip-version-check -e '.[$(lastword $(extras))]'
 	@touch $(extras:%=.venv/.%)
 

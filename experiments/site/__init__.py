@@ -1,0 +1,1 @@
+"""Documentation site: API reference, README and gallery of the experiments, built offline."""
