@@ -1,4 +1,25 @@
-"""diffprog: pure functions to a scalar cost, any variable of which can be made the free one and descended on."""
+"""Train, visualize, attack and check differentiable programs in JAX.
+
+Modules:
+
+    program          any callable as a pytree of arrays, compiled once per structure
+    nodes            read, replace and perturb intermediate values by name; `tap` names them
+    gradients        gradients by parameters, input, nodes or example; second derivatives
+    fast_gradients   fast CPU gradients of convolutions and max-pooling
+    descent          the engine: gradient descent on any variable of a program
+    norms, losses    norms of perturbations and loss functions, per example
+    distributed      meshes of devices and the sharding of arrays
+    training         training loops, metrics, checkpoints
+    visualization    unit visualization, deep dream, attribution
+    adversarial      adversarial attacks and robustness evaluation
+    contrastive      dual encoders of texts and images; images from text
+    backprop         hand-written layers with their backward passes
+    checks           gradient checks
+    graph            computation graphs with values, adjoints and local derivatives
+    models, data     pure-function models and datasets
+    pretrained       models with published weights
+    plotting         figures from results (needs matplotlib)
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -6,6 +27,27 @@ from typing import TYPE_CHECKING, Any
 from diffprog import nodes
 from diffprog.nodes import tap
 from diffprog.program import Program, program
+
+if TYPE_CHECKING:
+    from diffprog import (
+        adversarial,
+        backprop,
+        checks,
+        contrastive,
+        data,
+        descent,
+        distributed,
+        fast_gradients,
+        gradients,
+        graph,
+        losses,
+        models,
+        norms,
+        plotting,
+        pretrained,
+        training,
+        visualization,
+    )
 
 __all__ = [
     "Program",
@@ -32,51 +74,8 @@ __all__ = [
 ]
 
 
-# Imported when first asked for, so that `import diffprog` costs little more than `import jax`; plotting alone needs matplotlib.
-_LATER = (
-    "adversarial",
-    "backprop",
-    "checks",
-    "contrastive",
-    "data",
-    "descent",
-    "distributed",
-    "fast_gradients",
-    "gradients",
-    "graph",
-    "losses",
-    "models",
-    "norms",
-    "plotting",
-    "pretrained",
-    "training",
-    "visualization",
-)
-
-if TYPE_CHECKING:
-    from diffprog import (
-        adversarial,
-        backprop,
-        checks,
-        contrastive,
-        data,
-        descent,
-        distributed,
-        fast_gradients,
-        gradients,
-        graph,
-        losses,
-        models,
-        norms,
-        plotting,
-        pretrained,
-        training,
-        visualization,
-    )
-
-
 def __getattr__(name: str) -> Any:
-    """Import a part of the toolkit when it is first asked for."""
-    if name in _LATER:
+    """Import a module on first use, which keeps `import diffprog` fast."""
+    if name in __all__:
         return importlib.import_module(f"diffprog.{name}")
     raise AttributeError(f"module 'diffprog' has no attribute {name!r}")

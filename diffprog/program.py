@@ -1,17 +1,19 @@
-"""Programs: any callable as a pytree whose arrays are leaves and whose code is structure.
+"""Turn any callable into a pytree: its arrays are leaves, its code is structure.
 
-`jax.jit` compiles once for one *structure* and takes *leaves* as arguments. A Python callable hides both: weights in a closure would be
-compiled in as constants (slow to compile, and again for every other value), and two closures made by one factory count as two programs.
-`program` opens a callable up, through closures, bound methods, `functools.partial` and pytrees such as modules, and sorts what it finds:
+`jax.jit` compiles once per *structure* and takes *leaves* as arguments. A Python callable hides
+both: weights in a closure would be compiled in as constants, which is slow and repeated for every
+new value, and two closures from one factory count as two programs. `program` decomposes a callable
+through closures, bound methods, `functools.partial` and pytrees such as modules:
 
-    arrays               -> leaves, traced: other values are the same program
-    code and all else    -> structure, compared by what it says: another number is another program
+    arrays                 become leaves, which are traced: other values are the same program
+    code and other data    becomes structure, compared by value: another number is another program
 
-So the toolkit hands programs to its own jitted functions, and two programs of one structure and the same shapes compile once.
+The toolkit passes programs to its own jitted functions, so that two programs of one structure and
+the same shapes compile once.
 
-What a function reads from its module's globals belongs to it as much as its closure does, and is opened with it: a notebook cell that is
-run again with another weight is the same program of other arrays, one with another number another program. Only installed packages are
-trusted not to change their globals.
+The globals that a function reads are treated like its closure: a notebook cell that runs again with
+another weight is the same program, and with another number another program. Globals of installed
+packages count as constants.
 """
 
 import builtins
@@ -29,37 +31,37 @@ import numpy as np
 
 from diffprog import _validation, fast_gradients
 
-_NOTHING = object()
+_MISSING = object()
 
 
-class _Structure:
-    """Anything that is not an array. There is one `_Structure` for one identity, so comparing two is comparing where they lie."""
+class _Static:
+    """A value that is not an array, interned: equal values share one object."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
-_EVERY_STRUCTURE: weakref.WeakValueDictionary[Hashable, _Structure] = weakref.WeakValueDictionary()
+_INTERNED: weakref.WeakValueDictionary[Hashable, _Static] = weakref.WeakValueDictionary()
 
 
-def _structure(value: Any, identity: Hashable) -> _Structure:
-    """The structure that says `identity`; `value` is kept for it if it is the first to say so."""
-    found = _EVERY_STRUCTURE.get(identity)
-    if found is None:
-        found = _EVERY_STRUCTURE[identity] = _Structure(value)
-    return found
+def _intern(value: Any, identity: Hashable) -> _Static:
+    """Return the interned object of an identity key; `value` represents it if there is none."""
+    interned = _INTERNED.get(identity)
+    if interned is None:
+        interned = _INTERNED[identity] = _Static(value)
+    return interned
 
 
-def _same(value: Any) -> _Structure:
-    """The very object, whatever becomes of it."""
-    return _structure(value, ("same", id(value)))
+def _opaque(value: Any) -> _Static:
+    """Intern an object by identity, whatever its contents."""
+    return _intern(value, ("same", id(value)))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["join"])
-class _Opened:
-    """A callable that JAX would take for one leaf, as its parts and the function that joins them again."""
+class _Decomposed:
+    """A callable decomposed into its parts and the function that joins them again."""
 
-    def __init__(self, parts: Any, join: _Structure) -> None:
+    def __init__(self, parts: Any, join: _Static) -> None:
         self.parts, self.join = parts, join
 
 
@@ -72,18 +74,18 @@ class Program:
     """A callable pytree, made by `program`.
 
     Attributes:
-        arrays: the leaves, every array the callable holds.
-        structure: everything else, hashable, equal for callables of one code.
-        fast_gradients: whether it runs as `fast_gradients.faster` makes it.
+        arrays: the leaves, every array in the callable.
+        structure: everything else; hashable, and equal for callables of the same code.
+        fast_gradients: whether it runs through `fast_gradients.faster`.
     """
 
     def __init__(
-        self, arrays: list[jax.Array], structure: _Structure, fast_gradients: bool = True
+        self, arrays: list[jax.Array], structure: _Static, fast_gradients: bool = True
     ) -> None:
         self.arrays, self.structure, self.fast_gradients = arrays, structure, fast_gradients
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Run the callable that the arrays and the structure make together."""
+        """Call the callable with its arrays."""
         run = fast_gradients.faster(_run) if self.fast_gradients else _run
         return run(self, args, keywords)
 
@@ -92,24 +94,24 @@ def _run(program: Program, args: tuple[Any, ...], keywords: dict[str, Any]) -> A
     treedef, fixed = program.structure.value
     arrays = iter(program.arrays)
     leaves = [next(arrays) if part is None else part for part in fixed]
-    return _close(jax.tree.unflatten(treedef, leaves))(*args, **keywords)
+    return _recompose(jax.tree.unflatten(treedef, leaves))(*args, **keywords)
 
 
 def program(
-    apply: Callable[..., Any], params: Any = _NOTHING, *, fast_gradients: bool = True
+    apply: Callable[..., Any], params: Any = _MISSING, *, fast_gradients: bool = True
 ) -> Program:
-    """The program x -> apply(params, x), or x -> apply(x) of a callable that holds its own arrays.
+    """Make the program x -> apply(params, x), or x -> apply(x) of a callable with its own arrays.
 
     Args:
-        apply: a plain function, with `params`; or alone any callable: an equinox or flax nnx module, a `jax.tree_util.Partial`, a closure.
-            A callable object that is not a pytree stays inside as a constant; a program made after one of its attributes was set again
-            is another program.
+        apply: a plain function, with `params`; or any callable without: an equinox or flax nnx
+            module, a `jax.tree_util.Partial`, a closure. A callable object that is not a pytree
+            becomes a constant; after one of its attributes was set again, it gives another program.
         params: any pytree; its arrays become leaves, the rest structure.
-        fast_gradients: whether convolutions and max-pooling in it get the gradient that is fast on the CPU, where it is compiled: the same
-            numbers but for rounding (see `fast_gradients.faster`). Part of the structure.
+        fast_gradients: whether convolutions and max-pooling get the gradients that are fast on the
+            CPU, equal up to rounding (see `fast_gradients.faster`). Part of the structure.
 
     Returns:
-        A `Program`. A `Program` given alone comes back as it is.
+        A `Program`. A `Program` without `params` is returned unchanged.
 
     Raises:
         TypeError: `apply` is not callable.
@@ -121,64 +123,64 @@ def program(
     _validation.function("apply", apply)
     if not isinstance(fast_gradients, bool):
         raise TypeError(f"fast_gradients must be True or False, got {fast_gradients!r}")
-    if params is _NOTHING and isinstance(apply, Program):
+    if params is _MISSING and isinstance(apply, Program):
         return apply
-    opened = _open(
-        apply if params is _NOTHING else functools.partial(apply, params), frozenset(), {}
+    decomposed = _decompose(
+        apply if params is _MISSING else functools.partial(apply, params), frozenset(), {}
     )
-    leaves, treedef = jax.tree.flatten(opened)
-    fixed = tuple(leaf if isinstance(leaf, _Structure) else None for leaf in leaves)
-    arrays = [jax.numpy.asarray(leaf) for leaf in leaves if not isinstance(leaf, _Structure)]
-    return Program(arrays, _structure((treedef, fixed), (treedef, fixed)), fast_gradients)
+    leaves, treedef = jax.tree.flatten(decomposed)
+    fixed = tuple(leaf if isinstance(leaf, _Static) else None for leaf in leaves)
+    arrays = [jax.numpy.asarray(leaf) for leaf in leaves if not isinstance(leaf, _Static)]
+    return Program(arrays, _intern((treedef, fixed), (treedef, fixed)), fast_gradients)
 
 
-def _open(tree: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
-    """`tree` with every callable leaf taken apart (once each: `done`), and every other leaf either an array or a `_Structure`."""
-    is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Held))
-    return jax.tree.map(lambda leaf: _open_leaf(leaf, within, done), tree, is_leaf=is_leaf)
+def _decompose(tree: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+    """Decompose every callable leaf of a pytree; the other leaves are arrays or `_Static`."""
+    is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Content))
+    return jax.tree.map(lambda leaf: _decompose_leaf(leaf, within, done), tree, is_leaf=is_leaf)
 
 
-def _open_leaf(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
-    if _is_array(leaf) or isinstance(leaf, _Structure):
+def _decompose_leaf(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+    if _is_array(leaf) or isinstance(leaf, _Static):
         return leaf
-    if isinstance(leaf, _Held):
-        return _open_held(leaf.value, within, done)
+    if isinstance(leaf, _Content):
+        return _decompose_content(leaf.value, within, done)
     if id(leaf) in within:
         raise _RefersToItself(id(leaf))
     if id(leaf) not in done:
         try:
-            opened = _take_apart(leaf, within | {id(leaf)}, done)
+            decomposed = _decompose_callable(leaf, within | {id(leaf)}, done)
         except _RefersToItself as recursion:
             if recursion.args != (id(leaf),):
                 raise
-            opened = _same(leaf)
-        # With the leaf itself: an object that is gone could leave its id to another.
-        done[id(leaf)] = leaf, opened
+            decomposed = _opaque(leaf)
+        # The leaf is stored too, because the id of a deleted object can be reused.
+        done[id(leaf)] = leaf, decomposed
     return done[id(leaf)][1]
 
 
-class _Held(NamedTuple):
-    """A value that a function holds, before it is opened."""
+class _Content(NamedTuple):
+    """A value in a function's closure, defaults or globals, before it is decomposed."""
 
     value: Any
 
 
-def _open_held(value: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
-    """What has no arrays stays one object: the same wherever it is held, so that a function may ask with `is`."""
-    opened = _open(value, within, done)
-    leaves, treedef = jax.tree.flatten(opened)
-    if isinstance(opened, _Structure) or any(not isinstance(leaf, _Structure) for leaf in leaves):
-        return opened
-    identity = ("held", treedef, tuple(leaves))
-    return _EVERY_STRUCTURE.get(identity) or _structure(_close(opened), identity)
+def _decompose_content(value: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+    """Decompose a value; one without arrays stays one object, so that `is` still works."""
+    decomposed = _decompose(value, within, done)
+    leaves, treedef = jax.tree.flatten(decomposed)
+    if isinstance(decomposed, _Static) or any(not isinstance(leaf, _Static) for leaf in leaves):
+        return decomposed
+    identity = ("content", treedef, tuple(leaves))
+    return _INTERNED.get(identity) or _intern(_recompose(decomposed), identity)
 
 
 class _RefersToItself(Exception):
-    """A recursive function cannot be rebuilt around new arrays; it stays whole."""
+    """Raised for a recursive function, which cannot be rebuilt around new arrays."""
 
 
-def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
-    """Parts and join of a callable that holds arrays; a `_Structure` that names its parts of one that holds none."""
+def _decompose_callable(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+    """Decompose a callable with arrays; intern one without by its code and parts."""
     parts: Any
     code: Hashable
     join: Callable[[Any], Any]
@@ -193,9 +195,9 @@ def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
             parts, code = (leaf.__func__, leaf.__self__), ("method",)
             join = lambda parts: types.MethodType(*parts)
         case types.FunctionType():
-            use = _use(leaf.__code__)
+            use = _code_effects(leaf.__code__)
             if use.assigns_globals:
-                return _same(leaf)
+                return _opaque(leaf)
             parts, code = (
                 _function_parts(leaf, use),
                 (leaf.__code__, id(leaf.__globals__) if use.installed else None),
@@ -205,31 +207,32 @@ def _take_apart(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
             parts, code = leaf.arrays, ("program", leaf.structure, leaf.fast_gradients)
             join = lambda arrays: Program(arrays, leaf.structure, leaf.fast_gradients)
         case _:
-            return _structure(leaf, _identity(leaf))
-    opened = _open(parts, within, done)
-    leaves, treedef = jax.tree.flatten(opened)
-    if any(not isinstance(part, _Structure) for part in leaves):
-        return _Opened(opened, _structure(join, code))
+            return _intern(leaf, _identity_key(leaf))
+    decomposed = _decompose(parts, within, done)
+    leaves, treedef = jax.tree.flatten(decomposed)
+    if any(not isinstance(part, _Static) for part in leaves):
+        return _Decomposed(decomposed, _intern(join, code))
     identity = (code, treedef, tuple(leaves))
     if (
         isinstance(leaf, types.FunctionType)
         and leaf.__closure__ is None
-        and _use(leaf.__code__).installed
+        and _code_effects(leaf.__code__).installed
     ):
-        # Itself: JAX asks with `is` whether a pooling's operation is `lax.max`.
-        return _structure(leaf, identity)
-    # A copy: what the callable itself reads may be set again, and then it would no longer be what it is kept for.
-    return _EVERY_STRUCTURE.get(identity) or _structure(join(_close(opened)), identity)
+        # The function itself, because JAX tests whether a pooling's operation `is` `lax.max`.
+        return _intern(leaf, identity)
+    # A copy, because what the callable reads can be set again later.
+    return _INTERNED.get(identity) or _intern(join(_recompose(decomposed)), identity)
 
 
-class _Use(NamedTuple):
-    """What a function's code, nested functions included, does with names that are not its own.
+class _CodeEffects(NamedTuple):
+    """Non-local names that a function's code, with nested functions, reads and changes.
 
     Attributes:
-        globals: those it reads from its module; none for an installed package, whose globals are taken for constants.
-        written: those it assigns: numbers among them are counters of their owner.
-        records: whether it changes containers: lists, dicts and sets are then records of their owner.
-        assigns_globals: whether it sets a global; it then stays whole, as it is.
+        globals: names it reads from its module; empty for an installed package.
+        written: closure variables it assigns; numbers among them are counters of their owner.
+        records: whether it mutates containers; lists, dicts and sets then stay shared with their
+            owner.
+        assigns_globals: whether it assigns a global; it then stays undecomposed.
         installed: whether it belongs to an installed package, the standard library, or diffprog.
     """
 
@@ -246,62 +249,68 @@ _PACKAGES = tuple(
         str(Path(__file__).parent),
     }
 )
-_CHANGES = frozenset(
+_MUTATING_METHODS = frozenset(
     ("append", "extend", "insert", "add", "update", "setdefault", "pop", "remove", "clear")
 )
 
 
 @functools.lru_cache(maxsize=4096)
-def _use(code: types.CodeType) -> _Use:
+def _code_effects(code: types.CodeType) -> _CodeEffects:
     if code.co_filename.startswith(_PACKAGES):
-        return _Use((), frozenset(), records=False, assigns_globals=False, installed=True)
-    steps = list(_steps(code))
+        return _CodeEffects((), frozenset(), records=False, assigns_globals=False, installed=True)
+    steps = list(_instructions(code))
     reads = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     written = {step.argval for step in steps if step.opname == "STORE_DEREF"}
     assigns_globals = any(step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for step in steps)
     records = any(
-        step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") or step.argval in _CHANGES
+        step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") or step.argval in _MUTATING_METHODS
         for step in steps
         if _is_hashable(step.argval)
     )
-    return _Use(tuple(sorted(reads)), frozenset(written), records, assigns_globals, installed=False)
+    return _CodeEffects(
+        tuple(sorted(reads)), frozenset(written), records, assigns_globals, installed=False
+    )
 
 
-def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
     yield from dis.get_instructions(code)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _steps(constant)
+            yield from _instructions(constant)
 
 
-def _function_parts(function: types.FunctionType, use: _Use) -> tuple[Any, ...]:
-    """Contents of the closure's cells, the default arguments, and the globals that are read."""
+def _function_parts(function: types.FunctionType, use: _CodeEffects) -> tuple[Any, ...]:
+    """Return a function's closure contents, default arguments, and the globals that it reads."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    contents = tuple(_Held(_contents(name, cell, use)) for name, cell in cells)
-    defaults = None if function.__defaults__ is None else tuple(map(_Held, function.__defaults__))
-    keyword_defaults = tuple(map(_Held, (function.__kwdefaults__ or {}).values()))
-    found = {
+    contents = tuple(_Content(_cell_contents(name, cell, use)) for name, cell in cells)
+    defaults = (
+        None if function.__defaults__ is None else tuple(map(_Content, function.__defaults__))
+    )
+    keyword_defaults = tuple(map(_Content, (function.__kwdefaults__ or {}).values()))
+    globals_read = {
         name: function.__globals__[name] for name in use.globals if name in function.__globals__
     }
     read = (
-        None if use.installed else {name: _Held(_kept(value, use)) for name, value in found.items()}
+        None
+        if use.installed
+        else {name: _Content(_unless_mutated(value, use)) for name, value in globals_read.items()}
     )
     return contents, defaults, keyword_defaults, read
 
 
-def _contents(name: str, cell: types.CellType, use: _Use) -> Any:
+def _cell_contents(name: str, cell: types.CellType, use: _CodeEffects) -> Any:
     try:
         content = cell.cell_contents
     except ValueError:
-        return _same(cell)
+        return _opaque(cell)
     if name in use.written and isinstance(content, (int, float)):
-        return _same(cell)
-    return _kept(content, use)
+        return _opaque(cell)
+    return _unless_mutated(content, use)
 
 
-def _kept(value: Any, use: _Use) -> Any:
-    """A container that the code changes stays the very same, so that its owner sees the changes."""
-    return _same(value) if use.records and isinstance(value, (list, dict, set)) else value
+def _unless_mutated(value: Any, use: _CodeEffects) -> Any:
+    """Keep a container that the code mutates as one object, so that its owner sees the changes."""
+    return _opaque(value) if use.records and isinstance(value, (list, dict, set)) else value
 
 
 def _function_from_parts(
@@ -323,15 +332,17 @@ def _function_from_parts(
     return function
 
 
-def _close(opened: Any) -> Any:
-    """The inverse of `_open`."""
-    return jax.tree.map(_close_leaf, opened, is_leaf=lambda node: isinstance(node, _Opened))
+def _recompose(decomposed: Any) -> Any:
+    """Invert `_decompose`."""
+    return jax.tree.map(
+        _recompose_leaf, decomposed, is_leaf=lambda node: isinstance(node, _Decomposed)
+    )
 
 
-def _close_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, _Opened):
-        return leaf.join.value(_close(leaf.parts))
-    return leaf.value if isinstance(leaf, _Structure) else leaf
+def _recompose_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, _Decomposed):
+        return leaf.join.value(_recompose(leaf.parts))
+    return leaf.value if isinstance(leaf, _Static) else leaf
 
 
 def _is_array(value: Any) -> bool:
@@ -346,8 +357,8 @@ def _is_hashable(value: Any) -> bool:
     return True
 
 
-def _identity(value: Any) -> Hashable:
-    """By value where a type compares by value; otherwise the very object, with what its attributes are now."""
+def _identity_key(value: Any) -> Hashable:
+    """Return a key by value if the type compares by value, else by object and its attributes."""
     if isinstance(value, float):
         return float, repr(value)
     if isinstance(value, set):
@@ -362,12 +373,12 @@ def _identity(value: Any) -> Hashable:
     return (
         type(value),
         id(value),
-        tuple((name, _Attribute(held)) for name, held in vars(value).items()),
+        tuple((name, _Attribute(attribute)) for name, attribute in vars(value).items()),
     )
 
 
 class _Attribute:
-    """What an attribute holds, compared as `_identity` does for plain values and otherwise as the very object."""
+    """Value of an attribute; plain values compare by value, others by identity."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -3,7 +3,7 @@ from pathlib import Path
 import jax
 import pytest
 
-MAPS_OF_THIS_PROCESS = Path("/proc/self/maps")
+MEMORY_MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture
@@ -12,6 +12,6 @@ def key() -> jax.Array:
 
 
 def pytest_runtest_teardown() -> None:
-    """Every compiled program holds memory maps, and XLA dies where Linux lends no more (65,530 a process): they are released before."""
-    if MAPS_OF_THIS_PROCESS.exists() and MAPS_OF_THIS_PROCESS.read_bytes().count(b"\n") > 30_000:
+    """Free compiled programs before their memory maps reach Linux's limit of 65,530 a process."""
+    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()

@@ -1,4 +1,4 @@
-"""`import diffprog` is light: it brings neither the plotting nor the optional packages, and costs little more than JAX."""
+"""`import diffprog` imports no optional package and takes little more time than JAX."""
 
 import json
 import resource
@@ -21,7 +21,7 @@ def cpu_seconds(code: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_import_brings_no_optional_package():
+def test_import_loads_no_optional_package():
     loaded = json.loads(
         python("import json, sys, diffprog; print(json.dumps(sorted(sys.modules)))")
     )
@@ -39,7 +39,7 @@ def test_import_brings_no_optional_package():
     }.isdisjoint(loaded)
 
 
-def test_plotting_leaves_the_global_state_of_matplotlib_alone():
+def test_plotting_does_not_import_pyplot():
     loaded = json.loads(
         python("import json, sys, diffprog.plotting; print(json.dumps(sorted(sys.modules)))")
     )
@@ -48,7 +48,7 @@ def test_plotting_leaves_the_global_state_of_matplotlib_alone():
 
 
 @pytest.mark.slow
-def test_import_costs_at_most_a_quarter_more_than_jax_and_optax():
+def test_import_takes_at_most_a_quarter_more_than_jax_and_optax():
     rounds = [(cpu_seconds("import diffprog"), cpu_seconds("import jax, optax")) for _ in range(5)]
-    ours, bare = (min(seconds) for seconds in zip(*rounds, strict=True))
-    assert ours <= 1.25 * bare
+    ours, baseline = (min(seconds) for seconds in zip(*rounds, strict=True))
+    assert ours <= 1.25 * baseline

@@ -1,4 +1,4 @@
-"""Programs: leaves are arrays, structure is code, one structure compiles once."""
+"""Programs: arrays are leaves, code is structure, and one structure compiles once."""
 
 import functools
 
@@ -23,8 +23,8 @@ def call(program, x):
 TRACES: list[int] = []
 
 
-def traces_of(*calls):
-    """How often `call` is traced for (program, x) pairs in turn."""
+def count_traces(*calls):
+    """Number of traces of `call` for the (program, x) pairs in turn."""
     before = len(TRACES)
     for made, x in calls:
         call(made, x)
@@ -45,9 +45,9 @@ def closure(seed):
 
 
 def keyword_default(seed):
-    held = params(seed)
+    default = params(seed)
 
-    def apply(x, *, weights=held):
+    def apply(x, *, weights=default):
         return affine(weights, x)
 
     return apply
@@ -101,17 +101,17 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
-def test_one_structure_compiles_once_and_computes_with_its_own_arrays(maker):
+def test_one_structure_compiles_once_and_uses_its_own_arrays(maker):
     one, two = maker(1), maker(2)
     jax.clear_caches()
-    assert traces_of((one, X), (two, X), (one, X)) == 1
+    assert count_traces((one, X), (two, X), (one, X)) == 1
     np.testing.assert_allclose(call(one, X), one(X), rtol=1e-6)
     assert not np.allclose(call(one, X), call(two, X))
     assert one.arrays
     assert jax.tree.structure(one) == jax.tree.structure(two)
 
 
-def test_other_code_and_other_numbers_are_other_programs():
+def test_code_and_numbers_are_structure():
     def scaled(factor):
         return program(lambda x: factor * x)
 
@@ -121,7 +121,7 @@ def test_other_code_and_other_numbers_are_other_programs():
     assert jax.tree.structure(program(lambda x: x)) != jax.tree.structure(program(lambda x: -x))
 
 
-def test_optimizers_made_twice_are_one_structure():
+def test_equal_optimizers_have_one_structure():
     updates = [program(optax.adam(rate).update) for rate in (0.1, 0.1, 0.2)]
     assert (
         jax.tree.structure(updates[0])
@@ -130,7 +130,7 @@ def test_optimizers_made_twice_are_one_structure():
     )
 
 
-def test_gradients_reach_the_arrays_of_a_closure():
+def test_programs_are_differentiable_by_their_closures():
     gradient = jax.grad(lambda made: made(X).sum())(program(closure(1)))
     assert sorted(leaf.shape for leaf in jax.tree.leaves(gradient)) == [(2,), (3, 2)]
     np.testing.assert_allclose(
@@ -138,20 +138,20 @@ def test_gradients_reach_the_arrays_of_a_closure():
     )
 
 
-def test_state_of_the_owner_stays_with_its_owner():
-    seen, count = [], 0
+def test_counters_and_records_of_the_caller_are_updated():
+    calls, count = [], 0
 
     def counted(x):
         nonlocal count
         count += 1
-        seen.append(1)
+        calls.append(1)
         return 2 * x
 
-    traces_of((program(counted), X), (program(counted), X))
-    assert (count, len(seen)) == (1, 1)
+    count_traces((program(counted), X), (program(counted), X))
+    assert (count, len(calls)) == (1, 1)
 
 
-def test_recursive_function_stays_whole():
+def test_a_recursive_function_works():
     weight = jnp.float32(2)
 
     def power(x, n=3):
@@ -160,7 +160,7 @@ def test_recursive_function_stays_whole():
     np.testing.assert_allclose(program(power)(1.0), 8)
 
 
-def test_bound_method_of_a_pytree_opens_and_of_a_plain_object_stays_whole():
+def test_only_pytrees_among_bound_objects_are_decomposed():
     module = equinox.nn.Linear(3, 2, key=jax.random.key(0))
     assert len(program(module.__call__).arrays) == 2
     plain = Callable(1)
@@ -168,7 +168,7 @@ def test_bound_method_of_a_pytree_opens_and_of_a_plain_object_stays_whole():
     np.testing.assert_allclose(program(plain)(X), plain(X))
 
 
-def test_a_program_comes_back_as_it_is():
+def test_a_program_is_returned_unchanged():
     made = program(affine, params(0))
     assert program(made) is made
     assert isinstance(made, Program)
@@ -178,26 +178,27 @@ def pooled(weight, x):
     return jax.lax.reduce_window(weight * x, -jnp.inf, jax.lax.max, (2, 1), (2, 1), "VALID")
 
 
-def searches_windows_again(made):
-    """Whether the gradient is JAX's own."""
-    return "select_and_scatter" in str(jax.make_jaxpr(jax.grad(lambda x: made(x).sum()))(X))
+def uses_jax_gradient(program):
+    return "select_and_scatter" in str(jax.make_jaxpr(jax.grad(lambda x: program(x).sum()))(X))
 
 
 def test_fast_gradients_are_the_default_and_part_of_the_structure():
     fast, plain = (
-        program(pooled, jnp.float32(2), **how) for how in ({}, {"fast_gradients": False})
+        program(pooled, jnp.float32(2), **options) for options in ({}, {"fast_gradients": False})
     )
-    assert [searches_windows_again(made) for made in (fast, plain)] == [False, True]
+    assert [uses_jax_gradient(made) for made in (fast, plain)] == [False, True]
     assert jax.tree.structure(fast) != jax.tree.structure(plain)
-    held = [program(lambda x, made=made: made(x), fast_gradients=False) for made in (fast, plain)]
-    for made, holding in zip((fast, plain), held, strict=True):
-        kept = [
+    wrappers = [
+        program(lambda x, made=made: made(x), fast_gradients=False) for made in (fast, plain)
+    ]
+    for made, wrapper in zip((fast, plain), wrappers, strict=True):
+        copies = [
             jax.tree.map(lambda leaf: leaf, made),
             program(made),
             program(made, fast_gradients=True),
-            holding,
+            wrapper,
         ]
-        assert {searches_windows_again(each) for each in kept} == {searches_windows_again(made)}
+        assert {uses_jax_gradient(each) for each in copies} == {uses_jax_gradient(made)}
 
 
 def test_fast_gradients_compile_once_for_other_weights_and_data():
@@ -216,19 +217,19 @@ def test_fast_gradients_compile_once_for_other_weights_and_data():
 
 
 @pytest.mark.parametrize("wrong", [None, 1, "yes"])
-def test_refuses_fast_gradients_that_are_neither_true_nor_false(wrong):
+def test_fast_gradients_must_be_a_bool(wrong):
     with pytest.raises(TypeError, match="fast_gradients must be True or False, got"):
         program(affine, params(0), fast_gradients=wrong)
 
 
-def test_a_pooling_held_in_a_field_stays_one_that_jax_can_differentiate():
+def test_pooling_in_a_field_stays_differentiable():
     pool = program(equinox.nn.MaxPool1d(2, 2), fast_gradients=False)
     np.testing.assert_array_equal(
         jax.grad(lambda x: pool(x).sum())(jnp.array([[1.0, 3.0, 2.0, 0.0]])), [[0, 1, 1, 0]]
     )
 
 
-def test_numpy_arrays_become_leaves_on_the_device():
+def test_numpy_arrays_become_jax_leaves():
     assert all(
         isinstance(leaf, jax.Array)
         for leaf in program(affine, {"w": np.ones((3, 2)), "b": np.zeros(2)}).arrays
@@ -236,21 +237,21 @@ def test_numpy_arrays_become_leaves_on_the_device():
 
 
 @pytest.mark.parametrize("wrong", [3, None, "tanh", np.ones(3)])
-def test_refuses_what_cannot_be_called(wrong):
+def test_an_argument_that_is_not_callable_raises(wrong):
     with pytest.raises(TypeError, match="apply must be callable, got"):
         program(wrong)
 
 
-def cell_of_a_notebook(source, **names):
-    """A function made by running the same source again, among other globals."""
+def run_cell(source, **names):
+    """Run a notebook cell with its own globals, and return its function f."""
     exec(source, names)
     return names["f"]
 
 
-def test_globals_are_opened_like_a_closure():
+def test_globals_are_treated_like_a_closure():
     source = "def g(x):\n    return x @ weights\ndef f(x):\n    return scale * g(x)"
     made = [
-        program(cell_of_a_notebook(source, weights=jnp.full((3, 2), w), scale=s))
+        program(run_cell(source, weights=jnp.full((3, 2), w), scale=s))
         for w, s in ((1.0, 1), (2.0, 1), (1.0, 3))
     ]
     for f, total in zip(made, (24, 48, 72), strict=True):
@@ -262,36 +263,38 @@ def test_globals_are_opened_like_a_closure():
 GLOBAL_TARGET = 1.0
 
 
-def test_a_global_number_set_again_is_another_program():
+def test_another_global_number_is_another_program():
     global GLOBAL_TARGET
+    scaled = lambda x: x.sum() * GLOBAL_TARGET
     results = []
-    for GLOBAL_TARGET in (1.0, 5.0):
-        results.append(float(call(program(lambda x: x.sum() * GLOBAL_TARGET), X)))
+    for target in (1.0, 5.0):
+        GLOBAL_TARGET = target
+        results.append(float(call(program(scaled), X)))
     assert results == [12, 60]
 
 
-def test_a_function_whose_globals_were_cleared_does_not_stand_for_its_twin():
+def test_clearing_globals_does_not_change_an_equal_program():
     source = "def f(x):\n    return scale * x.sum()"
     names = {"scale": 2}
     exec(source, names)
     first = program(names["f"])
     names.clear()
-    twin = program(cell_of_a_notebook(source, scale=2))
-    assert jax.tree.structure(first) == jax.tree.structure(twin)
-    assert float(twin(X)) == float(first(X)) == 24
+    equal = program(run_cell(source, scale=2))
+    assert jax.tree.structure(first) == jax.tree.structure(equal)
+    assert float(equal(X)) == float(first(X)) == 24
 
 
 STAGE = (jnp.sin, 2)
 
 
-def test_functions_may_ask_whether_two_things_are_the_same():
+def test_identity_of_objects_is_kept():
     stage, weight = STAGE, jnp.float32(3)
     plain = program(lambda x: x.sum() * (2 if stage is STAGE else 1))
-    holding = program(lambda x: x.sum() * (weight if stage is STAGE else 1))
-    assert (float(plain(X)), float(holding(X))) == (24, 36)
+    with_array = program(lambda x: x.sum() * (weight if stage is STAGE else 1))
+    assert (float(plain(X)), float(with_array(X))) == (24, 36)
 
 
-def test_a_closure_set_again_does_not_stand_for_its_twin():
+def test_changing_a_closure_does_not_change_an_equal_program():
     def pair(number):
         def set_again(other):
             nonlocal number
@@ -305,7 +308,7 @@ def test_a_closure_set_again_does_not_stand_for_its_twin():
     assert [float(made(X)) for made in (first, program(f), program(pair(2)[0]))] == [24, 60, 24]
 
 
-def test_a_changed_container_or_attribute_is_another_program():
+def test_another_attribute_or_entry_is_another_program():
     settings = {"scale": 1.0}
     scaled = lambda x: settings["scale"] * x.sum()
     owner = Callable(1)
@@ -318,13 +321,13 @@ def test_a_changed_container_or_attribute_is_another_program():
     )
 
 
-def test_layers_in_a_list_of_a_closure_are_opened():
+def test_layers_in_a_list_in_a_closure_are_decomposed():
     def net(seed):
         layers = [closure(seed), lambda x: jnp.tanh(x)]
         return program(lambda x: layers[1](layers[0](x)))
 
     jax.clear_caches()
-    assert traces_of((net(1), X), (net(2), X)) == 1
+    assert count_traces((net(1), X), (net(2), X)) == 1
     assert len(net(1).arrays) == 2
 
 
@@ -339,14 +342,14 @@ def test_layers_in_a_list_of_a_closure_are_opened():
         lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.lbfgs()),
     ],
 )
-def test_optimizers_and_schedules_made_again_are_one_structure(make):
+def test_equal_optimizers_with_schedules_have_one_structure(make):
     assert jax.tree.structure(program(make().update)) == jax.tree.structure(program(make().update))
 
 
-def test_many_functions_that_call_each_other_open_in_no_time():
+def test_many_functions_that_call_each_other_are_decomposed_fast():
     layers = ["def f0(x):\n    return x"] + [
         f"def f{k}(x):\n    return f{k - 1}(f{k - 1}(x)) + f{max(k - 2, 0)}(x)"
         for k in range(1, 60)
     ]
-    f = cell_of_a_notebook("\n".join(layers) + "\nf = f59")
+    f = run_cell("\n".join(layers) + "\nf = f59")
     assert jax.tree.structure(program(f)) == jax.tree.structure(program(f))

@@ -1,4 +1,4 @@
-"""Layers with their backward pass written by hand, and the nets made of them."""
+"""Layers and networks with hand-written backward passes."""
 
 from diffprog.backprop._activations import (
     elu,

@@ -1,9 +1,9 @@
-"""Activations: the elementwise ones of lecture 001, maxout, and the vector activations softmax and log-softmax.
+"""Activations: the elementwise ones of lecture 001, maxout, softmax and log-softmax.
 
-An elementwise y = f(z) has the diagonal Jacobian f'(z), so dz = dy f'(z). Each rule below keeps the residual from which f' is
-cheapest: y itself for sigmoid (y (1 - y)) and tanh (1 - y^2), z for the others.
+An elementwise y = f(z) has the diagonal Jacobian f'(z), so dz = dy f'(z). Each rule keeps the
+residual from which f' is cheapest: y for sigmoid, tanh, softmax and log-softmax, z for the others.
 
-Where f has a kink, the derivative used is the one of `jax.nn`: 0 for relu at 0, 1 for leaky relu and elu at 0.
+At a kink the derivative is that of `jax.nn`: 0 for relu at 0, 1 for leaky relu and elu at 0.
 """
 
 from collections.abc import Callable
@@ -21,151 +21,195 @@ from diffprog.backprop._layer import Layer
 Values = Float[Array, "batch ..."]
 
 
-def _without_params(
+def _activation(
     name: str,
-    forward: Callable[[Values], tuple[Values, Any]],
-    backward: Callable[[Any, Values], Values],
+    forward: Callable[[Values], tuple[Values, Values]],
+    backward: Callable[[Values, Values], Values],
 ) -> Layer:
-    def checked_forward(params: tuple[()], z: Values) -> tuple[Values, Any]:
+    """Build a layer without parameters from z -> (y, residual) and (residual, dy) -> dz."""
+
+    def checked_forward(params: tuple[()], z: Values) -> tuple[Values, Values]:
         _validation.floating("z", z)
         return forward(z)
 
     return Layer(
         lambda key: (),
         checked_forward,
-        lambda params, residuals, dy: ((), backward(residuals, dy)),
+        lambda params, residual, dy: ((), backward(residual, dy)),
         name,
     )
 
 
+def _with_output_as_residual(f: Callable[[Values], Values]) -> Callable[..., tuple[Values, Values]]:
+    def forward(z: Values) -> tuple[Values, Values]:
+        y = f(z)
+        return y, y
+
+    return forward
+
+
 def sigmoid() -> Layer:
-    """y = 1 / (1 + e^-z), dz = dy y (1 - y).
+    """Sigmoid activation.
+
+        y = 1 / (1 + e^-z)
+        dz = dy y (1 - y)
+
+    Shapes: z, y and the residual y (batch, ...).
 
     >>> sigmoid().forward((), jnp.zeros((1, 1)))[0]
     Array([[0.5]], dtype=float32)
     """
-
-    def forward(z: Values) -> tuple[Values, Values]:
-        y = jax.nn.sigmoid(z)
-        return y, y
-
-    return _without_params("sigmoid", forward, lambda y, dy: dy * y * (1 - y))
+    forward = _with_output_as_residual(jax.nn.sigmoid)
+    return _activation("sigmoid", forward, lambda y, dy: dy * y * (1 - y))
 
 
 def tanh() -> Layer:
-    """y = tanh z, dz = dy (1 - y^2).
+    """Hyperbolic tangent activation.
+
+        y = tanh z
+        dz = dy (1 - y²)
+
+    Shapes: z, y and the residual y (batch, ...).
 
     >>> tanh().forward((), jnp.zeros((1, 1)))[0]
     Array([[0.]], dtype=float32)
     """
-
-    def forward(z: Values) -> tuple[Values, Values]:
-        y = jnp.tanh(z)
-        return y, y
-
-    return _without_params("tanh", forward, lambda y, dy: dy * (1 - y * y))
+    return _activation("tanh", _with_output_as_residual(jnp.tanh), lambda y, dy: dy * (1 - y * y))
 
 
 def relu(*, at_zero: float = 0.0) -> Layer:
-    """y = max(z, 0), dz = dy where z > 0, `at_zero` dy where z = 0, else 0.
+    """Rectified linear activation.
+
+        y = max(z, 0)
+        dz = dy where z > 0, at_zero dy where z = 0, else 0
+
+    Shapes: z, y and the residual z (batch, ...).
 
     Args:
-        at_zero: the subgradient at 0, in [0, 1]; `jax.nn.relu` has 0, lecture 004 says 1.
+        at_zero: the subgradient at 0, in [0, 1]; 0 as in `jax.nn.relu`, 1 in lecture 004.
+
+    Raises:
+        TypeError, ValueError: at_zero is not such a number.
 
     >>> relu().forward((), jnp.array([[-1.0, 2.0]]))[0]
     Array([[0., 2.]], dtype=float32)
     """
     at_zero = _validation.number("at_zero", at_zero, low=0, high=1)
 
-    def slope(z: Values) -> Values:
-        positive = (z > 0).astype(z.dtype)
-        return positive + at_zero * (z == 0) if at_zero else positive
+    def backward(z: Values, dy: Values) -> Values:
+        slope = (z > 0).astype(z.dtype)
+        return dy * (slope + at_zero * (z == 0) if at_zero else slope)
 
     name = f"relu(at_zero={at_zero:g})" if at_zero else "relu"
-    return _without_params(name, lambda z: (jnp.maximum(z, 0), z), lambda z, dy: dy * slope(z))
+    return _activation(name, lambda z: (jnp.maximum(z, 0), z), backward)
 
 
 def leaky_relu(slope: float = 0.1) -> Layer:
-    """y = max(slope z, z), dz = dy where z >= 0, slope dy elsewhere. The slope of lecture 001 is 0.1 (`jax.nn` has 0.01).
+    """Leaky rectified linear activation.
+
+        y = max(slope z, z)
+        dz = dy where z >= 0, else slope dy
+
+    Shapes: z, y and the residual z (batch, ...).
 
     Args:
-        slope: below zero, in [0, 1].
+        slope: for negative z, in [0, 1]; 0.1 as in lecture 001 (`jax.nn` has 0.01).
+
+    Raises:
+        TypeError, ValueError: slope is not such a number.
 
     >>> leaky_relu().forward((), jnp.array([[-1.0, 2.0]]))[0]
     Array([[-0.1,  2. ]], dtype=float32)
     """
     slope = _validation.number("slope", slope, low=0, high=1)
-
-    def forward(z: Values) -> tuple[Values, Values]:
-        return jnp.where(z >= 0, z, slope * z), z
-
-    return _without_params(
-        f"leaky_relu({slope:g})", forward, lambda z, dy: jnp.where(z >= 0, dy, slope * dy)
+    return _activation(
+        f"leaky_relu({slope:g})",
+        lambda z: (jnp.where(z >= 0, z, slope * z), z),
+        lambda z, dy: jnp.where(z >= 0, dy, slope * dy),
     )
 
 
 def elu(alpha: float = 1.0) -> Layer:
-    """y = z where z >= 0, else alpha (e^z - 1); dz = dy, else dy alpha e^z.
+    """Exponential linear activation.
+
+        y = z where z >= 0, else α (e^z - 1)
+        dz = dy where z >= 0, else dy α e^z
+
+    Shapes: z, y and the residual z (batch, ...).
 
     Args:
-        alpha: minus the value at minus infinity, >= 0.
+        alpha: α >= 0; y tends to -α for z to minus infinity.
+
+    Raises:
+        TypeError, ValueError: alpha is not such a number.
 
     >>> elu().forward((), jnp.array([[0.0, 2.0]]))[0]
     Array([[0., 2.]], dtype=float32)
     """
     alpha = _validation.number("alpha", alpha, low=0)
 
+    # The exponent is clipped because the unselected branch of `where` is evaluated too.
     def forward(z: Values) -> tuple[Values, Values]:
         return jnp.where(z >= 0, z, alpha * jnp.expm1(jnp.minimum(z, 0))), z
 
-    return _without_params(
-        f"elu({alpha:g})",
-        forward,
-        lambda z, dy: dy * jnp.where(z >= 0, 1, alpha * jnp.exp(jnp.minimum(z, 0))),
-    )
+    def backward(z: Values, dy: Values) -> Values:
+        return dy * jnp.where(z >= 0, 1, alpha * jnp.exp(jnp.minimum(z, 0)))
+
+    return _activation(f"elu({alpha:g})", forward, backward)
 
 
 def softmax() -> Layer:
-    """y_i = e^{z_i} / sum_j e^{z_j} over the last axis; dz = y (dy - sum_i dy_i y_i).
+    """Softmax over the last axis.
 
-    This is dz = dy J with the full Jacobian J_ij = y_i (d_ij - y_j) of lecture 004's special case 1, never formed.
+        y_i = e^{z_i} / Σ_j e^{z_j}
+        dz = y (dy - Σ_i dy_i y_i)
+
+    This is dz = dy J with J_ij = y_i (δ_ij - y_j), which is never formed.
+
+    Shapes: z, y and the residual y (..., classes).
+
+    Source: lecture 004, "Special case 1. Vector activations".
 
     >>> softmax().forward((), jnp.zeros((1, 2)))[0]
     Array([[0.5, 0.5]], dtype=float32)
     """
-
-    def forward(z: Values) -> tuple[Values, Values]:
-        y = jax.nn.softmax(z)
-        return y, y
-
-    return _without_params(
-        "softmax", forward, lambda y, dy: y * (dy - (dy * y).sum(-1, keepdims=True))
+    return _activation(
+        "softmax",
+        _with_output_as_residual(jax.nn.softmax),
+        lambda y, dy: y * (dy - (dy * y).sum(-1, keepdims=True)),
     )
 
 
 def log_softmax() -> Layer:
-    """y_i = z_i - log sum_j e^{z_j} over the last axis; dz_j = dy_j - e^{y_j} sum_i dy_i.
+    """Logarithm of softmax over the last axis.
 
-    This is dz = dy J with the full Jacobian J_ij = d_ij - e^{y_j}, never formed.
+        y_i = z_i - log Σ_j e^{z_j}
+        dz_j = dy_j - e^{y_j} Σ_i dy_i
+
+    This is dz = dy J with J_ij = δ_ij - e^{y_j}, which is never formed.
+
+    Shapes: z, y and the residual y (..., classes).
 
     >>> log_softmax().forward((), jnp.zeros((1, 1)))[0]
     Array([[0.]], dtype=float32)
     """
-
-    def forward(z: Values) -> tuple[Values, Values]:
-        y = jax.nn.log_softmax(z)
-        return y, y
-
-    return _without_params(
-        "log_softmax", forward, lambda y, dy: dy - jnp.exp(y) * dy.sum(-1, keepdims=True)
+    return _activation(
+        "log_softmax",
+        _with_output_as_residual(jax.nn.log_softmax),
+        lambda y, dy: dy - jnp.exp(y) * dy.sum(-1, keepdims=True),
     )
 
 
 def softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
-    """J_ij = dy_i / dz_j = y_i (d_ij - y_j) of y = softmax(z), rows outputs and columns inputs. Symmetric; its rows sum to 0.
+    """Jacobian of softmax in numerator layout; symmetric, and its rows sum to 0.
+
+        J_ij = ∂y_i / ∂z_j = y_i (δ_ij - y_j),    y = softmax(z)
 
     Args:
         y: probabilities, the output of `softmax`.
+
+    Raises:
+        TypeError: y is not a float array.
 
     Source: lecture 004, "Special case 1. Vector activations".
 
@@ -177,10 +221,15 @@ def softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
 
 
 def log_softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
-    """J_ij = d log y_i / dz_j = d_ij - y_j of y = softmax(z), rows outputs and columns inputs. Its rows sum to 0.
+    """Jacobian of log-softmax in numerator layout; its rows sum to 0.
+
+        J_ij = ∂ log y_i / ∂z_j = δ_ij - y_j,    y = softmax(z)
 
     Args:
-        y: probabilities, the output of `softmax` (for `log_softmax`, the exponential of its output).
+        y: probabilities, the output of `softmax` (the exponential of the output of `log_softmax`).
+
+    Raises:
+        TypeError: y is not a float array.
 
     >>> log_softmax_jacobian(jnp.array([0.5, 0.5]))
     Array([[ 0.5, -0.5],
@@ -193,15 +242,26 @@ def log_softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n 
 def maxout(
     inputs: int, outputs: int, *, pieces: int = 2, initializer: Initializer | None = None
 ) -> Layer:
-    """y_i = max_p (w_pi x + b_pi), lecture 001's max(w1 x + b1, w2 x + b2); the gradient goes to the piece that won, shared on a tie.
+    """Maxout: the maximum of several affine functions per unit.
 
-    Params: those of `affine(inputs, outputs * pieces)`, unit by unit: row i * pieces + p is piece p of unit i.
+        y_i = max_p (w_pi x + b_pi)
+
+    The cotangent goes to the largest piece; ties share it equally. Lecture 001 has
+    max(w_1 x + b_1, w_2 x + b_2).
+
+    Params: those of `affine(inputs, outputs * pieces)`; row i * pieces + p is piece p of unit i.
+
+    Shapes: x (batch, inputs), y (batch, outputs); residuals x and the mask of the largest pieces
+    (batch, outputs, pieces).
 
     Args:
         inputs: length of x.
         outputs: number of units.
-        pieces: affine pieces of a unit, at least 2.
+        pieces: affine functions per unit, at least 2.
         initializer: of the weights, as for `affine`.
+
+    Raises:
+        TypeError, ValueError: as for `affine`; pieces is not such an integer.
 
     >>> maxout(3, 2).init(jax.random.key(0))["weight"].shape
     (4, 3)
@@ -210,16 +270,15 @@ def maxout(
     linear = affine(inputs, outputs * pieces, initializer=initializer)
 
     def forward(params: Any, x: Values) -> tuple[Values, Any]:
-        z, kept = linear.forward(params, x)
+        z, linear_residuals = linear.forward(params, x)
         z = z.reshape(len(z), outputs, pieces)
         y = z.max(-1)
-        return y, (kept, z == y[..., None])
+        return y, (linear_residuals, z == y[..., None])
 
     def backward(params: Any, residuals: Any, dy: Values) -> tuple[Any, Values]:
-        kept, won = residuals
-        share = dy / won.sum(-1)
-        return linear.backward(
-            params, kept, (won * share[..., None]).reshape(len(dy), -1).astype(dy.dtype)
-        )
+        linear_residuals, is_largest = residuals
+        share = dy / is_largest.sum(-1)
+        dz = (is_largest * share[..., None]).reshape(len(dy), -1).astype(dy.dtype)
+        return linear.backward(params, linear_residuals, dz)
 
     return Layer(linear.init, forward, backward, name=f"maxout({inputs}, {outputs})")

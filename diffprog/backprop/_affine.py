@@ -1,4 +1,4 @@
-"""The affine layer, z = W x + b of lectures 000 and 004, for a batch of rows x."""
+"""The affine layer z = W x + b of lectures 000 and 004, for a batch of rows x."""
 
 from typing import Any
 
@@ -14,47 +14,51 @@ from diffprog.backprop._layer import Layer
 def affine(
     inputs: int, outputs: int, *, bias: bool = True, initializer: Initializer | None = None
 ) -> Layer:
-    """z_i = sum_j W_ij x_j + b_i, with dx = dz W, dW = dz^T x, db = sum of dz over the batch.
+    """Affine layer.
 
-    Params: `{"weight": (outputs, inputs), "bias": (outputs,)}`, W as the lectures write it. Their numerator layout has the
-    transpose of dW, x dz.
+        z_i = Σ_j W_ij x_j + b_i
+        dx = dz W,    dW = dzᵀ x,    db = Σ_batch dz
+
+    Params: `{"weight": (outputs, inputs), "bias": (outputs,)}`. dW has the shape of W; the
+        lectures'
+    numerator layout has its transpose x dz.
+
+    Shapes: x and the residual x (batch, inputs), z (batch, outputs).
 
     Args:
         inputs: length of x, at least 1.
         outputs: length of z, at least 1.
-        bias: whether there is a b.
-        initializer: of W, called with shape (inputs, outputs) as `jax.nn.initializers` expects; LeCun normal by default. b starts at 0.
+        bias: whether there is a bias b; it starts at 0.
+        initializer: of W, called with shape (inputs, outputs) as `jax.nn.initializers` expect;
+            LeCun normal by default.
 
     Raises:
-        TypeError, ValueError: a size that is not a positive integer; at `forward`, x that is not float (batch, inputs).
+        TypeError: a size is not an integer; at `forward`, x is not a float array.
+        ValueError: a size is below 1; at `forward`, x does not have shape (batch, inputs).
 
-    >>> layer = affine(2, 1)
-    >>> layer.forward({"weight": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(1)}, jnp.array([[3.0, 2.0]]))[0]
+    Source: lectures 000 and 004.
+
+    >>> params = {"weight": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(1)}
+    >>> affine(2, 1).forward(params, jnp.array([[3.0, 2.0]]))[0]
     Array([[1.]], dtype=float32)
     """
     _validation.integer("inputs", inputs, low=1)
     _validation.integer("outputs", outputs, low=1)
-    draw = (
+    initialize = (
         lecun_normal() if initializer is None else _validation.function("initializer", initializer)
     )
+    shapes = {"weight": (outputs, inputs)} | ({"bias": (outputs,)} if bias else {})
 
     def init(key: jax.Array) -> dict[str, Array]:
-        weight = draw(key, (inputs, outputs)).T
-        return (
-            {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
-            if bias
-            else {"weight": weight}
-        )
+        weight = initialize(key, (inputs, outputs)).T
+        params = {"weight": weight}
+        return params | {"bias": jnp.zeros(outputs, weight.dtype)} if bias else params
 
     def forward(
         params: dict[str, Array], x: Float[Array, "batch inputs"]
     ) -> tuple[Float[Array, "batch outputs"], Any]:
-        _check(x, inputs)
-        _validation.entries(
-            "params",
-            params,
-            {"weight": (outputs, inputs), **({"bias": (outputs,)} if bias else {})},
-        )
+        _check_input(x, inputs)
+        _validation.entries("params", params, shapes)
         z = x @ params["weight"].T
         return (z + params["bias"] if bias else z), x
 
@@ -70,34 +74,39 @@ def affine(
 
 
 def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | None = None) -> Layer:
-    """z_i = sum_{j >= 0} w_ij y_j with y_0 = 1: lecture 004's extended notation, in which the bias is the weight w_i0.
+    """Affine layer in extended notation: the bias is the weight of a constant input y_0 = 1.
 
-    With y = (1, x) there is one rule for all weights, dw = dz^T y, and dx = dz w without the column of y_0.
+        z_i = Σ_{j >= 0} w_ij y_j,    y = (1, x)
+        dw = dzᵀ y,    dx = dz w without column 0
 
     Params: `{"weight": (outputs, inputs + 1)}`, the bias in column 0.
+
+    Shapes: x (batch, inputs), z (batch, outputs), residual y (batch, inputs + 1).
 
     Args:
         inputs: length of x, at least 1.
         outputs: length of z, at least 1.
-        initializer: of all but column 0, which starts at 0; as for `affine`.
+        initializer: of all columns but column 0, which starts at 0; as for `affine`.
 
     Raises:
         TypeError, ValueError: as for `affine`.
 
-    >>> layer = extended_affine(2, 1)
-    >>> layer.forward({"weight": jnp.array([[5.0, 1.0, -1.0]])}, jnp.array([[3.0, 2.0]]))[0]
+    Source: lecture 004, extended notation.
+
+    >>> params = {"weight": jnp.array([[5.0, 1.0, -1.0]])}
+    >>> extended_affine(2, 1).forward(params, jnp.array([[3.0, 2.0]]))[0]
     Array([[6.]], dtype=float32)
     """
     plain = affine(inputs, outputs, initializer=initializer)
 
     def init(key: jax.Array) -> dict[str, Array]:
-        drawn = plain.init(key)
-        return {"weight": jnp.concatenate([drawn["bias"][:, None], drawn["weight"]], 1)}
+        params = plain.init(key)
+        return {"weight": jnp.concatenate([params["bias"][:, None], params["weight"]], 1)}
 
     def forward(
         params: dict[str, Array], x: Float[Array, "batch inputs"]
     ) -> tuple[Float[Array, "batch outputs"], Any]:
-        _check(x, inputs)
+        _check_input(x, inputs)
         _validation.entries("params", params, {"weight": (outputs, inputs + 1)})
         y = jnp.concatenate([jnp.ones_like(x[:, :1]), x], 1)
         return y @ params["weight"].T, y
@@ -110,7 +119,7 @@ def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | Non
     return Layer(init, forward, backward, name=f"extended_affine({inputs}, {outputs})")
 
 
-def _check(x: Any, inputs: int) -> None:
+def _check_input(x: Any, inputs: int) -> None:
     _validation.floating("x", x, rank=2)
     if x.shape[1] != inputs:
         raise ValueError(

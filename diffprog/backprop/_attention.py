@@ -1,11 +1,7 @@
-"""What a transformer is made of: embedding, attention and the residual connection.
+"""Layers of a transformer: embedding, attention and the residual connection.
 
-Attention is a chain of three multiplicative gates with a vector activation between them (lecture 004's special cases 1 and 2): with
-q = x Wq^T, k = x Wk^T and v = x Wv^T for the places of a sequence x,
-
-    a = softmax(q k^T / sqrt(width)),    h = a v,    y = h Wo^T,
-
-and every product has the backward pass of a product: each factor gets the gradient times the other factor.
+Attention is made of products with a softmax between them (lecture 004's special cases 1 and 2). In
+the backward pass of a product each factor gets the cotangent times the other factor.
 """
 
 import math
@@ -24,32 +20,46 @@ Sequences = Float[Array, "batch length width"]
 
 
 def embedding(count: int, width: int, *, initializer: Initializer | None = None) -> Layer:
-    """y = W[ids], a row of W for each id; row r of dW is the sum of dy over all places with id r. The ids have no derivative.
+    """Embedding: a row of a matrix for each integer id.
+
+        y = W[ids]
+        dW_r = Σ dy over all positions with id r
+
+    The ids have no derivative: dx is None.
 
     Params: `{"weight": (count, width)}`.
 
+    Shapes: ids and the residual ids (batch, ...), y (batch, ..., width).
+
     Args:
-        count: how many ids there are, 0 .. count - 1.
+        count: number of ids, 0 .. count - 1.
         width: length of a row.
-        initializer: of W, called with its shape; normal with deviation 1 by default.
+        initializer: of W, called with its shape; standard normal by default.
 
     Raises:
-        TypeError, ValueError: sizes that are not positive integers; at `forward`, ids that are not integers (batch, ...) in
-            0 .. count - 1 (the range where values are known, not under `jit`).
+        TypeError: a size is not an integer; at `forward`, ids are not integers.
+        ValueError: a size is below 1; at `forward`, ids are outside 0 .. count - 1 (not checked for
+            traced ids).
 
-    >>> embedding(3, 2).backward({"weight": jnp.ones((3, 2))}, jnp.array([[1, 1]]), jnp.ones((1, 2, 2)))[0]["weight"]
+    >>> params, ids = {"weight": jnp.ones((3, 2))}, jnp.array([[1, 1]])
+    >>> embedding(3, 2).backward(params, ids, jnp.ones((1, 2, 2)))[0]["weight"]
     Array([[0., 0.],
            [2., 2.],
            [0., 0.]], dtype=float32)
     """
     _validation.integer("count", count, low=1)
     _validation.integer("width", width, low=1)
-    draw = normal(1.0) if initializer is None else _validation.function("initializer", initializer)
+    initialize = (
+        normal(1.0) if initializer is None else _validation.function("initializer", initializer)
+    )
 
     def forward(
         params: dict[str, Array], ids: Integer[Array, "batch ..."]
     ) -> tuple[Float[Array, "batch ... width"], Any]:
-        _check_ids(ids, count)
+        array = _validation.array("ids", ids)
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise TypeError(f"ids must be integers, got {array.dtype}{list(array.shape)}")
+        _validation.within("ids", ids, 0, count - 1)
         return params["weight"][ids], ids
 
     def backward(
@@ -58,58 +68,70 @@ def embedding(count: int, width: int, *, initializer: Initializer | None = None)
         return {"weight": jnp.zeros_like(params["weight"]).at[ids].add(dy)}, None
 
     return Layer(
-        lambda key: {"weight": draw(key, (count, width))},
+        lambda key: {"weight": initialize(key, (count, width))},
         forward,
         backward,
         f"embedding({count}, {width})",
     )
 
 
-def _check_ids(ids: Any, count: int) -> None:
-    given = _validation.array("ids", ids)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers, got {given.dtype}{list(given.shape)}")
-    _validation.within("ids", ids, 0, count - 1)
-
-
 def attention(width: int, *, causal: bool = False, initializer: Initializer | None = None) -> Layer:
-    """y = softmax(q k^T / sqrt(width)) v Wo^T: each place of a sequence reads from all, weighted by how well its query meets their keys.
+    """Scaled dot-product self-attention with one head.
 
-    Params: `{"query", "key", "value", "output"}`, each (width, width), W as in `affine`; there are no biases.
+        q = x W_qᵀ,    k = x W_kᵀ,    v = x W_vᵀ
+        a = softmax(q kᵀ / √width),    h = a v,    y = h W_oᵀ
+
+    backward, with ds = a (da - Σ_j da_j a_j) / √width, each dW_i = dzᵀ x as in `affine`, and
+
+        dh = dy W_o,    da = dh vᵀ,    dv = aᵀ dh,    dq = ds k,    dk = dsᵀ q
+        dx = dq W_q + dk W_k + dv W_v
+
+    Params: `{"query", "key", "value", "output"}`, each (width, width); there are no biases.
+
+    Shapes: x, y (batch, length, width); residuals (x, q, k, v, a, h), of the shape of x but for the
+    attention weights a (batch, length, length).
 
     Args:
-        width: of a place.
-        causal: whether a place reads only from itself and those before it.
+        width: length of a position.
+        causal: whether a position attends only to itself and earlier positions.
         initializer: of each matrix, as for `affine`.
 
     Raises:
-        TypeError, ValueError: bad settings; at `forward`, x that is not float (batch, length, width).
+        TypeError: width is not an integer; at `forward`, x is not a float array.
+        ValueError: width is below 1; at `forward`, x does not have shape (batch, length, width).
 
-    Source: Vaswani et al. 2017, one head.
+    Source: Vaswani et al., Attention is all you need, 2017; lecture 004, special cases 1 and 2.
 
     >>> layer = attention(4)
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((2, 3, 4)))[0].shape
     (2, 3, 4)
     """
     _validation.integer("width", width, low=1)
-    draw = (
+    initialize = (
         lecun_normal() if initializer is None else _validation.function("initializer", initializer)
     )
-    scale, gate = 1 / math.sqrt(width), softmax()
+    scale, normalize = 1 / math.sqrt(width), softmax()
 
     def init(key: jax.Array) -> dict[str, Array]:
         return {
-            name: draw(each, (width, width)).T
-            for name, each in zip(_MATRICES, jax.random.split(key, 4), strict=True)
+            name: initialize(matrix_key, (width, width)).T
+            for name, matrix_key in zip(
+                ("query", "key", "value", "output"), jax.random.split(key, 4), strict=True
+            )
         }
 
     def forward(params: dict[str, Array], x: Sequences) -> tuple[Sequences, Any]:
-        _check_sequences(x, width)
-        q, k, v = (x @ params[name].T for name in _MATRICES[:3])
+        _validation.floating("x", x, rank=3)
+        if x.shape[2] != width or x.shape[1] == 0:
+            raise ValueError(
+                f"x must have shape (batch, length, {width}) with a length of at least 1, "
+                f"got {list(x.shape)}"
+            )
+        q, k, v = (x @ params[name].T for name in ("query", "key", "value"))
         scores = scale * q @ k.mT
         if causal:
             scores = jnp.where(jnp.tri(x.shape[1], dtype=bool), scores, -jnp.inf)
-        a, _ = gate.forward((), scores)
+        a, _ = normalize.forward((), scores)
         h = a @ v
         return h @ params["output"].T, (x, q, k, v, a, h)
 
@@ -119,11 +141,14 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
         x, q, k, v, a, h = residuals
         dh = dy @ params["output"]
         da, dv = dh @ v.mT, a.mT @ dh
-        # Where the mask is, a = 0, and the gradient of softmax is 0 by itself.
-        _, dscores = gate.backward((), a, da)
+        # Masked entries have a = 0, where the gradient of softmax vanishes by itself.
+        _, dscores = normalize.backward((), a, da)
         dq, dk = scale * dscores @ k, scale * dscores.mT @ q
-        dparams = {name: _outer(d, x) for name, d in zip(_MATRICES, (dq, dk, dv), strict=False)} | {
-            "output": _outer(dy, h)
+        dparams = {
+            "query": _weight_gradient(dq, x),
+            "key": _weight_gradient(dk, x),
+            "value": _weight_gradient(dv, x),
+            "output": _weight_gradient(dy, h),
         }
         return dparams, dq @ params["query"] + dk @ params["key"] + dv @ params["value"]
 
@@ -132,30 +157,27 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
     )
 
 
-_MATRICES = ("query", "key", "value", "output")
-
-
-def _outer(dz: Sequences, x: Sequences) -> Float[Array, "outputs inputs"]:
-    """dW = dz^T x, summed over the places of all sequences."""
+def _weight_gradient(dz: Sequences, x: Sequences) -> Float[Array, "outputs inputs"]:
+    """Compute dW = dzᵀ x, summed over all positions of all sequences."""
     return jnp.einsum("bli,blj->ij", dz, x)
 
 
-def _check_sequences(x: Any, width: int) -> None:
-    _validation.floating("x", x, rank=3)
-    if x.shape[2] != width or x.shape[1] == 0:
-        raise ValueError(
-            f"x must have shape (batch, length, {width}) with a length of at least 1, got {list(x.shape)}"
-        )
-
-
 def residual(layer: Layer) -> Layer:
-    """y = x + f(x), with dx = dy + what f's backward gives: a copy, f on one branch, and an add. Its params are those of f.
+    """Residual connection around a layer f.
+
+        y = x + f(x)
+        dx = dy + the dx of f
+
+    Params and residuals: those of f.
+
+    Shapes: x, y and f(x) (batch, ...).
 
     Args:
         layer: f, whose output has the shape of its input.
 
     Raises:
-        TypeError, ValueError: no layer; at `forward`, x and f(x) of different shapes.
+        TypeError: layer is not a `Layer`.
+        ValueError: at `forward`, x and f(x) have different shapes.
 
     >>> from diffprog.backprop import relu
     >>> residual(relu()).forward((), jnp.array([[-1.0, 2.0]]))[0]
@@ -164,14 +186,14 @@ def residual(layer: Layer) -> Layer:
     require_layer("layer", layer)
 
     def forward(params: Any, x: Float[Array, "batch ..."]) -> tuple[Float[Array, "batch ..."], Any]:
-        y, kept = layer.forward(params, x)
+        y, residuals = layer.forward(params, x)
         _validation.same_shape(**{"x": x, f"{layer.name} of x": y})
-        return x + y, kept
+        return x + y, residuals
 
     def backward(
-        params: Any, kept: Any, dy: Float[Array, "batch ..."]
+        params: Any, residuals: Any, dy: Float[Array, "batch ..."]
     ) -> tuple[Any, Float[Array, "batch ..."]]:
-        dparams, dx = layer.backward(params, kept, dy)
+        dparams, dx = layer.backward(params, residuals, dy)
         return dparams, dy + dx
 
     return Layer(layer.init, forward, backward, f"residual({layer.name})")

@@ -1,12 +1,14 @@
-"""Convolution and pooling on images (batch, height, width, channels), in the forms that are fast on the CPU and on a GPU.
+"""Convolution and pooling of images (batch, height, width, channels), fast on CPU and GPU.
 
-XLA rewrites the gradient of a convolution to the layout of its fast CPU kernel only at the top level of a program, not in the body of a
-loop, where that gradient then runs 10 to 100 times slower. So the two gradients are written as what they are, ordinary convolutions:
+XLA rewrites the gradient of a convolution to the layout of its fast CPU kernel only at the top
+level of a program. In the body of a loop that gradient runs 10 to 100 times slower. So both
+gradients are written as ordinary convolutions:
 
-    dx = conv(dy spread by the stride, W turned by 180 degrees, channels exchanged)
-    dW = conv(x with examples as channels, dy spread by the stride as the kernel)
+    dx = conv(dy dilated by the stride, W flipped with channels exchanged)
+    dW = conv(x with examples as channels, dy dilated by the stride as the kernel)
 
-with the rearranged operands written out to memory on the CPU, so that the rearrangement is not folded back into the convolution.
+On the CPU the rearranged operands are materialized, so that XLA does not fold the rearrangement
+back into the convolution.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -21,7 +23,7 @@ from diffprog import _validation
 from diffprog.backprop._layer import Layer
 
 Images = Float[Array, "batch height width channels"]
-Pair = tuple[int, int]
+Patches = Float[Array, "batch rows window columns window channels"]
 
 
 def convolution(
@@ -33,40 +35,45 @@ def convolution(
     padding: Literal["SAME", "VALID"] = "SAME",
     initializer: Initializer | None = None,
 ) -> Layer:
-    """z[p, q, o] = sum_{i, j, c} W[i, j, c, o] x[s p + i, s q + j, c] + b[o], the cross-correlation that the field calls convolution.
+    """Convolution of images (cross-correlation, as the field calls it).
+
+        z[p, q, o] = Σ_{i, j, c} W[i, j, c, o] x[s p + i, s q + j, c] + b[o]
+        dW[i, j, c, o] = Σ_{p, q} dz[p, q, o] x[s p + i, s q + j, c]
+        db[o] = Σ_{p, q} dz[p, q, o]
+        dx[s p + i, s q + j, c] += W[i, j, c, o] dz[p, q, o] for all i, j, p, q, o
 
     Params: `{"weight": (window, window, inputs, outputs), "bias": (outputs,)}`.
+
+    Shapes: x and the residual x (batch, height, width, inputs), z (batch, rows, columns, outputs).
 
     Args:
         inputs: channels of x.
         outputs: channels of z.
         window: side of the kernel.
-        stride: s, the step of the kernel in both directions.
-        padding: "SAME" pads with zeros so that z has ceil(side / s) rows and columns, "VALID" not at all.
+        stride: s, in both directions.
+        padding: "SAME" pads with zeros to ceil(side / s) rows and columns, "VALID" does not pad.
         initializer: of W, called with its shape; LeCun normal by default. b starts at 0.
 
     Raises:
-        TypeError, ValueError: sizes that are not positive integers, unknown padding; at `forward`, x that is not float
-            (batch, height, width, inputs), or smaller than the window under "VALID".
+        TypeError: a size is not an integer; at `forward`, x is not a float array.
+        ValueError: a size is below 1 or the padding unknown; at `forward`, x does not have shape
+            (batch, height, width, inputs), or is smaller than the window under "VALID".
 
     >>> layer = convolution(1, 8)
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.ones((2, 6, 6, 1)))[0].shape
     (2, 6, 6, 8)
     """
-    for name, value in {
-        "inputs": inputs,
-        "outputs": outputs,
-        "window": window,
-        "stride": stride,
-    }.items():
-        _validation.integer(name, value, low=1)
+    sizes = {"inputs": inputs, "outputs": outputs, "window": window, "stride": stride}
+    for name, size in sizes.items():
+        _validation.integer(name, size, low=1)
     _validation.choice("padding", padding, ("SAME", "VALID"))
-    draw = (
+    initialize = (
         lecun_normal() if initializer is None else _validation.function("initializer", initializer)
     )
+    shape = (window, window, inputs, outputs)
 
     def init(key: jax.Array) -> dict[str, Array]:
-        weight = draw(key, (window, window, inputs, outputs))
+        weight = initialize(key, shape)
         return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
 
     def geometry(x: Images) -> Geometry:
@@ -74,44 +81,40 @@ def convolution(
         return Geometry((stride, stride), tuple(pads), (1, 1), (1, 1))
 
     def forward(params: dict[str, Array], x: Images) -> tuple[Images, Images]:
-        _check(x, window if padding == "VALID" else 1, inputs)
-        _validation.entries(
-            "params", params, {"weight": (window, window, inputs, outputs), "bias": (outputs,)}
-        )
+        _check_images(x, window if padding == "VALID" else 1, inputs)
+        _validation.entries("params", params, {"weight": shape, "bias": (outputs,)})
         return convolve(x, params["weight"], geometry(x)) + params["bias"], x
 
     def backward(
         params: dict[str, Array], x: Images, dz: Images
     ) -> tuple[dict[str, Array], Images]:
         dx = input_gradient(params["weight"], x.shape[1:3], dz, geometry(x))
-        return {
-            "weight": kernel_gradient((window, window), x, dz, geometry(x)),
-            "bias": dz.sum((0, 1, 2)),
-        }, dx
+        dweight = kernel_gradient((window, window), x, dz, geometry(x))
+        return {"weight": dweight, "bias": dz.sum((0, 1, 2))}, dx
 
     return Layer(init, forward, backward, name=f"convolution({inputs}, {outputs}, {window})")
 
 
 class Geometry(NamedTuple):
-    """How the window of a convolution meets the image: an entry for each spatial axis.
+    """Strides, padding and dilations of a convolution, one entry per spatial axis.
 
     Attributes:
-        strides: the steps of the window.
-        pads: zeros before and after the image; negative ones cut it.
-        spread: the distance between two pixels of the image, with zeros in between; 1 leaves it as it is.
-        kernel_spread: the same for the kernel.
+        strides: steps of the window.
+        pads: zeros before and after the image; negative ones crop it.
+        dilation: distance of two pixels of the image, with zeros in between; 1 for none.
+        kernel_dilation: the same for the kernel.
         precision: of the products, as `lax.conv_general_dilated` takes it.
     """
 
     strides: tuple[int, ...]
-    pads: tuple[Pair, ...]
-    spread: tuple[int, ...]
-    kernel_spread: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
     precision: Any = None
 
 
 def fast_layout(rank: int) -> lax.ConvDimensionNumbers:
-    """Where the fast CPU kernel wants the axes: (batch, ..., channels) and (..., inputs, outputs)."""
+    """Axis order of the fast CPU kernel: (batch, ..., channels), (..., inputs, outputs)."""
     images = (0, rank - 1, *range(1, rank - 1))
     return lax.ConvDimensionNumbers(images, (rank - 1, rank - 2, *range(rank - 2)), images)
 
@@ -121,66 +124,94 @@ def convolve(
     kernel: Float[Array, "*window inputs outputs"],
     geometry: Geometry,
 ) -> Array:
-    """The convolution in the layout of the fast CPU kernel, with any number of spatial axes."""
-    strides, pads, spread, kernel_spread, precision = geometry
-    numbers = fast_layout(x.ndim)
+    """Convolve in the layout of the fast CPU kernel, over any number of spatial axes."""
+    strides, pads, dilation, kernel_dilation, precision = geometry
+    layout = fast_layout(x.ndim)
     return lax.conv_general_dilated(
-        x, kernel, strides, pads, spread, kernel_spread, numbers, precision=precision
+        x, kernel, strides, pads, dilation, kernel_dilation, layout, precision=precision
     )
 
 
 def input_gradient(kernel: Array, sides: tuple[int, ...], dz: Array, geometry: Geometry) -> Array:
-    """dJ/dx of z = convolve(x, kernel, geometry), from dJ/dz and the spatial shape of x."""
-    turned = _written_out(jnp.flip(kernel, tuple(range(kernel.ndim - 2))).swapaxes(-1, -2))
-    spans = _spans(sides, kernel.shape[:-2], dz.shape[1:-1], geometry)
-    around = tuple((window - 1 - low, side + low - out) for low, side, window, out in spans)
-    return convolve(
-        dz, turned, geometry._replace(strides=geometry.spread, pads=around, spread=geometry.strides)
-    )
+    """Compute dJ/dx of z = convolve(x, kernel, geometry).
+
+    Args:
+        kernel: the kernel.
+        sides: spatial shape of x.
+        dz: dJ/dz.
+        geometry: of the forward convolution.
+    """
+    flipped = jnp.flip(kernel, tuple(range(kernel.ndim - 2))).swapaxes(-1, -2)
+    extents = _dilated_extents(sides, kernel.shape[:-2], dz.shape[1:-1], geometry)
+    pads = tuple((window - 1 - low, side + low - out) for low, side, window, out in extents)
+    transposed = geometry._replace(strides=geometry.dilation, pads=pads, dilation=geometry.strides)
+    return convolve(dz, _materialize(flipped), transposed)
 
 
 def kernel_gradient(window: tuple[int, ...], x: Array, dz: Array, geometry: Geometry) -> Array:
-    """dJ/dW of z = convolve(x, W, geometry), from dJ/dz and the spatial shape of W."""
-    examples_as_channels = _written_out(jnp.swapaxes(x, 0, -1))
-    dz_as_kernel = _written_out(jnp.moveaxis(dz, 0, -2))
-    spans = _spans(x.shape[1:-1], window, dz.shape[1:-1], geometry)
-    around = tuple((low, out - 1 + window - side - low) for low, side, window, out in spans)
-    turned = geometry._replace(
-        strides=geometry.kernel_spread, pads=around, kernel_spread=geometry.strides
+    """Compute dJ/dW of z = convolve(x, W, geometry).
+
+    Args:
+        window: spatial shape of W.
+        x: input of the forward convolution.
+        dz: dJ/dz.
+        geometry: of the forward convolution.
+    """
+    examples_as_channels = _materialize(jnp.swapaxes(x, 0, -1))
+    dz_as_kernel = _materialize(jnp.moveaxis(dz, 0, -2))
+    extents = _dilated_extents(x.shape[1:-1], window, dz.shape[1:-1], geometry)
+    pads = tuple((low, out - 1 + window - side - low) for low, side, window, out in extents)
+    transposed = geometry._replace(
+        strides=geometry.kernel_dilation, pads=pads, kernel_dilation=geometry.strides
     )
-    return jnp.moveaxis(convolve(examples_as_channels, dz_as_kernel, turned), 0, -2)
+    return jnp.moveaxis(convolve(examples_as_channels, dz_as_kernel, transposed), 0, -2)
 
 
-def _spans(
+def _dilated_extents(
     sides: tuple[int, ...], window: tuple[int, ...], outs: tuple[int, ...], geometry: Geometry
-) -> list[tuple[int, ...]]:
-    """(padding before, image, kernel, outputs) for each spatial axis, the last three as long as they are when spread."""
-    spread = zip(
-        (sides, window, outs),
-        (geometry.spread, geometry.kernel_spread, geometry.strides),
-        strict=True,
+) -> list[tuple[int, int, int, int]]:
+    """Return (low padding, image, kernel, output) per spatial axis, in dilated lengths."""
+
+    def dilated(counts: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+        return [(count - 1) * step + 1 for count, step in zip(counts, dilation, strict=True)]
+
+    return list(
+        zip(
+            [low for low, _ in geometry.pads],
+            dilated(sides, geometry.dilation),
+            dilated(window, geometry.kernel_dilation),
+            dilated(outs, geometry.strides),
+            strict=True,
+        )
     )
-    lengths = [
-        [(count - 1) * distance + 1 for count, distance in zip(*axis, strict=True)]
-        for axis in spread
-    ]
-    return list(zip([low for low, _ in geometry.pads], *lengths, strict=True))
 
 
-def _written_out(operand: Array) -> Array:
-    """`operand`, in memory as it stands (on the CPU; a GPU's convolution reads any layout)."""
+def _materialize(operand: Array) -> Array:
+    # A GPU's convolution reads any layout.
     return lax.platform_dependent(
         operand, cpu=lax.optimization_barrier, default=lambda operand: operand
     )
 
 
 def max_pool(window: int = 2) -> Layer:
-    """y = the largest value of each window x window patch; the gradient goes to it, shared equally on a tie (as `jnp.max` does).
+    """Maximum over each window x window patch.
 
-    The patches do not overlap; rows and columns left over at the far edges are dropped.
+        y = max x over the patch
+        dx = dy at the maximum, else 0
+
+    Ties share the cotangent equally, as in `jnp.max`. Patches do not overlap; rows and columns left
+    over at the far edges are dropped.
+
+    Shapes: x (batch, height, width, channels), y (batch, height // window, width // window,
+    channels); residuals (x, y).
 
     Args:
         window: side of a patch, at least 1.
+
+    Raises:
+        TypeError: window is not an integer; at `forward`, x is not a float array.
+        ValueError: window is below 1; at `forward`, x has rank other than 4 or is smaller than
+            window.
 
     >>> max_pool().forward((), jnp.arange(4.0).reshape(1, 2, 2, 1))[0].item()
     3.0
@@ -188,26 +219,35 @@ def max_pool(window: int = 2) -> Layer:
     _validation.integer("window", window, low=1)
 
     def forward(params: tuple[()], x: Images) -> tuple[Images, Any]:
-        _check(x, window)
-        y = _patches(x, window).max((2, 4))
+        _check_images(x, window)
+        y = _split_patches(x, window).max((2, 4))
         return y, (x, y)
 
     def backward(params: tuple[()], residuals: Any, dy: Images) -> tuple[tuple[()], Images]:
         x, y = residuals
-        largest = _patches(x, window) == y[:, :, None, :, None, :]
-        share = dy / largest.sum((2, 4), dtype=dy.dtype)
-        return (), _from_patches(jnp.where(largest, share[:, :, None, :, None, :], 0), x.shape)
+        is_largest = _split_patches(x, window) == y[:, :, None, :, None, :]
+        share = dy / is_largest.sum((2, 4), dtype=dy.dtype)
+        dx = jnp.where(is_largest, share[:, :, None, :, None, :], 0)
+        return (), _join_patches(dx, x.shape)
 
     return Layer(lambda key: (), forward, backward, name=f"max_pool({window})")
 
 
 def average_pool(window: int = 2) -> Layer:
-    """y = the mean of each window x window patch; the gradient is spread evenly over the patch.
+    """Mean over each window x window patch.
 
-    The patches do not overlap; rows and columns left over at the far edges are dropped.
+        y = mean of x over the patch
+        dx = dy / window²
+
+    Patches do not overlap; rows and columns left over at the far edges are dropped.
+
+    Shapes: as for `max_pool`; the residual is an empty array of the shape of x but for the batch.
 
     Args:
         window: side of a patch, at least 1.
+
+    Raises:
+        TypeError, ValueError: as for `max_pool`.
 
     >>> average_pool().forward((), jnp.arange(4.0).reshape(1, 2, 2, 1))[0].item()
     1.5
@@ -215,21 +255,21 @@ def average_pool(window: int = 2) -> Layer:
     _validation.integer("window", window, low=1)
 
     def forward(params: tuple[()], x: Images) -> tuple[Images, Any]:
-        _check(x, window)
-        return _patches(x, window).mean((2, 4)), jnp.zeros_like(x, shape=(0, *x.shape[1:]))
+        _check_images(x, window)
+        return _split_patches(x, window).mean((2, 4)), jnp.zeros_like(x, shape=(0, *x.shape[1:]))
 
-    def backward(params: tuple[()], residuals: Any, dy: Images) -> tuple[tuple[()], Images]:
+    def backward(params: tuple[()], like_x: Any, dy: Images) -> tuple[tuple[()], Images]:
         batch, rows, columns, channels = dy.shape
-        shared = jnp.broadcast_to(
+        dx = jnp.broadcast_to(
             (dy / window**2)[:, :, None, :, None, :],
             (batch, rows, window, columns, window, channels),
         )
-        return (), _from_patches(shared, (batch, *residuals.shape[1:]))
+        return (), _join_patches(dx, (batch, *like_x.shape[1:]))
 
     return Layer(lambda key: (), forward, backward, name=f"average_pool({window})")
 
 
-def _patches(x: Images, window: int) -> Float[Array, "batch rows window columns window channels"]:
+def _split_patches(x: Images, window: int) -> Patches:
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
     return x[:, : rows * window, : columns * window].reshape(
@@ -237,17 +277,21 @@ def _patches(x: Images, window: int) -> Float[Array, "batch rows window columns 
     )
 
 
-def _from_patches(
-    patches: Float[Array, "batch rows window columns window channels"], shape: tuple[int, ...]
-) -> Images:
+def _join_patches(patches: Patches, shape: tuple[int, ...]) -> Images:
+    """Invert `_split_patches`; rows and columns left over get zeros."""
     batch, rows, window, columns, _, channels = patches.shape
-    whole = patches.reshape(batch, rows * window, columns * window, channels)
-    left_over = [(0, side - covered) for side, covered in zip(shape, whole.shape, strict=True)]
-    return jnp.pad(whole, left_over)
+    images = patches.reshape(batch, rows * window, columns * window, channels)
+    return jnp.pad(
+        images, [(0, side - covered) for side, covered in zip(shape, images.shape, strict=True)]
+    )
 
 
 def flatten() -> Layer:
-    """(batch, ...) to (batch, n), row-major; the gradient is folded back.
+    """Flatten all axes but the batch, in row-major order.
+
+        y = x reshaped to (batch, n),    dx = dy reshaped to (batch, ...)
+
+    The residual is an empty array of the shape of x but for the batch.
 
     >>> flatten().forward((), jnp.zeros((2, 3, 4)))[0].shape
     (2, 12)
@@ -262,13 +306,15 @@ def flatten() -> Layer:
     return Layer(
         lambda key: (),
         forward,
-        lambda params, like, dy: ((), dy.reshape(len(dy), *like.shape[1:])),
+        lambda params, like_x, dy: ((), dy.reshape(len(dy), *like_x.shape[1:])),
         "flatten",
     )
 
 
-def _check(x: Any, least: int, channels: int | None = None) -> None:
+def _check_images(x: Any, min_side: int, channels: int | None = None) -> None:
     _validation.floating("x", x, rank=4)
-    if min(x.shape[1:3]) < least or (channels is not None and x.shape[3] != channels):
-        expected = f"(batch, height, width, {'channels' if channels is None else channels}) with sides of at least {least}"
-        raise ValueError(f"x must have shape {expected}, got {list(x.shape)}")
+    if min(x.shape[1:3]) < min_side or (channels is not None and x.shape[3] != channels):
+        shape = f"(batch, height, width, {'channels' if channels is None else channels})"
+        raise ValueError(
+            f"x must have shape {shape} with sides of at least {min_side}, got {list(x.shape)}"
+        )

@@ -1,12 +1,13 @@
-"""Gates: the small functions that a computation graph is drawn with, and what each does to the gradient (lectures 003 and 004).
+"""Gates: the elementary functions of computation graphs in lectures 003 and 004.
 
-    gate                                     forward             backward
-    add, the distributor                     y = sum_i x_i       dx_i = dy
-    multiply, the switcher                   y = prod_i x_i      dx_i = dy prod_{j != i} x_j
-    max, the router                          y = max_i x_i       dx_i = dy where x_i won
-    copy, the fan-out                        y_i = x             dx = sum_i dy_i
+    gate                        forward           backward
+    add, the distributor        y = Σ_i x_i       dx_i = dy
+    multiply, the switcher      y = Π_i x_i       dx_i = dy Π_{j != i} x_j
+    max, the router             y = max_i x_i     dx_i = dy where x_i is the maximum, else 0
+    copy, the fan-out           y_i = x           dx = Σ_i dy_i
 
-Copy and add are each other's backward pass: that is why adjoints of a value used twice are summed.
+Copy and add are each other's backward pass, so the adjoints of a value with several consumers are
+added.
 """
 
 import functools
@@ -26,14 +27,18 @@ Values = Float[Array, "batch ..."]
 
 
 def add() -> Layer:
-    """y = x_1 + ... + x_n; dx_i = dy, the gradient is distributed. x: a tuple of arrays of one shape.
+    """Sum of several inputs, the distributor.
+
+        y = x_1 + ... + x_n,    dx_i = dy
+
+    Shapes: x a tuple of n arrays (batch, ...), y (batch, ...); residuals a tuple of n None.
 
     >>> add().forward((), (jnp.array([1.0]), jnp.array([2.0])))[0]
     Array([3.], dtype=float32)
     """
 
     def forward(params: tuple[()], x: tuple[Values, ...]) -> tuple[Values, Any]:
-        _check(x)
+        _check_tuple(x)
         return functools.reduce(operator.add, x), (None,) * len(x)
 
     return Layer(
@@ -42,14 +47,18 @@ def add() -> Layer:
 
 
 def multiply() -> Layer:
-    """y = x_1 ... x_n; dx_i = dy times all the others: of two inputs, each gets the other's value. x: a tuple of arrays of one shape.
+    """Product of several inputs, the switcher: of two, each gets dy times the other.
+
+        y = x_1 ... x_n,    dx_i = dy Π_{j != i} x_j
+
+    Shapes: x and the residual x a tuple of n arrays (batch, ...), y (batch, ...).
 
     >>> multiply().backward((), (jnp.array([3.0]), jnp.array([4.0])), jnp.array([1.0]))[1]
     (Array([4.], dtype=float32), Array([3.], dtype=float32))
     """
 
     def forward(params: tuple[()], x: tuple[Values, ...]) -> tuple[Values, Any]:
-        _check(x)
+        _check_tuple(x)
         return functools.reduce(operator.mul, x), x
 
     def backward(params: tuple[()], x: Any, dy: Values) -> tuple[tuple[()], tuple[Values, ...]]:
@@ -61,10 +70,17 @@ def multiply() -> Layer:
 
 
 def copy(count: int) -> Layer:
-    """y_1 = ... = y_count = x, a tuple; dx = dy_1 + ... + dy_count.
+    """Copies of one input, the fan-out.
+
+        y_1 = ... = y_count = x,    dx = dy_1 + ... + dy_count
+
+    Shapes: x (batch, ...), y and dy tuples of `count` such arrays; there are no residuals.
 
     Args:
-        count: of copies, at least 1.
+        count: number of copies, at least 1.
+
+    Raises:
+        TypeError, ValueError: count is not such an integer; at `forward`, x is not a float array.
 
     >>> copy(2).backward((), (), (jnp.array([1.0]), jnp.array([2.0])))[1]
     Array([3.], dtype=float32)
@@ -78,58 +94,68 @@ def copy(count: int) -> Layer:
     return Layer(
         lambda key: (),
         forward,
-        lambda params, kept, dy: ((), functools.reduce(operator.add, dy)),
+        lambda params, residuals, dy: ((), functools.reduce(operator.add, dy)),
         f"copy({count})",
     )
 
 
 def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
-    """y_j = max_{l in S_j} z_l, one output for each subset; the gradient goes to the largest, shared equally on a tie (as `jnp.max` does).
+    """Maximum over each of several subsets of the input, the router.
+
+        y_j = max_{l in S_j} z_l
+        dz_l = Σ_j dy_j over the subsets of which z_l is the maximum
+
+    Ties share the cotangent equally, as in `jnp.max`; lecture 004 gives it to one of the largest.
+
+    Shapes: z (batch, n), y (batch, subsets); residuals (z, y).
 
     Args:
-        subsets: S_1, S_2, ...: positions in z, from 0, each subset with at least one and none twice. They may overlap.
+        subsets: S_1, S_2, ...: positions in z, from 0, without duplicates; subsets may overlap.
 
     Raises:
-        TypeError, ValueError: a subset that is none of this; at `forward`, z that is not float (batch, n), or too short.
+        TypeError: a position is not an integer; at `forward`, z is not a float array.
+        ValueError: there is no subset, or one is empty or has duplicates; at `forward`, z does not
+            have shape (batch, n), or n is too small.
 
-    Source: lecture 004, "Subgradients and the Max", which gives all of a tie to one of the largest.
+    Source: lecture 004, "Subgradients and the Max".
 
     >>> max_over([[0, 1], [1, 2]]).forward((), jnp.array([[1.0, 5.0, 7.0]]))[0]
     Array([[5., 7.]], dtype=float32)
     """
-    chosen = _checked_subsets(subsets)
-    least = max(map(max, chosen)) + 1
+    positions = _check_subsets(subsets)
+    min_length = max(map(max, positions)) + 1
 
-    def members(z: Values) -> np.ndarray:
-        return np.stack([np.isin(np.arange(z.shape[1]), subset) for subset in chosen])
+    def membership(z: Values) -> np.ndarray:
+        return np.stack([np.isin(np.arange(z.shape[1]), subset) for subset in positions])
 
     def forward(
         params: tuple[()], z: Float[Array, "batch n"]
     ) -> tuple[Float[Array, "batch subsets"], Any]:
         _validation.floating("z", z, rank=2)
-        if z.shape[1] < least:
+        if z.shape[1] < min_length:
             raise ValueError(
-                f"z must have shape (batch, {least}) or longer for these subsets, got {list(z.shape)}"
+                f"z must have shape (batch, {min_length}) or longer for these subsets, "
+                f"got {list(z.shape)}"
             )
-        y = jnp.where(members(z), z[:, None, :], -jnp.inf).max(-1)
+        y = jnp.where(membership(z), z[:, None, :], -jnp.inf).max(-1)
         return y, (z, y)
 
     def backward(params: tuple[()], residuals: Any, dy: Values) -> tuple[tuple[()], Values]:
         z, y = residuals
-        won = members(z) & (z[:, None, :] == y[:, :, None])
-        share = dy / won.sum(-1, dtype=dy.dtype)
-        return (), jnp.where(won, share[:, :, None], 0).sum(1)
+        is_largest = membership(z) & (z[:, None, :] == y[:, :, None])
+        share = dy / is_largest.sum(-1, dtype=dy.dtype)
+        return (), jnp.where(is_largest, share[:, :, None], 0).sum(1)
 
-    return Layer(lambda key: (), forward, backward, f"max_over({len(chosen)} subsets)")
+    return Layer(lambda key: (), forward, backward, f"max_over({len(positions)} subsets)")
 
 
-def _checked_subsets(subsets: Any) -> list[list[int]]:
+def _check_subsets(subsets: Any) -> list[list[int]]:
     if not isinstance(subsets, Sequence) or isinstance(subsets, str) or not subsets:
         raise ValueError(f"subsets must be a sequence of at least one subset, got {subsets!r}")
     for j, subset in enumerate(subsets):
         if not isinstance(subset, Sequence) or not subset or len(set(subset)) < len(subset):
             raise ValueError(
-                f"subsets[{j}] must be at least one position, none twice, got {subset!r}"
+                f"subsets[{j}] must be at least one position, without duplicates, got {subset!r}"
             )
     return [
         [_validation.integer(f"subsets[{j}]", position, low=0) for position in subset]
@@ -138,7 +164,12 @@ def _checked_subsets(subsets: Any) -> list[list[int]]:
 
 
 def pairwise_product() -> Layer:
-    """y_i = z_{2i-1} z_{2i}, the multiplicative layer of lecture 004; dz_{2i-1} = dy_i z_{2i} and dz_{2i} = dy_i z_{2i-1}.
+    """Product of neighbouring pairs, the multiplicative layer of lecture 004.
+
+        y_i = z_{2i-1} z_{2i}
+        dz_{2i-1} = dy_i z_{2i},    dz_{2i} = dy_i z_{2i-1}
+
+    Shapes: z and the residual z (batch, 2n), y (batch, n).
 
     >>> pairwise_product().forward((), jnp.array([[2.0, -3.0, 0.5, 4.0]]))[0]
     Array([[-6.,  2.]], dtype=float32)
@@ -149,9 +180,7 @@ def pairwise_product() -> Layer:
     ) -> tuple[Float[Array, "batch n"], Any]:
         _validation.floating("z", z, rank=2)
         if z.shape[1] % 2:
-            raise ValueError(
-                f"z must have shape (batch, 2 n) to be multiplied in pairs, got {list(z.shape)}"
-            )
+            raise ValueError(f"z must have shape (batch, 2 n), got {list(z.shape)}")
         return z[:, ::2] * z[:, 1::2], z
 
     def backward(
@@ -163,32 +192,38 @@ def pairwise_product() -> Layer:
 
 
 def power_product(inputs: int, outputs: int, *, initializer: Initializer | None = None) -> Layer:
-    """y_i = prod_l z_l^alpha_li, with both derivatives in a form that does not divide by z:
+    """Product of powers with trainable exponents, without division by z in the backward pass.
 
-        dy_i/dz_j = alpha_ji z_j^(alpha_ji - 1) prod_{l != j} z_l^alpha_li,    dy_i/dalpha_li = y_i ln z_l.
+        y_i = Π_l z_l^α_li
+        dz_j = Σ_i dy_i α_ji z_j^(α_ji - 1) Π_{l != j} z_l^α_li
+        dα_li = Σ_batch dy_i y_i ln z_l
 
-    z may be 0 or negative wherever z^alpha is a finite real number (0 to a power >= 0, negative z to a whole power). There an exponent
-    cannot be moved on both sides, or the slope has no meaning, and its derivative is taken as 0; the derivative by z is as above.
+    z may be 0 or negative where z^α is a finite real number: 0 to a power >= 0, a negative z to an
+    integer power. There the derivative with respect to α does not exist and is set to 0.
 
-    Params: `{"alpha": (inputs, outputs)}`, indexed as the lecture does.
+    Params: `{"alpha": (inputs, outputs)}`, indexed as in the lecture.
+
+    Shapes: z and the residual z (batch, inputs), y (batch, outputs).
 
     Args:
         inputs: length of z.
         outputs: length of y.
-        initializer: of alpha, called with its shape; LeCun normal by default.
+        initializer: of α, called with its shape; LeCun normal by default.
 
     Raises:
-        TypeError, ValueError: sizes that are not positive integers; at `forward`, z that is not float (batch, inputs), and values (where
-            they are known, not under `jit`) whose power is not a finite real number.
+        TypeError: a size is not an integer; at `forward`, z is not a float array.
+        ValueError: a size is below 1; at `forward`, z does not have shape (batch, inputs), or a
+            power is not a finite real number (not checked for traced values).
 
-    Source: lecture 004, "Special case 2. Multiplicative networks"; dy/dalpha is not printed there.
+    Source: lecture 004, "Special case 2. Multiplicative networks"; dα is not printed there.
 
-    >>> power_product(2, 1).forward({"alpha": jnp.array([[2.0], [-1.0]])}, jnp.array([[3.0, 2.0]]))[0]
+    >>> params = {"alpha": jnp.array([[2.0], [-1.0]])}
+    >>> power_product(2, 1).forward(params, jnp.array([[3.0, 2.0]]))[0]
     Array([[4.5]], dtype=float32)
     """
     _validation.integer("inputs", inputs, low=1)
     _validation.integer("outputs", outputs, low=1)
-    draw = (
+    initialize = (
         lecun_normal() if initializer is None else _validation.function("initializer", initializer)
     )
 
@@ -203,13 +238,14 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
     ) -> tuple[dict[str, Array], Any]:
         alpha, base = params["alpha"], z[:, :, None]
         powers = base**alpha
+        # 0 * 0^-1 is NaN; where base and exponent are 0 the power is constant in z.
         slope = alpha * base ** jnp.where((base == 0) & (alpha == 0), 1, alpha - 1)
         dz = (dy[:, None, :] * slope * _product_of_others(powers)).sum(2)
         logarithm = jnp.log(jnp.where(z > 0, z, 1))
         return {"alpha": logarithm.T @ (dy * powers.prod(1))}, dz
 
     return Layer(
-        lambda key: {"alpha": draw(key, (inputs, outputs))},
+        lambda key: {"alpha": initialize(key, (inputs, outputs))},
         forward,
         backward,
         f"power_product({inputs}, {outputs})",
@@ -219,7 +255,7 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
 def _product_of_others(
     factors: Float[Array, "batch inputs outputs"],
 ) -> Float[Array, "batch inputs outputs"]:
-    """For each factor the product of all others along axis 1: of those before it times those after it, so that zeros do no harm."""
+    """For each factor, multiply all others along axis 1, without division."""
     one = jnp.ones_like(factors[:, :1])
     before = jnp.cumprod(jnp.concatenate([one, factors[:, :-1]], 1), 1)
     after = jnp.cumprod(jnp.concatenate([one, factors[:, :0:-1]], 1), 1)[:, ::-1]
@@ -235,19 +271,19 @@ def _check_powers(z: Any, alpha: Any, inputs: int) -> None:
     base, power = _validation.values(z), _validation.values(alpha)
     if base is None or power is None:
         return
-    unreal = ((base[:, :, None] < 0) & (power != np.round(power))) | (
-        (base[:, :, None] == 0) & (power < 0)
-    )
-    if unreal.any():
-        n, j, i = np.argwhere(unreal)[0]
+    base = base[:, :, None]
+    invalid = ((base < 0) & (power != np.round(power))) | ((base == 0) & (power < 0))
+    if invalid.any():
+        n, j, i = np.argwhere(invalid)[0]
         raise ValueError(
-            f"z ** alpha must be a finite real number, got z[{n}, {j}] = {base[n, j]} to the power {power[j, i]}"
+            f"z ** alpha must be a finite real number, "
+            f"got z[{n}, {j}] = {base[n, j, 0]} to the power {power[j, i]}"
         )
 
 
-def _check(x: Any) -> None:
+def _check_tuple(x: Any) -> None:
     if not isinstance(x, tuple) or not x:
         raise TypeError(f"x must be a tuple of arrays, got {type(x).__name__}")
-    for i, each in enumerate(x):
-        _validation.floating(f"x[{i}]", each)
-    _validation.same_shape(**{f"x[{i}]": each for i, each in enumerate(x)})
+    for i, array in enumerate(x):
+        _validation.floating(f"x[{i}]", array)
+    _validation.same_shape(**{f"x[{i}]": array for i, array in enumerate(x)})

@@ -1,10 +1,12 @@
-"""A layer: three in, three out.
+"""The layer: a function with a hand-written backward pass.
 
-Lecture 000 draws a layer of a differentiable program as a box with three inputs, x_{l-1}, theta_l and dJ/dx_l, and three outputs,
+Lecture 000 draws a layer of a differentiable program as a box with three inputs, x_{l-1}, θ_l and
+dJ/dx_l, and three outputs,
 
-    x_l = f_l(x_{l-1}, theta_l),    dJ/dx_{l-1} = dJ/dx_l df_l/dx_{l-1},    dJ/dtheta_l = dJ/dx_l df_l/dtheta_l.
+    x_l = f_l(x_{l-1}, θ_l),    dJ/dx_{l-1} = dJ/dx_l ∂f_l/∂x_{l-1},    dJ/dθ_l = dJ/dx_l ∂f_l/∂θ_l.
 
-Here the box is a `Layer` of plain functions; what `forward` keeps for `backward` is its residuals.
+Here the box is a `Layer` of pure functions. `forward` passes intermediate values to `backward` as
+residuals. Cotangents are named dx, dy, dparams for dJ/dx, dJ/dy, dJ/dparams.
 """
 
 import functools
@@ -17,7 +19,13 @@ Params = Any  # a pytree of float arrays
 
 
 class Part(NamedTuple):
-    """A layer within a net: its name there, the layer, and the names of the parts (or of the net's inputs) that it reads."""
+    """A layer within a network.
+
+    Attributes:
+        name: its name in the network.
+        layer: the layer.
+        sources: names of the parts or network inputs that are its input.
+    """
 
     name: str
     layer: "Layer"
@@ -25,19 +33,37 @@ class Part(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A function with its hand-written backward pass. Batch first; a layer without parameters has `()` for them.
+    """A function with its hand-written backward pass. Inputs are batched on the leading axis.
 
     Attributes:
-        init: `init(key) -> params`.
+        init: `init(key) -> params`; `()` for a layer without parameters.
         forward: `forward(params, x) -> (y, residuals)`.
-        backward: `backward(params, residuals, dy) -> (dparams, dx)`; gradients have the shape of what they are taken with respect to, the
-            transpose of the lectures' numerator layout.
-        name: what to call it in reports and errors, such as "affine(64, 10)".
-        parts: the layers of a net, in an order in which they can run, the last one its output; none in a plain layer.
-        inputs: the names by which the parts of a net know x or, where there are several, each entry of x; none in a plain layer.
+        backward: `backward(params, residuals, dy) -> (dparams, dx)`. Gradients have the shapes of
+            their variables, the transpose of the lectures' numerator layout.
+        name: used in reports and error messages, such as "affine(64, 10)".
+        parts: the layers of a network in topological order, the output last; empty otherwise.
+        inputs: names of x, or of the entries of x, in a network; empty otherwise.
 
-    A layer of several inputs takes x as a tuple and gives dx as one. An input that has no derivative, such as integers or a random key,
-    has `None` for its dx.
+    A layer of several inputs takes x as a tuple and returns dx as a tuple. An input without a
+    derivative, such as integers or a PRNG key, has dx None.
+
+    Your own layer works wherever the built-in ones do: in `chain`, `dag`, `differentiable`,
+    `value_and_grads` and the checks.
+
+    >>> import jax.numpy as jnp
+    >>> from diffprog import backprop as bp, checks
+    >>> def forward(params, x):
+    ...     return params["scale"] * x**2, x
+    >>> def backward(params, x, dy):
+    ...     return {"scale": (dy * x**2).sum()}, dy * 2 * params["scale"] * x
+    >>> square = bp.Layer(lambda key: {"scale": jnp.ones(())}, forward, backward, name="square")
+    >>> bp.chain([bp.affine(3, 2), square]).parts[1].name
+    'square1'
+    >>> x, params = jnp.array([[1.0, 3.0]]), {"scale": jnp.array(0.5)}
+    >>> jax.grad(lambda x: bp.differentiable(square)(params, x).sum())(x)
+    Array([[1., 3.]], dtype=float32)
+    >>> checks.check_layer(square, params, x, key=jax.random.key(0)).ok
+    True
     """
 
     init: Callable[[jax.Array], Any]
@@ -49,26 +75,29 @@ class Layer(NamedTuple):
 
 
 def require_layer(name: str, value: Any) -> None:
-    """A `Layer`."""
+    """Raise TypeError unless the value is a `Layer`."""
     if not isinstance(value, Layer):
         raise TypeError(f"{name} must be a Layer, got {type(value).__name__}")
 
 
 def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
-    """`f(params, x) -> y` whose gradient under `jax.grad` is the layer's own `backward`.
+    """Convert a layer to `f(params, x) -> y` whose gradient under `jax.grad` is its own `backward`.
 
-    The first derivative is the hand-written rule; a second derivative differentiates that rule, and is exact because residuals are
-    functions of params and x. Forward mode (`jax.jvp` of f itself) does not exist for it; `jax.jvp` of its gradient does.
+    A second derivative differentiates the hand-written rule; it is exact, because residuals are
+    functions of params and x. f has no forward mode (`jax.jvp`), but its gradient has.
+
+    Raises:
+        TypeError: layer is not a `Layer`.
 
     >>> from diffprog.backprop import tanh
     >>> jax.grad(lambda x: differentiable(tanh())((), x).sum())(jax.numpy.zeros((1, 2)))
     Array([[1., 1.]], dtype=float32)
     """
     require_layer("layer", layer)
-    return functools.partial(_named, layer)
+    return functools.partial(_apply_in_scope, layer)
 
 
-def _named(layer: Layer, params: Params, x: Any) -> Any:
+def _apply_in_scope(layer: Layer, params: Params, x: Any) -> Any:
     with jax.named_scope(layer.name):
         return _apply(layer, params, x)
 
@@ -78,14 +107,13 @@ def _apply(layer: Layer, params: Params, x: Any) -> Any:
     return layer.forward(params, x)[0]
 
 
-def _forward(layer: Layer, params: Params, x: Any) -> tuple[Any, Any]:
+def _forward(layer: Layer, params: Params, x: Any) -> tuple[Any, tuple[Params, Any]]:
     y, residuals = layer.forward(params, x)
     return y, (params, residuals)
 
 
-def _backward(layer: Layer, kept: tuple[Any, Any], dy: Any) -> tuple[Any, Any]:
-    params, residuals = kept
-    return layer.backward(params, residuals, dy)
+def _backward(layer: Layer, residuals: tuple[Params, Any], dy: Any) -> tuple[Any, Any]:
+    return layer.backward(*residuals, dy)
 
 
 _apply.defvjp(_forward, _backward)

@@ -1,29 +1,42 @@
-"""Nets: layers put together, one after another in a chain or in a graph, are again a layer."""
+"""Networks: a chain or a directed acyclic graph of layers is again a layer.
+
+The forward pass evaluates the parts in topological order. The backward pass visits them in reverse
+order; each part turns its adjoint dJ/dy into those of its sources (lecture 000's recursion). A
+value with several consumers gets the sum of their adjoints (the copy gate of lecture 003, the
+distributed chain rule of lecture 004). All consumers of a part come before it in reverse order, so
+its adjoint is complete when it is visited: every part is visited once, whatever the number of
+paths.
+"""
 
 import collections
 import graphlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from diffprog import _validation
 from diffprog.backprop._layer import Layer, Params, Part, require_layer
-from diffprog.backprop._net import Named, net_of
+
+ByName = dict[str, Any]
 
 
 def chain(layers: Sequence[Layer]) -> Layer:
-    """x_l = f_l(x_{l-1}, theta_l) for l = 1, 2, ...: every layer reads the one before it, the first reads x.
+    """Compose layers one after another.
 
-    Params: a tuple with an entry for each layer, `()` for a layer without. The parts are called after their layers and counted: "affine1",
-    "relu1", "affine2".
+        x_l = f_l(x_{l-1}, θ_l),    l = 1, 2, ...
+
+    Params: a tuple with one entry per layer. The parts are named by their layers and numbered:
+    "affine1", "relu1", "affine2".
 
     Args:
-        layers: at least one; a net is a layer too.
+        layers: at least one; a network is a layer too.
 
     Raises:
-        TypeError, ValueError: no layers, something that is none; at `forward`, params that are no such tuple, and two layers that do not
-            fit, named with their shapes.
+        TypeError: an entry is not a `Layer`.
+        ValueError: there is no layer; at `forward`, params is not such a tuple, or two layers do
+            not fit together (the message gives names and shapes).
 
     >>> from diffprog.backprop import affine, relu
     >>> [part.name for part in chain([affine(4, 3), relu(), affine(3, 2)]).parts]
@@ -31,27 +44,20 @@ def chain(layers: Sequence[Layer]) -> Layer:
     """
     if not isinstance(layers, Sequence) or not layers:
         raise ValueError(f"layers must be a sequence of at least one Layer, got {layers!r}")
+    counts: collections.Counter[str] = collections.Counter()
+    names = []
     for k, layer in enumerate(layers):
         require_layer(f"layers[{k}]", layer)
-    names = _counted([layer.name.partition("(")[0] for layer in layers])
+        kind = layer.name.partition("(")[0]
+        counts[kind] += 1
+        names.append(f"{kind}{counts[kind]}")
     parts = tuple(map(Part, names, layers, [(source,) for source in ["x", *names]]))
 
     def init(key: jax.Array) -> tuple[Params, ...]:
-        return tuple(
-            layer.init(key)
-            for layer, key in zip(layers, jax.random.split(key, len(layers)), strict=True)
-        )
+        keys = jax.random.split(key, len(layers))
+        return tuple(layer.init(key) for layer, key in zip(layers, keys, strict=True))
 
-    return net_of(init, f"chain({len(layers)} layers)", parts, ("x",))
-
-
-def _counted(words: list[str]) -> list[str]:
-    count: collections.Counter[str] = collections.Counter()
-    names = []
-    for word in words:
-        count[word] += 1
-        names.append(f"{word}{count[word]}")
-    return names
+    return _make_network(init, f"chain({len(layers)} layers)", parts, ("x",))
 
 
 def dag(
@@ -60,53 +66,56 @@ def dag(
     output: str,
     inputs: Sequence[str] = ("x",),
 ) -> Layer:
-    """A directed acyclic graph of layers. A value that is read in several places gets the sum of its adjoints.
+    """Compose layers in a directed acyclic graph.
 
-    Params: a dict with an entry for each node, `()` for a layer without.
+    A value with several consumers gets the sum of their adjoints.
+
+    Params: a dict with one entry per node.
 
     Args:
-        nodes: `{name: (layer, sources)}` in any order. The sources are names of nodes or inputs; a layer with one of them gets its value
-            as x, a layer with several gets the tuple of their values.
-        output: the node that is the value of the net.
-        inputs: what the nodes call x or, where there are several, the entries of x, which is then a tuple.
+        nodes: `{name: (layer, sources)}` in any order. Sources are names of nodes or inputs. A
+            layer with one source gets its value as x, a layer with several gets the tuple of
+            values.
+        output: the node whose value is the output.
+        inputs: the name of x in the graph, or the names of the entries of x, which is then a tuple.
 
     Raises:
-        TypeError, ValueError: nodes that are none of this, a source or an output that is unknown, a cycle, a node or an input that the
-            output does not depend on; at `forward`, params that are no such dict, and two layers that do not fit, named with their shapes.
+        TypeError: a node is not a pair of a `Layer` and sources.
+        ValueError: an unknown source or output, a cycle, or a node or input that the output does
+            not depend on; at `forward`, params is not such a dict, or two layers do not fit
+            together.
 
     Source: lecture 003's (x + y) z below; lecture 000, computation graphs.
 
     >>> from diffprog.backprop import add, multiply
-    >>> net = dag({"f": (multiply(), ("q", "z")), "q": (add(), ("x", "y"))}, output="f", inputs=("x", "y", "z"))
-    >>> x, y, z = (jax.numpy.array([each]) for each in (-2.0, 5.0, -4.0))
+    >>> nodes = {"f": (multiply(), ("q", "z")), "q": (add(), ("x", "y"))}
+    >>> net = dag(nodes, output="f", inputs=("x", "y", "z"))
+    >>> x, y, z = (jnp.array([value]) for value in (-2.0, 5.0, -4.0))
     >>> net.forward({"f": (), "q": ()}, (x, y, z))[0]
     Array([-12.], dtype=float32)
     """
-    inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-    parts = {name: _part(name, node) for name, node in _checked_nodes(nodes).items()}
-    _check_names(parts, output, inputs)
-    # Sorted, so that neither the parameters drawn nor the order of a sum depends on the order in which the nodes were given.
-    names = sorted(parts)
-    order = [
-        name for name in _in_order({name: parts[name].sources for name in names}) if name in parts
-    ]
-
-    def init(key: jax.Array) -> Named:
-        return {
-            name: parts[name].layer.init(key)
-            for name, key in zip(names, jax.random.split(key, len(names)), strict=True)
-        }
-
-    return net_of(init, f"dag({len(parts)} nodes)", tuple(parts[name] for name in order), inputs)
-
-
-def _checked_nodes(nodes: Any) -> Mapping[str, Any]:
     if not isinstance(nodes, Mapping) or not nodes:
         raise ValueError(f"nodes must be a dict of at least one node, got {nodes!r}")
-    return nodes
+    inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    parts = {name: _make_part(name, node) for name, node in nodes.items()}
+    _check_graph(parts, output, inputs)
+    # Sorted, so that the order of the dict changes neither the initial parameters nor any sum.
+    names = sorted(parts)
+    sorter = graphlib.TopologicalSorter({name: parts[name].sources for name in names})
+    try:
+        order = [name for name in sorter.static_order() if name in parts]
+    except graphlib.CycleError as error:
+        raise ValueError(f"nodes must not form a cycle, got {' -> '.join(error.args[1])}") from None
+
+    def init(key: jax.Array) -> ByName:
+        keys = jax.random.split(key, len(names))
+        return {name: parts[name].layer.init(key) for name, key in zip(names, keys, strict=True)}
+
+    ordered_parts = tuple(parts[name] for name in order)
+    return _make_network(init, f"dag({len(parts)} nodes)", ordered_parts, inputs)
 
 
-def _part(name: str, node: Any) -> Part:
+def _make_part(name: str, node: Any) -> Part:
     if not isinstance(node, tuple) or len(node) != 2:
         raise TypeError(f"nodes[{name!r}] must be a pair (layer, sources), got {node!r}")
     layer, sources = node
@@ -117,29 +126,134 @@ def _part(name: str, node: Any) -> Part:
     return Part(name, layer, sources)
 
 
-def _check_names(parts: dict[str, Part], output: str, inputs: tuple[str, ...]) -> None:
+def _check_graph(parts: dict[str, Part], output: str, inputs: tuple[str, ...]) -> None:
+    """Raise ValueError unless all names are known and the output depends on all of them."""
     _validation.choice("output", output, parts)
     if not inputs or len({*inputs, *parts}) < len(inputs) + len(parts):
         raise ValueError(
-            f"inputs must be at least one name, none twice and none that of a node, got {inputs!r}"
+            "inputs must be at least one name, without duplicates and names of nodes, "
+            f"got {inputs!r}"
         )
     for part in parts.values():
         for source in part.sources:
             _validation.choice(f"a source of {part.name!r}", source, (*inputs, *parts))
-    used, waiting = set[str](), [output]
-    while waiting:
-        name = waiting.pop()
-        if name not in used:
-            used.add(name)
-            waiting += parts[name].sources if name in parts else ()
-    if unused := {*inputs, *parts} - used:
+    ancestors, pending = set[str](), [output]
+    while pending:
+        name = pending.pop()
+        if name not in ancestors:
+            ancestors.add(name)
+            pending += parts[name].sources if name in parts else ()
+    if unused := {*inputs, *parts} - ancestors:
         raise ValueError(
-            f"every node and input must lead to the output {output!r}, got {', '.join(map(repr, sorted(unused)))} that do not"
+            f"the output {output!r} must depend on every node and input, "
+            f"got unused {', '.join(map(repr, sorted(unused)))}"
         )
 
 
-def _in_order(sources: Mapping[str, Sequence[str]]) -> list[str]:
-    try:
-        return list(graphlib.TopologicalSorter(sources).static_order())
-    except graphlib.CycleError as error:
-        raise ValueError(f"nodes must not form a cycle, got {' -> '.join(error.args[1])}") from None
+def _make_network(
+    init: Callable[[jax.Array], Params], name: str, parts: tuple[Part, ...], inputs: tuple[str, ...]
+) -> Layer:
+    """Build the layer that runs parts in topological order; the last part is the output."""
+
+    def forward(params: Params, x: Any) -> tuple[Any, ByName]:
+        values, residuals = run_forward(net, params_by_name(net, params), x)
+        return values[parts[-1].name], residuals
+
+    def backward(params: Params, residuals: ByName, dy: Any) -> tuple[Params, Any]:
+        dparams, adjoints = run_backward(net, params_by_name(net, params), residuals, dy)
+        return restore_structure(net, params, dparams), select(adjoints, inputs)
+
+    net = Layer(init, forward, backward, name, parts, inputs)
+    return net
+
+
+def run_forward(net: Layer, params: ByName, x: Any) -> tuple[ByName, ByName]:
+    """Return the value of every input and part, and the residuals of every part."""
+    values, residuals = _inputs_by_name(net, x), {}
+    for part in net.parts:
+        try:
+            with jax.named_scope(part.name):
+                values[part.name], residuals[part.name] = part.layer.forward(
+                    params[part.name], select(values, part.sources)
+                )
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(_misfit_message(net, part, values, error)) from error
+    return values, residuals
+
+
+def run_backward(net: Layer, params: ByName, residuals: ByName, dy: Any) -> tuple[ByName, ByName]:
+    """Return the parameter gradient of every part, and the adjoint of every input and part."""
+    dparams: ByName = {}
+    adjoints: ByName = dict.fromkeys((*net.inputs, *(part.name for part in net.parts)))
+    adjoints[net.parts[-1].name] = dy
+    for part in reversed(net.parts):
+        if adjoints[part.name] is None:
+            # All consumers are without derivative, such as an embedding of integers.
+            dparams[part.name] = jax.tree.map(jnp.zeros_like, params[part.name])
+            continue
+        dparams[part.name], dx = part.layer.backward(
+            params[part.name], residuals[part.name], adjoints[part.name]
+        )
+        cotangents = dx if len(part.sources) > 1 else (dx,)
+        for source, cotangent in zip(part.sources, cotangents, strict=True):
+            adjoints[source] = _add_adjoints(adjoints[source], cotangent)
+    return dparams, adjoints
+
+
+def _add_adjoints(a: Any, b: Any) -> Any:
+    """Add two adjoints, entry by entry for tuples; None means no derivative."""
+    if a is None or b is None:
+        return b if a is None else a
+    return tuple(map(_add_adjoints, a, b)) if isinstance(a, tuple) else a + b
+
+
+def _inputs_by_name(net: Layer, x: Any) -> ByName:
+    if len(net.inputs) == 1:
+        return {net.inputs[0]: x}
+    if not isinstance(x, tuple) or len(x) != len(net.inputs):
+        came = f"{len(x)} entries" if isinstance(x, tuple) else type(x).__name__
+        raise ValueError(
+            f"x must be a tuple of {len(net.inputs)} entries, {', '.join(net.inputs)}, got {came}"
+        )
+    return dict(zip(net.inputs, x, strict=True))
+
+
+def select(values: ByName, names: tuple[str, ...]) -> Any:
+    """Return the value of one name, or the tuple of values of several names."""
+    return values[names[0]] if len(names) == 1 else tuple(values[name] for name in names)
+
+
+def params_by_name(net: Layer, params: Any) -> ByName:
+    """Map part names to parameters, from the tuple of a chain or the dict of a dag."""
+    names = [part.name for part in net.parts]
+    if isinstance(params, Mapping) and set(params) == set(names):
+        return dict(params)
+    if isinstance(params, Sequence) and len(params) == len(names):
+        return dict(zip(names, params, strict=True))
+    came = (
+        f"{len(params)} entries"
+        if isinstance(params, Mapping | Sequence)
+        else type(params).__name__
+    )
+    raise ValueError(
+        f"params must be what {net.name}.init returns, with entries for {', '.join(names)}, "
+        f"got {came}"
+    )
+
+
+def restore_structure(net: Layer, params: Any, by_name: ByName) -> Any:
+    """Invert `params_by_name`: return a dict if params is one, else a tuple."""
+    if isinstance(params, Mapping):
+        return by_name
+    return tuple(by_name[part.name] for part in net.parts)
+
+
+def _misfit_message(net: Layer, part: Part, values: ByName, error: Exception) -> str:
+    layers = {other.name: f" ({other.layer.name})" for other in net.parts}
+    sources = []
+    for source in part.sources:
+        leaves = map(jnp.asarray, jax.tree.leaves(values[source]))
+        shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
+        sources.append(f"{source!r}{layers.get(source, '')} = {shapes}")
+    return f"{part.name!r} ({part.layer.name}) does not fit its input {', '.join(sources)}: {error}"

@@ -1,13 +1,17 @@
-"""Normalization and dropout.
+"""Layer normalization, batch normalization and dropout.
 
-Both norms do the same along different axes: with mean m and variance v of x over these axes, h = (x - m) / sqrt(v + epsilon) and
-y = scale h + shift. The mean and the variance depend on every x, so the derivative of one h by all x has three terms; with dh = dy scale,
+Both norms standardize x over some axes, with its mean m and variance v over them,
 
-    dx = (dh - mean(dh) - h mean(dh h)) / sqrt(v + epsilon),
+    h = (x - m) / √(v + ε),    y = scale h + shift.
 
-dh without its component along 1 and along h: a norm passes no gradient along the directions in which its output cannot move.
+Mean and variance depend on every x, so the derivative has three terms. With dh = dy scale,
+
+    dx = (dh - mean(dh) - h mean(dh h)) / √(v + ε).
+
+This removes the components of dh along 1 and along h, the directions in which h cannot change.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,16 +25,24 @@ Values = Float[Array, "batch *axes features"]
 
 
 def layer_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
-    """Each example, at each place, to mean 0 and variance 1 over its features; then scaled and shifted.
+    """Layer normalization: standardize the features of each position, then scale and shift.
 
-    Params: `{"scale": (features,), "shift": (features,)}`, ones and zeros at first.
+        h = (x - mean(x)) / √(var(x) + ε) over the features,    y = scale h + shift
+        dx = (dh - mean(dh) - h mean(dh h)) / √(var(x) + ε),    dh = dy scale
+        dscale = Σ dy h,    dshift = Σ dy over all positions
+
+    Params: `{"scale": (features,), "shift": (features,)}`, initially ones and zeros.
+
+    Shapes: x, y (batch, ..., features); residuals h and 1 / √(var(x) + ε).
 
     Args:
         features: length of the last axis of x.
-        epsilon: added to the variance, > 0.
+        epsilon: ε > 0.
 
     Raises:
-        TypeError, ValueError: bad settings; at `forward`, x that is not float (batch, ..., features).
+        TypeError: an argument is not a number; at `forward`, x is not a float array.
+        ValueError: an argument is out of range; at `forward`, x does not have shape
+            (batch, ..., features).
 
     >>> layer = layer_norm(2)
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.array([[1000.0, 3000.0]]))[0].round()
@@ -40,31 +52,38 @@ def layer_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
 
 
 def batch_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
-    """Each feature to mean 0 and variance 1 over the batch (and over the places of an image); then scaled and shifted.
+    """Batch normalization: standardize each feature over the batch, then scale and shift.
 
-    The statistics are those of the batch at hand. Params, Args: as for `layer_norm`.
+    The formulas of `layer_norm` with mean and variance over all axes but the last. The statistics
+    are always those of the given batch.
+
+    Params, shapes, Args: as for `layer_norm`.
 
     Raises:
-        TypeError, ValueError: bad settings; at `forward`, x that is not float (batch, ..., features), or with fewer than two values
-            of a feature, whose variance is 0.
+        TypeError, ValueError: as for `layer_norm`; also if there are fewer than two values per
+            feature.
 
     >>> layer = batch_norm(1)
     >>> layer.forward(layer.init(jax.random.key(0)), jnp.array([[1000.0], [3000.0]]))[0].round()
     Array([[-1.],
            [ 1.]], dtype=float32)
     """
-    return _norm("batch_norm", features, epsilon, _all_but_the_last)
+
+    def all_axes_but_the_last(x: Values) -> tuple[int, ...]:
+        if x.size < 2 * x.shape[-1]:
+            raise ValueError(
+                f"x must have at least two values of each feature for batch statistics, "
+                f"got {list(x.shape)}"
+            )
+        return tuple(range(x.ndim - 1))
+
+    return _norm("batch_norm", features, epsilon, all_axes_but_the_last)
 
 
-def _all_but_the_last(x: Values) -> tuple[int, ...]:
-    if x.size < 2 * x.shape[-1]:
-        raise ValueError(
-            f"x must have at least two values of each feature for statistics of the batch, got {list(x.shape)}"
-        )
-    return tuple(range(x.ndim - 1))
-
-
-def _norm(name: str, features: int, epsilon: float, axes_of: Any) -> Layer:
+def _norm(
+    name: str, features: int, epsilon: float, axes_of: Callable[[Values], tuple[int, ...]]
+) -> Layer:
+    """Build a norm over the axes that `axes_of(x)` returns."""
     _validation.integer("features", features, low=1)
     epsilon = _validation.number("epsilon", epsilon, above=0)
 
@@ -72,51 +91,67 @@ def _norm(name: str, features: int, epsilon: float, axes_of: Any) -> Layer:
         return {"scale": jnp.ones(features), "shift": jnp.zeros(features)}
 
     def forward(params: dict[str, Array], x: Values) -> tuple[Values, Any]:
-        _check(name, x, features)
+        _validation.floating("x", x)
+        if x.ndim < 2 or x.shape[-1] != features:
+            raise ValueError(
+                f"x must have shape (batch, ..., {features}) for this {name} layer, "
+                f"got {list(x.shape)}"
+            )
         _validation.entries("params", params, {"scale": (features,), "shift": (features,)})
         axes = axes_of(x)
-        centred = x - x.mean(axes, keepdims=True)
-        inverse = 1 / jnp.sqrt((centred**2).mean(axes, keepdims=True) + epsilon)
-        h = centred * inverse
+        centered = x - x.mean(axes, keepdims=True)
+        inverse = 1 / jnp.sqrt((centered**2).mean(axes, keepdims=True) + epsilon)
+        h = centered * inverse
         return params["scale"] * h + params["shift"], (h, inverse)
 
     def backward(
         params: dict[str, Array], residuals: Any, dy: Values
     ) -> tuple[dict[str, Array], Values]:
         h, inverse = residuals
-        axes, examples = axes_of(h), tuple(range(h.ndim - 1))
+        axes, positions = axes_of(h), tuple(range(h.ndim - 1))
         dh = dy * params["scale"]
         dx = inverse * (dh - dh.mean(axes, keepdims=True) - h * (dh * h).mean(axes, keepdims=True))
-        return {"scale": (dy * h).sum(examples), "shift": dy.sum(examples)}, dx
+        return {"scale": (dy * h).sum(positions), "shift": dy.sum(positions)}, dx
 
     return Layer(init, forward, backward, f"{name}({features})")
 
 
-def _check(name: str, x: Any, features: int) -> None:
-    _validation.floating("x", x)
-    if x.ndim < 2 or x.shape[-1] != features:
-        raise ValueError(
-            f"x must have shape (batch, ..., {features}) for this {name} layer, got {list(x.shape)}"
-        )
-
-
 def dropout(rate: float) -> Layer:
-    """y = x m / (1 - rate) with m_i = 0 with probability `rate`, else 1; dx = dy m / (1 - rate). The mean of y over the keys is x.
+    """Inverted dropout; its mean over the keys is the identity.
 
-    The input is (x, key): the same key gives the same m. There is no other mode; where nothing is to be dropped, leave the layer out.
+        y = x m / (1 - rate),    m_i = 0 with probability rate, else 1
+        dx = dy m / (1 - rate)
+
+    There is no evaluation mode: leave the layer out instead. Equal keys give equal masks m.
+
+    Shapes: the input is (x (batch, ...), key), y (batch, ...), residual m / (1 - rate). The key has
+        no
+    derivative: its dx is None.
 
     Args:
         rate: in [0, 1).
 
-    >>> sorted(set(dropout(0.5).forward((), (jnp.ones((1, 99)), jax.random.key(0)))[0][0].tolist()))
+    Raises:
+        TypeError: rate is not a number; at `forward`, the input is not a float array and a PRNG
+            key.
+        ValueError: rate is out of range.
+
+    >>> y, _ = dropout(0.5).forward((), (jnp.ones((1, 99)), jax.random.key(0)))
+    >>> sorted(set(y[0].tolist()))
     [0.0, 2.0]
     """
     rate = _validation.number("rate", rate, low=0, high=1)
     if rate == 1:
-        raise ValueError("rate must be below 1: at 1 nothing is kept")
+        raise ValueError("rate must be below 1, got 1")
 
     def forward(params: tuple[()], x: tuple[Values, jax.Array]) -> tuple[Values, Values]:
-        values, key = _values_and_key(x)
+        if not isinstance(x, tuple) or len(x) != 2:
+            raise TypeError(f"x must be a tuple (values, key), got {type(x).__name__}")
+        values, key = x
+        _validation.floating("values", values)
+        dtype = _validation.array("key", key).dtype
+        if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            raise TypeError(f"key must be a PRNG key from jax.random.key, got {dtype}")
         mask = jax.random.bernoulli(key, 1 - rate, values.shape).astype(values.dtype) / (1 - rate)
         return values * mask, mask
 
@@ -126,15 +161,3 @@ def dropout(rate: float) -> Layer:
         lambda params, mask, dy: ((), (dy * mask, None)),
         f"dropout({rate:g})",
     )
-
-
-def _values_and_key(x: Any) -> tuple[Array, jax.Array]:
-    if not isinstance(x, tuple) or len(x) != 2:
-        raise TypeError(f"x must be a tuple (values, key), got {type(x).__name__}")
-    _validation.floating("values", x[0])
-    key = _validation.array("key", x[1])
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            f"key must be a random key, as jax.random.key makes them, got {key.dtype}{list(key.shape)}"
-        )
-    return x

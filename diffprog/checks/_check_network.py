@@ -8,7 +8,7 @@ from jaxtyping import Array
 from diffprog import _validation
 from diffprog.backprop import Layer, Part
 from diffprog.backprop._layer import require_layer
-from diffprog.backprop._net import by_name, gathered, run_forward
+from diffprog.backprop._network import params_by_name, run_forward, select
 from diffprog.checks._check_layer import check_layer
 from diffprog.checks._gradient_function import layer_under_test
 from diffprog.checks._report import Report, merge_reports
@@ -44,10 +44,10 @@ def check_net(net: Layer, params: Any, x: Any, *, key: Array) -> Report:
         return check_layer(net, params, x, key=key)
     _validation.key("key", key)
     keys = jax.random.split(key, len(net.parts) + 1)
-    params_of = by_name(net, params)
+    params_of = params_by_name(net, params)
     values, _ = run_forward(net, params_of, x)
     reports = [
-        _check_part(part, params_of[part.name], gathered(values, part.sources), part_key)
+        _check_part(part, params_of[part.name], select(values, part.sources), part_key)
         for part, part_key in zip(net.parts, keys[1:], strict=True)
     ]
     if all(report.ok for report in reports):

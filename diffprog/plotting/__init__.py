@@ -1,4 +1,7 @@
-"""Figures and pages from results: arrays in, a matplotlib `Figure` or one HTML file out. Nothing is shown, no global state is touched."""
+"""Figures and HTML pages of results; nothing is shown on screen, no global state is changed.
+
+Functions take arrays and return a matplotlib `Figure` or write one HTML file.
+"""
 
 from diffprog.plotting._attributions import draw_attributions
 from diffprog.plotting._history import draw_accuracy, draw_costs, draw_curves

@@ -1,4 +1,4 @@
-"""Attributions below the images they are about: what each method says of each pixel."""
+"""Figure of attribution maps below the images that they explain."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,10 +8,9 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from diffprog import _validation
-from diffprog.plotting._image_grid import sheet
-from diffprog.plotting._images import _aspect, _pixels, _signed_pixels
+from diffprog.plotting._image_grid import make_image_grid, signed_to_rgb, to_rgb, validate_titles
 
-_LONGEST_LINE = 16
+_MAX_NAME = 16  # characters of a method's name on one line
 
 
 def draw_attributions(
@@ -21,71 +20,74 @@ def draw_attributions(
     *,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Figure:
-    """A column for each image, and below it a row for each method: blue speaks against, white is nothing, red speaks for.
+    """Draw images in a row and, below it, a row of attribution maps for each method.
 
-    Every map is drawn over its own largest absolute value, as methods differ in scale; channels are added up first.
+    Red pixels have positive attribution, blue ones negative, white ones none. Methods differ in
+    scale, so each map is divided by its largest absolute value, after summing over channels.
 
     Args:
-        images: NHWC, 1 or 3 channels, within bounds.
-        attributions: maps by the name of their method, (batch, height, width) or (batch, height, width, channels), finite.
-        titles: a short line above each image.
+        images: (batch, height, width, channels), 1 or 3 channels, within bounds.
+        attributions: maps by name of the method, (batch, height, width) or (batch, height, width,
+            channels), finite.
+        titles: a short title for each image; default none.
         bounds: (low, high), drawn black and white.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: shapes that do not agree, values that are not finite, images out of bounds, no method, or not one title for each image.
+        TypeError: an argument has the wrong type.
+        ValueError: shapes disagree; values are not finite; images are out of bounds; there is no
+            method; titles are not one for each image.
 
     >>> image = np.full((1, 8, 8, 1), 0.5)
     >>> draw_attributions(image, {"saliency": image - 0.4})
     <Figure size ... with 1 Axes>
     """
-    pixels = _pixels("images", images, bounds)
+    pixels = to_rgb("images", images, bounds)
     if not isinstance(attributions, Mapping) or not attributions:
         raise ValueError(
             f"attributions must be a dict of maps by name, at least one, got {attributions!r:.60}"
         )
-    if titles is not None and len(titles) != len(pixels):
-        raise ValueError(f"titles must be one for each of {len(pixels)} images, got {len(titles)}")
-    maps = {name: _map(name, values, images) for name, values in attributions.items()}
-    note = f"Images: black {bounds[0]:g}, white {bounds[1]:g}. Maps: blue against, white 0, red for, each over its own largest value."
-    drawn = sheet(
+    validate_titles(titles, len(pixels))
+    maps = {name: _normalized_map(name, values, images) for name, values in attributions.items()}
+    grid = make_image_grid(
         1 + len(maps),
         len(pixels),
-        _aspect(pixels),
-        note=note,
-        titled=titles is not None,
+        pixels.shape[1] / pixels.shape[2],
+        note=f"Images: black {bounds[0]:g}, white {bounds[1]:g}. Attributions: blue negative, "
+        "white zero, red positive; each map scaled by its largest absolute value.",
+        has_titles=titles is not None,
         margin=1.25,
     )
     for column, image in enumerate(pixels):
-        drawn.draw(0, column, image)
+        grid.draw_image(0, column, image)
         if titles is not None:
-            drawn.title(0, column, titles[column])
+            grid.write_title(0, column, titles[column])
     for row, (name, values) in enumerate(maps.items(), 1):
-        drawn.name_row(row, _broken(name))
-        for column, colors in enumerate(_signed_pixels(values[..., None])):
-            drawn.draw(row, column, colors)
-    return drawn.figure
+        grid.write_row_name(row, _break_line(name))
+        for column, rgb in enumerate(signed_to_rgb(values[..., None])):
+            grid.draw_image(row, column, rgb)
+    return grid.figure
 
 
-def _map(name: str, values: Any, images: Any) -> np.ndarray:
-    """In [-1, 1], each over its own largest absolute value."""
-    given = f"attributions[{name!r}]"
-    _validation.floating(given, values, rank=(3, 4))
-    _validation.finite(given, values)
-    if values.shape[:3] != images.shape[:3]:
+def _normalized_map(name: str, attribution: Any, images: Any) -> np.ndarray:
+    """Sum an attribution over channels and scale each map to [-1, 1]."""
+    argument = f"attributions[{name!r}]"
+    _validation.floating(argument, attribution, rank=(3, 4))
+    _validation.finite(argument, attribution)
+    if attribution.shape[:3] != images.shape[:3]:
         raise ValueError(
-            f"{given} must have the shape {list(images.shape[:3])} of the images, got {list(values.shape)}"
+            f"{argument} must have the shape {list(images.shape[:3])} of the images, "
+            f"got {list(attribution.shape)}"
         )
-    added = np.asarray(values, np.float64)
-    added = added.sum(3) if added.ndim == 4 else added
-    largest = np.abs(added).max((1, 2), keepdims=True)
-    return added / np.where(largest > 0, largest, 1)
+    values = np.asarray(attribution, np.float64)
+    values = values.sum(3) if values.ndim == 4 else values
+    largest = np.abs(values).max((1, 2), keepdims=True)
+    return values / np.where(largest > 0, largest, 1)
 
 
-def _broken(name: str) -> str:
-    """On two lines where it is long."""
+def _break_line(name: str) -> str:
+    """Break a long name into two lines of about equal length, between words."""
     words = name.split(" ")
-    if len(name) <= _LONGEST_LINE or len(words) == 1:
+    if len(name) <= _MAX_NAME or len(words) == 1:
         return name
     middle = min(range(1, len(words)), key=lambda k: abs(len(" ".join(words[:k])) - len(name) / 2))
     return f"{' '.join(words[:middle])}\n{' '.join(words[middle:])}"

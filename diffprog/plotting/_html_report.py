@@ -1,4 +1,4 @@
-"""Results as one HTML file that needs nothing else: figures are inlined, so it can be mailed, archived and opened offline."""
+"""Self-contained HTML pages of results: figures are embedded, so that a page opens offline."""
 
 import base64
 import importlib.resources
@@ -12,21 +12,26 @@ from matplotlib.figure import Figure
 
 
 class Table(NamedTuple):
-    """Names of the columns and rows of cells: text is set left, numbers right with four significant digits."""
+    """Table of a page: text is left-aligned, numbers right-aligned with four significant digits.
+
+    Attributes:
+        columns: names of the columns.
+        rows: rows of cells, each as long as `columns`.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
 
 
 class Section(NamedTuple):
-    """A piece of a page, from top to bottom; whatever is left out is not drawn.
+    """Section of a page: heading, text, figure and table, from top to bottom.
 
     Attributes:
         title: the heading.
-        text: paragraphs with an empty line between them, plain text.
-        figure: a matplotlib figure.
-        table: columns and rows.
-        caption: what the figure shows, for those who see it and those who do not; the title if empty.
+        text: plain text, with empty lines between paragraphs; default none.
+        figure: a matplotlib figure; default none.
+        table: a `Table`; default none.
+        caption: caption and alternative text of the figure; default the title, as alternative text.
     """
 
     title: str
@@ -39,42 +44,45 @@ class Section(NamedTuple):
 def write_page(
     path: str | Path, title: str, sections: Sequence[Section], *, summary: str = ""
 ) -> Path:
-    """Write sections as one self-contained HTML file.
+    """Write sections of text, figures and tables to one self-contained HTML file.
 
     Args:
-        path: the file, usually `.../index.html`; missing folders are made, an older file is replaced.
-        title: of the page.
+        path: the file, usually `.../index.html`. Missing folders are created, an existing file is
+            replaced.
+        title: title of the page.
         sections: at least one.
-        summary: a sentence or two below the title.
+        summary: a sentence or two below the title; default none.
 
     Returns:
         The path.
 
     Raises:
         ImportError: Jinja2 is not installed.
-        TypeError: a section, figure or table that is something else.
-        ValueError: no section, or a row that is not as long as the columns.
+        TypeError: a section, figure or table has the wrong type.
+        ValueError: there is no section, or a row of a table is not as long as its columns.
 
     >>> import tempfile
-    >>> accuracy = Section("Accuracy", table=Table(["split", "share"], [["held out", 0.98]]))
+    >>> accuracy = Section("Accuracy", table=Table(["split", "accuracy"], [["test", 0.98]]))
     >>> write_page(f"{tempfile.mkdtemp()}/index.html", "Digits", [accuracy]).name
     'index.html'
     """
     if not sections:
         raise ValueError("sections must hold at least one Section, got none")
     for k, section in enumerate(sections):
-        _check(f"sections[{k}]", section)
-    template = _environment().from_string(
-        (importlib.resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
+        _validate_section(f"sections[{k}]", section)
+    template = (importlib.resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
+    html = (
+        _jinja_environment()
+        .from_string(template)
+        .render(title=title, summary=summary, sections=sections)
     )
-    html = template.render(title=title, summary=summary, sections=sections)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return path
 
 
-def _environment() -> Any:
+def _jinja_environment() -> Any:
     try:
         import jinja2
     except ImportError as error:
@@ -82,51 +90,55 @@ def _environment() -> Any:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"inlined": _inlined, "cell": _cell, "paragraphs": _paragraphs}
-    environment.tests["numeric"] = _numeric
+    environment.filters |= {
+        "data_uri": _to_data_uri,
+        "format_cell": _format_cell,
+        "paragraphs": _split_paragraphs,
+    }
+    environment.tests["numeric"] = _is_numeric
     return environment
 
 
-def _check(name: str, section: Section) -> None:
-    _kind(name, section, Section)
+def _validate_section(name: str, section: Section) -> None:
+    _validate_type(name, section, Section)
     if section.figure is not None:
-        _kind(f"{name}.figure", section.figure, Figure)
+        _validate_type(f"{name}.figure", section.figure, Figure)
     if section.table is None:
         return
-    _kind(f"{name}.table", section.table, Table)
+    _validate_type(f"{name}.table", section.table, Table)
     columns, rows = section.table
     for k, row in enumerate(rows):
         if len(row) != len(columns):
             raise ValueError(
-                f"{name}.table.rows[{k}] must have {len(columns)} cells, one for each column, got {len(row)}"
+                f"{name}.table.rows[{k}] must have {len(columns)} cells, one for each column, "
+                f"got {len(row)}"
             )
 
 
-def _kind(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+def _validate_type(name: str, value: object, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
 
 
-def _inlined(figure: Figure) -> str:
-    """A data URI; without the software's version, so that the same figure gives the same bytes, and on the page's own ground."""
+def _to_data_uri(figure: Figure) -> str:
+    """Encode a figure as a PNG in a data URI, with a transparent background."""
     png = io.BytesIO()
+    # Without the version of matplotlib, so that equal figures give equal bytes.
     figure.savefig(png, format="png", dpi=200, transparent=True, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
-def _paragraphs(text: str) -> list[str]:
+def _split_paragraphs(text: str) -> list[str]:
     return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
 
 
-def _numeric(value: object) -> bool:
+def _is_numeric(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (
-        f"{float(value):.4g}"
-        if isinstance(value, Real) and not isinstance(value, Integral)
-        else str(value)
-    )
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return f"{float(value):.4g}"
+    return str(value)

@@ -1,101 +1,107 @@
-"""Descents of two variables on the contours of a surface, and the rate of a descent over the plane of its hyper-parameters."""
+"""Figures of descent in two variables, of gradients as points, and of convergence rates."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffprog import _validation
-from diffprog.plotting._history import _colors
-from diffprog.plotting._image_grid import FAINT, FRAME, INK
-from diffprog.plotting._line_panels import Curve, finish, row
+from diffprog.plotting._axes import FAINT, FRAME, INK, cycle_colors, finish_panel, make_panels
+from diffprog.plotting._line_panels import Line
 
-Path = Float[Any, "steps 2"]
+Trajectory = Float[Any, "steps 2"]
 
-_FEW = 40  # steps that are seen one by one; more of them are a line
-_LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)  # of the rate
+_MAX_MARKERS = 40  # trajectories of at most so many steps get markers
+_RATE_LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)  # contour lines of the convergence rate
+_DIVERGING = "#e3e5e8"
 
 
 def draw_paths(
     x: Float[Any, "columns"],
     y: Float[Any, "rows"],
     heights: Float[Any, "rows columns"],
-    paths: Mapping[str, Path] | Mapping[str, Mapping[str, Path]],
+    paths: Mapping[str, Trajectory] | Mapping[str, Mapping[str, Trajectory]],
     *,
     xlabel: str = "θ₁",
     ylabel: str = "θ₂",
 ) -> Figure:
-    """Paths of descents on the contours of a surface: an open circle where each starts, a full one where it ends.
+    """Plot the trajectories of optimizers in two variables on the contour lines of a function.
 
-    Contours lie at quantiles of the heights, so that a steep surface shows its flat valleys too.
+    An open circle marks the start of each trajectory, a full circle its end. Contour lines lie at
+    quantiles of the heights, so that flat valleys of a steep function show too.
 
     Args:
-        x, y: the grid, increasing; the figure shows this range, and a path that leaves it is cut off.
-        heights: of the surface at (x, y), finite.
-        paths: the points of each descent, (steps, 2), by name; or several panels of such paths, by title. The first is drawn on top.
-        xlabel, ylabel: what the axes are called.
+        x, y: (columns,) and (rows,), the grid, increasing. The figure shows this range and cuts off
+            trajectories that leave it.
+        heights: (rows, columns), the function at the grid points, finite.
+        paths: (steps, 2), the trajectories by name, the first drawn on top; or several panels of
+            such trajectories, by title.
+        xlabel, ylabel: labels of the axes.
 
     Raises:
-        TypeError: arrays that are not float.
-        ValueError: shapes that do not agree, values that are not finite, a grid that does not increase, no path.
+        TypeError: an array is not of floats.
+        ValueError: shapes disagree; values are not finite; the grid does not increase; there is no
+            trajectory.
 
     >>> x = y = np.linspace(-1.0, 1.0, 9)
-    >>> draw_paths(x, y, x**2 + 4 * y[:, None] ** 2, {"slow": np.array([[0.9, 0.9], [0.5, 0.1]])})
+    >>> heights = x**2 + 4 * y[:, None] ** 2
+    >>> draw_paths(x, y, heights, {"slow": np.array([[0.9, 0.9], [0.5, 0.1]])})
     <Figure size ... with 1 Axes>
     """
-    _check_grid({"x": x, "y": y}, heights, "heights")
-    panels = _panels(paths)
-    for title, named in panels.items():
-        for name, path in named.items():
-            _check_path(f"paths[{title!r}][{name!r}]" if title else f"paths[{name!r}]", path)
-    figure, all_axes = row(len(panels), xlabel, ylabel, height=3.9)
+    _validate_plane("heights", heights, x, y)
+    if not isinstance(paths, Mapping) or not paths:
+        raise ValueError(f"paths must be a dict of paths by name, at least one, got {paths!r:.60}")
+    panels: dict[str, dict[str, Any]]
+    if isinstance(next(iter(paths.values())), Mapping):
+        panels = {title: dict(panel) for title, panel in paths.items()}
+    else:
+        panels = {"": dict(paths)}
+    if not all(panels.values()):
+        raise ValueError("paths must hold at least one path in each panel")
+    for title, panel in panels.items():
+        for name, path in panel.items():
+            _validate_points(f"paths[{title!r}][{name!r}]" if title else f"paths[{name!r}]", path)
+    figure, all_axes = make_panels(len(panels), xlabel, ylabel, height=3.9)
     levels = np.unique(np.quantile(np.asarray(heights), np.linspace(0, 1, 18) ** 1.5))
-    for axes, (title, named) in zip(all_axes, panels.items(), strict=True):
+    for axes, (title, panel) in zip(all_axes, panels.items(), strict=True):
         if len(levels) > 1:
             axes.contour(x, y, heights, levels=levels, colors=FRAME, linewidths=0.7, zorder=0)
-        for k, ((name, path), color) in enumerate(
-            zip(named.items(), _colors(len(named)), strict=True)
-        ):
-            _draw_path(axes, np.asarray(path, np.float64), color, name, zorder=3 + len(named) - k)
+        colors = cycle_colors(len(panel))
+        for k, ((name, path), color) in enumerate(zip(panel.items(), colors, strict=True)):
+            points, zorder = np.asarray(path, np.float64), 3 + len(panel) - k
+            marker, width = ("o", 1.2) if len(points) <= _MAX_MARKERS else ("", 0.7)
+            style: dict[str, Any] = {"color": color, "zorder": zorder}
+            axes.plot(
+                *points.T, label=name, linewidth=width, marker=marker, markersize=2.5, **style
+            )
+            axes.plot(*points[0], "o", markerfacecolor="white", markersize=6, **style)
+            style["zorder"] = 20
+            axes.plot(*points[-1], "o", markeredgecolor="white", markersize=6.5, **style)
         axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
-        finish(axes, title, len(named) > 1, below=True)
+        axes.locator_params(nbins=5)
+        finish_panel(axes, title, legend=len(panel) > 1, legend_below=True)
     return figure
-
-
-def _draw_path(axes: Axes, path: np.ndarray, color: str, name: str, zorder: int) -> None:
-    many = len(path) > _FEW
-    axes.plot(
-        *path.T,
-        color=color,
-        label=name,
-        linewidth=0.7 if many else 1.2,
-        marker="" if many else "o",
-        markersize=2.5,
-        zorder=zorder,
-    )
-    axes.plot(*path[0], "o", color=color, markerfacecolor="white", markersize=6, zorder=zorder)
-    axes.plot(*path[-1], "o", color=color, markeredgecolor="white", markersize=6.5, zorder=20)
 
 
 def draw_clouds(
     clouds: Mapping[str, Float[Any, "points 2"]], *, xlabel: str, ylabel: str
 ) -> Figure:
-    """Points in the plane by name, such as the gradients of single examples, of batches and of all; the last is drawn on top.
+    """Plot sets of points in the plane, such as the gradients of single examples and of batches.
 
-    The fewer points a cloud has the larger they are, down to one.
+    The last set is drawn on top. The fewer points a set has, the larger they are.
 
     Args:
-        clouds: points by name.
-        xlabel, ylabel: what the axes are called.
+        clouds: (points, 2), by name; finite.
+        xlabel, ylabel: labels of the axes.
 
     Raises:
-        TypeError: arrays that are not float.
-        ValueError: no cloud, one that is empty or not (points, 2), values that are not finite.
+        TypeError: an array is not of floats.
+        ValueError: there is no set; a set is empty, not (points, 2) or not finite.
 
-    >>> draw_clouds({"one": np.array([[0.0, 1.0], [2.0, 1.0]]), "all": np.array([[1.0, 1.0]])}, xlabel="x", ylabel="y")
+    >>> clouds = {"one": np.array([[0.0, 1.0], [2.0, 1.0]]), "all": np.array([[1.0, 1.0]])}
+    >>> draw_clouds(clouds, xlabel="x", ylabel="y")
     <Figure size ... with 1 Axes>
     """
     if not isinstance(clouds, Mapping) or not clouds:
@@ -103,23 +109,22 @@ def draw_clouds(
             f"clouds must be a dict of points by name, at least one, got {clouds!r:.60}"
         )
     for name, cloud in clouds.items():
-        _check_path(f"clouds[{name!r}]", cloud)
-    figure, (axes,) = row(1, xlabel, ylabel, height=4.2)
-    for (name, cloud), color in zip(clouds.items(), _colors(len(clouds)), strict=True):
-        size = 3 + 9 / len(cloud) ** 0.5
+        _validate_points(f"clouds[{name!r}]", cloud)
+    figure, (axes,) = make_panels(1, xlabel, ylabel, height=4.2)
+    for (name, cloud), color in zip(clouds.items(), cycle_colors(len(clouds)), strict=True):
         axes.plot(
             *np.asarray(cloud, np.float64).T,
             "o",
             color=color,
-            markersize=size,
+            markersize=3 + 9 / len(cloud) ** 0.5,
             markeredgecolor="white",
             markeredgewidth=0.4,
             label=name,
         )
-    for line in (axes.axhline, axes.axvline):
-        line(0, color=FRAME, linewidth=0.7, zorder=0)
+    axes.axhline(0, color=FRAME, linewidth=0.7, zorder=0)
+    axes.axvline(0, color=FRAME, linewidth=0.7, zorder=0)
     axes.set_aspect("equal", adjustable="box")
-    finish(axes, "", len(clouds) > 1)
+    finish_panel(axes, "", legend=len(clouds) > 1)
     return figure
 
 
@@ -130,60 +135,55 @@ def draw_rates(
     *,
     xlabel: str,
     ylabel: str,
-    border: Curve | None = None,
+    border: Line | None = None,
     marks: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
-    """The factor by which an error shrinks in one step, over a plane of two hyper-parameters: dark is fast, grey does not converge.
+    """Plot convergence rates over two hyper-parameters, such as learning rate and momentum.
+
+    The rate is the factor by which the error shrinks per step: dark is fast, and grey, from 1 on,
+    does not converge.
 
     Args:
-        x, y: the grid, increasing.
-        rates: at (x, y), >= 0 and finite; a panel for each title. Grey from 1 on.
-        xlabel, ylabel: what the axes are called.
-        border: (x, y), drawn as a dashed line.
-        marks: points (x, y), by name.
+        x, y: (columns,) and (rows,), the grid, increasing.
+        rates: (rows, columns), the rates at the grid points by title of the panel; >= 0, finite.
+        xlabel, ylabel: labels of the axes.
+        border: (x, y), stability boundary, drawn as a dashed line; default none.
+        marks: points (x, y) to mark, by name; default none.
 
     Raises:
-        TypeError: arrays that are not float.
-        ValueError: shapes that do not agree, values that are not finite, rates below 0, a grid that does not increase, no panel.
+        TypeError: an array is not of floats.
+        ValueError: shapes disagree; values are not finite; a rate is negative; the grid does not
+            increase; there is no panel.
 
     >>> x = y = np.linspace(0.0, 2.0, 9)
-    >>> draw_rates(x, y, {"measured": np.abs(1 - x) + 0 * y[:, None]}, xlabel="η", ylabel="α")
+    >>> rates = {"measured": np.abs(1 - x) + 0 * y[:, None]}
+    >>> draw_rates(x, y, rates, xlabel="learning rate η", ylabel="momentum β")
     <Figure size ... with 2 Axes>
     """
     if not isinstance(rates, Mapping) or not rates:
         raise ValueError(f"rates must be a dict of them by title, at least one, got {rates!r:.60}")
     for title, plane in rates.items():
-        _check_grid({"x": x, "y": y}, plane, f"rates[{title!r}]")
+        _validate_plane(f"rates[{title!r}]", plane, x, y)
         _validation.within(f"rates[{title!r}]", plane, 0, np.inf)
-    figure, all_axes = row(len(rates), xlabel, ylabel, height=3.7)
+    figure, all_axes = make_panels(len(rates), xlabel, ylabel, height=3.7)
     for axes, (title, plane) in zip(all_axes, rates.items(), strict=True):
         converging = np.ma.masked_greater_equal(np.asarray(plane, np.float64), 1)
-        axes.set_facecolor("#e3e5e8")
+        axes.set_facecolor(_DIVERGING)
         image = axes.pcolormesh(
             x, y, converging, vmin=0, vmax=1, cmap="viridis", shading="nearest", rasterized=True
         )
-        if levels := [level for level in _LEVELS if np.min(plane) < level < np.max(plane)]:
-            axes.clabel(
-                axes.contour(x, y, plane, levels=levels, colors="white", linewidths=0.5),
-                fontsize=6.5,
-            )
+        if levels := [level for level in _RATE_LEVELS if np.min(plane) < level < np.max(plane)]:
+            contour = axes.contour(x, y, plane, levels=levels, colors="white", linewidths=0.5)
+            axes.clabel(contour, fontsize=6.5)
         if border is not None:
-            axes.plot(*border, "--", color=INK, linewidth=1.2, label="border of stability")
+            axes.plot(*border, "--", color=INK, linewidth=1.2, label="stability boundary")
         for (name, point), marker in zip((marks or {}).items(), "*Xs^", strict=False):
-            axes.plot(
-                *point,
-                marker,
-                color="#ffffff",
-                markeredgecolor=INK,
-                markersize=9,
-                label=name,
-                linestyle="",
-                clip_on=False,
-            )
+            style: dict[str, Any] = {"color": "white", "markeredgecolor": INK, "markersize": 9}
+            axes.plot(*point, marker, linestyle="", label=name, clip_on=False, **style)
         axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
-        finish(axes, title, False)
+        finish_panel(axes, title, legend=False)
     bar = figure.colorbar(image, ax=all_axes, pad=0.02, aspect=30)
-    bar.set_label("rate per step", color=INK)
+    bar.set_label("convergence rate per step", color=INK)
     bar.ax.tick_params(color=FRAME, labelcolor=FAINT)
     bar.outline.set_visible(False)
     if border is not None or marks:
@@ -198,34 +198,23 @@ def draw_rates(
     return figure
 
 
-def _panels(paths: Any) -> dict[str, dict[str, Any]]:
-    """Paths by name by title; one panel without a title where they are given by name alone."""
-    if not isinstance(paths, Mapping) or not paths:
-        raise ValueError(f"paths must be a dict of paths by name, at least one, got {paths!r:.60}")
-    nested = isinstance(next(iter(paths.values())), Mapping)
-    panels = {title: dict(named) for title, named in paths.items()} if nested else {"": dict(paths)}
-    if not all(panels.values()):
-        raise ValueError("paths must hold at least one path in each panel")
-    return panels
+def _validate_points(name: str, points: Any) -> None:
+    _validation.floating(name, points, rank=2)
+    _validation.finite(name, points)
+    _validation.batch(**{name: points})
+    if points.shape[1] != 2:
+        raise ValueError(f"{name} must have shape (points, 2), got {list(points.shape)}")
 
 
-def _check_path(name: str, path: Any) -> None:
-    _validation.floating(name, path, rank=2)
-    _validation.finite(name, path)
-    _validation.batch(**{name: path})
-    if path.shape[1] != 2:
-        raise ValueError(f"{name} must have shape (steps, 2), got {list(path.shape)}")
-
-
-def _check_grid(grid: dict[str, Any], plane: Any, name: str) -> None:
-    for axis, values in grid.items():
+def _validate_plane(name: str, plane: Any, x: Any, y: Any) -> None:
+    for axis, values in (("x", x), ("y", y)):
         _validation.floating(axis, values, rank=1)
         _validation.finite(axis, values)
         if len(values) < 2 or (np.diff(np.asarray(values)) <= 0).any():
             raise ValueError(f"{axis} must increase and have at least 2 values")
     _validation.floating(name, plane, rank=2)
     _validation.finite(name, plane)
-    expected = (len(grid["y"]), len(grid["x"]))
+    expected = (len(y), len(x))
     if tuple(plane.shape) != expected:
         raise ValueError(
             f"{name} must have shape {list(expected)}, a row for each y, got {list(plane.shape)}"

@@ -1,4 +1,4 @@
-"""Every layer: its hand-written backward equals autodiff of its forward, in value, under a second derivative, jit and vmap."""
+"""Every layer: its backward pass equals autodiff, to second order, under jit and vmap."""
 
 import functools
 
@@ -14,22 +14,23 @@ IMAGE = (3, 7, 6, 2)
 
 
 def uniform(*shape):
-    return lambda random: random.uniform(0.2, 0.8, shape)
+    return lambda rng: rng.uniform(0.2, 0.8, shape)
 
 
 def ids(*shape, below):
-    return lambda random: random.integers(0, below, shape, np.int32)
+    return lambda rng: rng.integers(0, below, shape, np.int32)
 
 
 def distributions(*shape):
-    return lambda random: random.dirichlet(np.ones(shape[1]), shape[0])
+    return lambda rng: rng.dirichlet(np.ones(shape[1]), shape[0])
 
 
-def random_key(random):
+def prng_key(rng):
     return jax.random.key(1)
 
 
-# Layer, and its input: the shape of normal numbers, a function of a NumPy generator, or a tuple of these.
+# One row per layer: the layer and its input, which is the shape of a normal sample, a function of a
+# NumPy generator, or a tuple of these.
 LAYERS = {
     "affine": (bp.affine(4, 3), (5, 4)),
     "affine without bias": (bp.affine(4, 3, bias=False), (5, 4)),
@@ -52,7 +53,7 @@ LAYERS = {
     "layer_norm of sequences": (bp.layer_norm(4), (2, 3, 4)),
     "batch_norm": (bp.batch_norm(4), (5, 4)),
     "batch_norm of images": (bp.batch_norm(2), IMAGE),
-    "dropout": (bp.dropout(0.4), ((5, 4), random_key)),
+    "dropout": (bp.dropout(0.4), ((5, 4), prng_key)),
     "embedding": (bp.embedding(4, 3), ids(5, 2, below=4)),
     "attention": (bp.attention(4), (2, 3, 4)),
     "causal attention": (bp.attention(4, causal=True), (2, 3, 4)),
@@ -89,12 +90,12 @@ LAYERS = {
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
-def drawn(given, random):
-    if callable(given):
-        return given(random)
-    if isinstance(given[0], int):
-        return random.normal(size=given)
-    return tuple(drawn(each, random) for each in given)
+def sample(spec, rng):
+    if callable(spec):
+        return spec(rng)
+    if isinstance(spec[0], int):
+        return rng.normal(size=spec)
+    return tuple(sample(entry, rng) for entry in spec)
 
 
 def is_float(leaf):
@@ -102,25 +103,25 @@ def is_float(leaf):
 
 
 def split(x):
-    """The float leaves of x, and the function that puts others in their place."""
-    leaves, tree = jax.tree.flatten(x)
+    """Return the float leaves of x, and a function that replaces them."""
+    leaves, treedef = jax.tree.flatten(x)
 
-    def joined(floats):
+    def merge(floats):
         floats = iter(floats)
         return jax.tree.unflatten(
-            tree, [next(floats) if is_float(leaf) else leaf for leaf in leaves]
+            treedef, [next(floats) if is_float(leaf) else leaf for leaf in leaves]
         )
 
-    return [leaf for leaf in leaves if is_float(leaf)], joined
+    return [leaf for leaf in leaves if is_float(leaf)], merge
 
 
-def problem(layer, given):
-    """Params and input of one layer, in float64. Drawn with NumPy, for which nothing is compiled."""
-    random = np.random.default_rng(3)
+def make_problem(layer, spec):
+    """Sample params and input of one layer in float64, with NumPy to compile nothing."""
+    rng = np.random.default_rng(3)
     params = jax.tree.map(
-        lambda leaf: random.normal(size=leaf.shape), jax.eval_shape(layer.init, jax.random.key(0))
+        lambda leaf: rng.normal(size=leaf.shape), jax.eval_shape(layer.init, jax.random.key(0))
     )
-    return params, drawn(given, random)
+    return params, sample(spec, rng)
 
 
 def inner(a, b):
@@ -128,19 +129,19 @@ def inner(a, b):
 
 
 def normal_like(tree):
-    random = np.random.default_rng(7)
-    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype), tree)
+    rng = np.random.default_rng(7)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), tree)
 
 
 @functools.cache
-def computed(name):
-    """Everything that is held against something else below, of one layer, in one compilation (the compiler in no hurry to optimise)."""
-    layer, given = LAYERS[name]
+def compute_all(name):
+    """Compute everything that the protocol tests of one layer compare, in one compilation."""
+    layer, spec = LAYERS[name]
 
-    def everything(params, floats):
-        forward = lambda params, floats: layer.forward(params, joined(floats))[0]
-        by_hand = lambda params, floats: bp.differentiable(layer)(params, joined(floats))
-        y, residuals = layer.forward(params, joined(floats))
+    def compute(params, floats):
+        forward = lambda params, floats: layer.forward(params, merge(floats))[0]
+        by_hand = lambda params, floats: bp.differentiable(layer)(params, merge(floats))
+        y, residuals = layer.forward(params, merge(floats))
         dy = normal_like(y)
         dparams, dx = layer.backward(params, residuals, dy)
 
@@ -166,14 +167,14 @@ def computed(name):
         }
 
     with jax.enable_x64(True):
-        params, x = problem(layer, given)
-        floats, joined = split(x)
-        return jax.jit(everything, compiler_options={"xla_backend_optimization_level": 0})(
+        params, x = make_problem(layer, spec)
+        floats, merge = split(x)
+        return jax.jit(compute, compiler_options={"xla_backend_optimization_level": 0})(
             params, floats
         )
 
 
-def close(got, want, tolerance=1e-12):
+def assert_close(got, want, tolerance=1e-12):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), got, want
@@ -182,23 +183,23 @@ def close(got, want, tolerance=1e-12):
 
 @every_layer
 def test_backward_equals_autodiff_of_forward(name):
-    close(computed(name)["backward"], computed(name)["automatic"])
+    assert_close(compute_all(name)["backward"], compute_all(name)["automatic"])
 
 
 @every_layer
-def test_differentiable_is_exact_to_second_order(name):
-    close(computed(name)["second"], computed(name)["second automatic"], 1e-11)
+def test_second_derivative_equals_autodiff(name):
+    assert_close(compute_all(name)["second"], compute_all(name)["second automatic"], 1e-11)
 
 
 @every_layer
-def test_batched_by_vmap_equals_looped(name):
-    close(computed(name)["batched"], computed(name)["looped"])
+def test_vmap_equals_loop(name):
+    assert_close(compute_all(name)["batched"], compute_all(name)["looped"])
 
 
 @every_layer
-def test_gradients_have_the_structure_of_their_variables(name):
-    layer, given = LAYERS[name]
-    params, x = problem(layer, given)
+def test_gradients_have_the_shapes_of_their_variables(name):
+    layer, spec = LAYERS[name]
+    params, x = make_problem(layer, spec)
     dparams, dx = jax.eval_shape(
         lambda params, x: layer.backward(params, *layer.forward(params, x)[::-1]), params, x
     )
@@ -211,18 +212,18 @@ def test_gradients_have_the_structure_of_their_variables(name):
 @every_layer
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_keeps_the_dtype(name, dtype):
-    layer, given = LAYERS[name]
+    layer, spec = LAYERS[name]
     with jax.enable_x64(False):
         cast = functools.partial(
             jax.tree.map, lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf
         )
-        params, x = jax.eval_shape(lambda: cast(problem(layer, given)))
+        params, x = jax.eval_shape(lambda: cast(make_problem(layer, spec)))
         y, residuals = jax.eval_shape(layer.forward, params, x)
         gradients = jax.eval_shape(layer.backward, params, residuals, y)
     assert {leaf.dtype for leaf in jax.tree.leaves((y, gradients))} == {jnp.dtype(dtype)}
 
 
-def test_names_tell_layers_apart():
+def test_every_layer_has_a_name():
     names = {name: layer.name for name, (layer, _) in LAYERS.items()}
     assert "layer" not in names.values()
     assert names["affine"] == "affine(4, 3)"
@@ -249,14 +250,14 @@ def test_max_pool_shares_the_gradient_on_a_tie():
 
 
 @pytest.mark.parametrize("at_zero", [0.0, 0.5, 1.0])
-def test_relu_at_zero_is_the_asked_subgradient(at_zero):
+def test_relu_at_zero_has_the_given_subgradient(at_zero):
     dx = jax.grad(lambda x: bp.differentiable(bp.relu(at_zero=at_zero))((), x).sum())(
         jnp.array([[-1.0, 0.0, 1.0]])
     )
     np.testing.assert_array_equal(dx, [[0, at_zero, 1]])
 
 
-def test_kinks_follow_jax_nn():
+def test_derivatives_at_kinks_equal_jax_nn():
     for layer, function in (
         (bp.relu(), jax.nn.relu),
         (bp.leaky_relu(), jax.nn.leaky_relu),
@@ -270,10 +271,10 @@ def test_kinks_follow_jax_nn():
 
 def test_max_over_shares_the_gradient_on_a_tie_within_a_subset():
     layer, z = bp.max_over([[0, 1, 2], [1, 3]]), jnp.array([[1.0, 5.0, 2.0, 5.0]])
-    y, kept = layer.forward((), z)
+    y, residuals = layer.forward((), z)
     np.testing.assert_array_equal(y, [[5, 5]])
     np.testing.assert_array_equal(
-        layer.backward((), kept, jnp.array([[10.0, 1.0]]))[1], [[0, 10.5, 0, 0.5]]
+        layer.backward((), residuals, jnp.array([[10.0, 1.0]]))[1], [[0, 10.5, 0, 0.5]]
     )
 
 
@@ -290,8 +291,8 @@ def test_max_over_shares_the_gradient_on_a_tie_within_a_subset():
 )
 def test_power_product_at_zero_and_below(z, alpha, y, dz, dalpha):
     layer, params = bp.power_product(2, 1), {"alpha": jnp.array(alpha)[:, None]}
-    got, kept = layer.forward(params, jnp.array([z]))
-    dparams, dx = layer.backward(params, kept, jnp.ones((1, 1)))
+    got, residuals = layer.forward(params, jnp.array([z]))
+    dparams, dx = layer.backward(params, residuals, jnp.ones((1, 1)))
     np.testing.assert_allclose(got, [[y]], rtol=1e-6)
     np.testing.assert_allclose(dx, [dz], rtol=1e-6)
     np.testing.assert_allclose(dparams["alpha"][:, 0], dalpha, rtol=1e-6)
@@ -306,15 +307,15 @@ def test_power_product_mixed_derivative_at_exponent_zero():
     np.testing.assert_allclose(jax.grad(slope)(jnp.zeros((1, 1))), 1 / 2)
 
 
-def test_jacobians_of_softmax_and_of_its_logarithm_are_those_of_autodiff():
+def test_softmax_jacobians_equal_autodiff():
     with jax.enable_x64(True):
         z = np.random.default_rng(0).normal(size=(3, 4))
         y = jax.nn.softmax(z)
-        close(bp.softmax_jacobian(y), jax.vmap(jax.jacfwd(jax.nn.softmax))(z))
-        close(bp.log_softmax_jacobian(y), jax.vmap(jax.jacfwd(jax.nn.log_softmax))(z))
+        assert_close(bp.softmax_jacobian(y), jax.vmap(jax.jacfwd(jax.nn.softmax))(z))
+        assert_close(bp.log_softmax_jacobian(y), jax.vmap(jax.jacfwd(jax.nn.log_softmax))(z))
 
 
-def test_layer_norm_and_batch_norm_leave_mean_zero_and_variance_one():
+def test_norms_standardize_to_mean_zero_and_variance_one():
     x = 5 + 3 * np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
     for layer, axis in ((bp.layer_norm(6), 1), (bp.batch_norm(6), 0)):
         y = layer.forward(layer.init(jax.random.key(0)), x)[0]
@@ -322,7 +323,7 @@ def test_layer_norm_and_batch_norm_leave_mean_zero_and_variance_one():
         np.testing.assert_allclose(y.var(axis), 1, rtol=1e-4)
 
 
-def test_dropout_follows_its_key_and_keeps_the_mean():
+def test_dropout_is_determined_by_its_key_and_preserves_the_mean():
     layer, x = bp.dropout(0.25), jnp.ones((100, 100))
     y = layer.forward((), (x, jax.random.key(0)))[0]
     np.testing.assert_array_equal(y, layer.forward((), (x, jax.random.key(0)))[0])
@@ -332,33 +333,35 @@ def test_dropout_follows_its_key_and_keeps_the_mean():
     np.testing.assert_allclose(y.mean(), 1, atol=5 * (1 / 3) ** 0.5 / 100)
 
 
-def test_causal_attention_does_not_look_ahead():
+def test_causal_attention_ignores_later_positions():
     layer = bp.attention(4, causal=True)
-    params, x = problem(layer, (1, 5, 4))
+    params, x = make_problem(layer, (1, 5, 4))
     changed = x.copy()
     changed[:, 3:] += 1
-    y, other = (layer.forward(params, each)[0] for each in (x, changed))
+    y, other = (layer.forward(params, inputs)[0] for inputs in (x, changed))
     np.testing.assert_array_equal(y[:, :3], other[:, :3])
     assert (y[:, 3:] != other[:, 3:]).all()
     full = bp.attention(4)
     assert (full.forward(params, x)[0][:, :3] != full.forward(params, changed)[0][:, :3]).all()
 
 
-def test_extended_affine_is_affine_with_the_bias_in_column_zero():
-    params, x = problem(bp.affine(4, 3), (5, 4))
-    together = {"weight": np.concatenate([params["bias"][:, None], params["weight"]], 1)}
-    y, kept = bp.extended_affine(4, 3).forward(together, x)
-    close(y, bp.affine(4, 3).forward(params, x)[0], 1e-6)
+def test_extended_affine_equals_affine_with_the_bias_in_column_zero():
+    params, x = make_problem(bp.affine(4, 3), (5, 4))
+    extended = {"weight": np.concatenate([params["bias"][:, None], params["weight"]], 1)}
+    y, residuals = bp.extended_affine(4, 3).forward(extended, x)
+    assert_close(y, bp.affine(4, 3).forward(params, x)[0], 1e-6)
     dparams, dx = bp.affine(4, 3).backward(params, x, y)
-    found, found_dx = bp.extended_affine(4, 3).backward(together, kept, y)
-    close(found["weight"], jnp.concatenate([dparams["bias"][:, None], dparams["weight"]], 1), 1e-5)
-    close(found_dx, dx, 1e-5)
+    got, got_dx = bp.extended_affine(4, 3).backward(extended, residuals, y)
+    assert_close(
+        got["weight"], jnp.concatenate([dparams["bias"][:, None], dparams["weight"]], 1), 1e-5
+    )
+    assert_close(got_dx, dx, 1e-5)
 
 
-def test_losses_have_the_values_of_the_losses_module():
+def test_losses_equal_the_losses_module():
     for name in ("half_squared_error", "softmax_cross_entropy", "softmax_kl", "sigmoid_kl"):
-        layer, given = LAYERS[name]
-        pair = jax.tree.map(jnp.asarray, problem(layer, given)[1])
+        layer, spec = LAYERS[name]
+        pair = jax.tree.map(jnp.asarray, make_problem(layer, spec)[1])
         np.testing.assert_array_equal(layer.forward((), pair)[0], getattr(losses, name)(*pair))
 
 
@@ -369,10 +372,10 @@ def test_one_hot_targets_have_finite_gradients():
         (bp.softmax_kl(), (logits, onehot)),
         (bp.sigmoid_kl(), (logits[0], onehot[0])),
     ):
-        value, kept = layer.forward((), x)
-        dx = layer.backward((), kept, jnp.ones_like(value))[1]
+        value, residuals = layer.forward((), x)
+        dx = layer.backward((), residuals, jnp.ones_like(value))[1]
         automatic = jax.grad(lambda x, layer=layer: layer.forward((), x)[0].sum())(x)
-        close(dx, automatic, 1e-6)
+        assert_close(dx, automatic, 1e-6)
 
 
 def test_elu_far_below_zero_has_a_finite_gradient():
@@ -413,12 +416,12 @@ def test_elu_far_below_zero_has_a_finite_gradient():
         (
             lambda: bp.max_over([[0], []]),
             ValueError,
-            r"subsets\[1\] must be at least one position, none twice, got \[\]",
+            r"subsets\[1\] must be at least one position, without duplicates, got \[\]",
         ),
         (
             lambda: bp.max_over([[1, 1]]),
             ValueError,
-            r"subsets\[0\] must be at least one position, none twice",
+            r"subsets\[0\] must be at least one position, without duplicates",
         ),
         (
             lambda: bp.max_over([[0, -1]]),
@@ -448,7 +451,7 @@ def test_elu_far_below_zero_has_a_finite_gradient():
         (lambda: bp.softmax_jacobian(jnp.ones(2, int)), TypeError, "y must be a float array"),
     ],
 )
-def test_refuses_bad_settings(make, error, message):
+def test_invalid_settings_are_rejected(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -513,8 +516,8 @@ def test_refuses_bad_settings(make, error, message):
         ),
         (bp.batch_norm(3), jnp.ones((1, 3)), ValueError, "at least two values of each feature"),
         (bp.dropout(0.5), jnp.ones((1, 3)), TypeError, r"x must be a tuple \(values, key\)"),
-        (bp.dropout(0.5), (jnp.ones((1, 3)), jnp.ones(2)), TypeError, "key must be a random key"),
-        (bp.dropout(0.5), (jnp.ones((1, 3)), 3.0), TypeError, "key must be a random key"),
+        (bp.dropout(0.5), (jnp.ones((1, 3)), jnp.ones(2)), TypeError, "key must be a PRNG key"),
+        (bp.dropout(0.5), (jnp.ones((1, 3)), 3.0), TypeError, "key must be a PRNG key"),
         (bp.embedding(3, 2), 1.0, TypeError, "ids must be integers, got float64"),
         (bp.embedding(3, 2), jnp.ones((2, 1)), TypeError, "ids must be integers, got float32"),
         (
@@ -563,6 +566,6 @@ def test_refuses_bad_settings(make, error, message):
         ),
     ],
 )
-def test_forward_refuses_bad_input(layer, x, error, message):
+def test_invalid_inputs_are_rejected(layer, x, error, message):
     with pytest.raises(error, match=message):
         layer.forward(layer.init(jax.random.key(0)), x)

@@ -1,4 +1,4 @@
-"""The lectures' notations are the same numbers."""
+"""The notations of the lectures hold the same numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ PARAMS = jax.tree.map(
     lambda leaf: np.linspace(-1, 1, leaf.size, dtype=np.float32).reshape(leaf.shape),
     jax.eval_shape(NET.init, jax.random.key(0)),
 )
-FOUND = bp.value_and_grads(
+GRADIENTS = bp.value_and_grads(
     NET,
     bp.sum_over_examples(bp.half_squared_error()),
     PARAMS,
@@ -22,37 +22,37 @@ FOUND = bp.value_and_grads(
 
 
 def test_deltas_have_the_opposite_sign():
-    deltas = bp.deltas(FOUND)
+    deltas = bp.deltas(GRADIENTS)
     assert list(deltas) == ["x", "affine1", "tanh1", "affine2"]
-    np.testing.assert_allclose(deltas["affine2"], 0.5 - FOUND.values["affine2"])
+    np.testing.assert_allclose(deltas["affine2"], 0.5 - GRADIENTS.values["affine2"])
     np.testing.assert_allclose(
-        FOUND.dparams[2]["weight"], -deltas["affine2"].T @ FOUND.values["tanh1"], rtol=1e-6
+        GRADIENTS.dparams[2]["weight"], -deltas["affine2"].T @ GRADIENTS.values["tanh1"], rtol=1e-6
     )
 
 
-def test_overdots_are_the_adjoints_under_dotted_names():
-    overdots = bp.overdots(FOUND)
+def test_overdots_rename_the_adjoints():
+    overdots = bp.overdots(GRADIENTS)
     assert list(overdots) == ["ẋ", "ȧffine1", "ṫanh1", "ȧffine2"]
-    np.testing.assert_array_equal(overdots["ȧffine1"], FOUND.adjoints["affine1"])
+    np.testing.assert_array_equal(overdots["ȧffine1"], GRADIENTS.adjoints["affine1"])
 
 
-def test_numerator_layout_is_the_input_times_the_row_of_the_adjoint():
-    gradients = bp.numerator_layout(FOUND.dparams)
+def test_numerator_layout_is_the_input_times_the_adjoint_row():
+    transposed = bp.numerator_layout(GRADIENTS.dparams)
     np.testing.assert_allclose(
-        gradients[0]["weight"], FOUND.values["x"].T @ FOUND.adjoints["affine1"], rtol=1e-6
+        transposed[0]["weight"], GRADIENTS.values["x"].T @ GRADIENTS.adjoints["affine1"], rtol=1e-6
     )
-    np.testing.assert_allclose(gradients[0]["bias"], FOUND.adjoints["affine1"], rtol=1e-6)
+    np.testing.assert_allclose(transposed[0]["bias"], GRADIENTS.adjoints["affine1"], rtol=1e-6)
 
 
-def test_no_layout_beyond_matrices():
+def test_numerator_layout_rejects_rank_3():
     with pytest.raises(
         ValueError,
-        match=r"gradients\['kernel'\] must have rank 0, 1 or 2 for a layout to exist, got \[1, 1, 1\]",
+        match=r"gradients\['kernel'\] must have rank 0, 1 or 2 .* layout, got \[1, 1, 1\]",
     ):
         bp.numerator_layout({"kernel": jnp.ones((1, 1, 1))})
 
 
-def test_views_of_a_copied_value_and_of_an_integer_input():
+def test_deltas_of_a_tuple_and_of_a_missing_derivative():
     adjoints = {"ids": None, "pair": (jnp.ones(1), jnp.ones(1))}
-    found = bp.Gradients(jnp.ones(()), (), None, {}, adjoints)
-    assert bp.deltas(found) == {"ids": None, "pair": (-1, -1)}
+    gradients = bp.Gradients(jnp.ones(()), (), None, {}, adjoints)
+    assert bp.deltas(gradients) == {"ids": None, "pair": (-1, -1)}

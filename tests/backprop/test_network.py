@@ -1,4 +1,4 @@
-"""Nets: equal to autodiff of their forward whatever their graph, nesting, and refused where they cannot be."""
+"""Networks: gradients equal autodiff for any graph and nesting; invalid graphs are rejected."""
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +14,30 @@ LOSS = bp.sum_over_examples(bp.half_squared_error())
 WIDTH = 3
 
 
-def numbers(*shape, seed=0):
+def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def params_of(net, seed=1):
-    random = np.random.default_rng(seed)
+def sample_params(net, seed=1):
+    rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: random.normal(size=leaf.shape), jax.eval_shape(net.init, jax.random.key(0))
+        lambda leaf: rng.normal(size=leaf.shape), jax.eval_shape(net.init, jax.random.key(0))
     )
 
 
-def close(got, want, tolerance=1e-12):
+def assert_close(got, want, tolerance=1e-12):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want
     )
 
 
-def quickly(f, *args):
-    """f(*args) as one compilation that the compiler does not optimise."""
+def jit_unoptimized(f, *args):
+    """Evaluate f(*args) jitted without optimizations."""
     return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})(*args)
 
 
-def by_hand_and_by_autodiff(net, params, x, y):
+def hand_written_and_autodiff(net, params, x, y):
     def both(params, x, y):
         cost = lambda params, x: losses.half_squared_error(net.forward(params, x)[0], y).sum()
         return bp.value_and_grads(net, LOSS, params, x, y)[:3], (
@@ -45,7 +45,7 @@ def by_hand_and_by_autodiff(net, params, x, y):
             *jax.grad(cost, (0, 1))(params, x),
         )
 
-    return quickly(both, params, x, y)
+    return jit_unoptimized(both, params, x, y)
 
 
 LAYERS = {
@@ -60,40 +60,40 @@ LAYERS = {
 
 @st.composite
 def graphs(draw):
-    """Random graphs over two inputs: every node reads earlier ones; all that is read by no one goes into a last sum; given in any order."""
-    nodes, known = {}, ["a", "b"]
+    """Sample a graph over two inputs; values without consumers are summed; nodes are shuffled."""
+    nodes, names = {}, ["a", "b"]
     for k in range(draw(st.integers(1, 6))):
         make, arity = LAYERS[draw(st.sampled_from(sorted(LAYERS)))]
-        nodes[f"n{k}"] = (make(), tuple(draw(st.sampled_from(known)) for _ in range(arity)))
-        known.append(f"n{k}")
-    read = {source for _, sources in nodes.values() for source in sources}
-    nodes["sum"] = (bp.add(), tuple(name for name in known if name not in read))
+        nodes[f"n{k}"] = (make(), tuple(draw(st.sampled_from(names)) for _ in range(arity)))
+        names.append(f"n{k}")
+    consumed = {source for _, sources in nodes.values() for source in sources}
+    nodes["sum"] = (bp.add(), tuple(name for name in names if name not in consumed))
     shuffled = draw(st.permutations(sorted(nodes)))
     return {name: nodes[name] for name in shuffled}
 
 
 @given(graphs())
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_any_graph_has_the_gradient_of_autodiff(nodes):
+def test_gradient_of_any_graph_equals_autodiff(nodes):
     nodes = {
         name: node if len(node[1]) > 1 else (bp.tanh(), node[1]) if name == "sum" else node
         for name, node in nodes.items()
     }
     net = bp.dag(nodes, output="sum", inputs=("a", "b"))
     with jax.enable_x64(True):
-        close(
-            *by_hand_and_by_autodiff(
+        assert_close(
+            *hand_written_and_autodiff(
                 net,
-                params_of(net),
-                (numbers(4, WIDTH), numbers(4, WIDTH, seed=5)),
-                numbers(4, WIDTH, seed=9),
+                sample_params(net),
+                (normal(4, WIDTH), normal(4, WIDTH, seed=5)),
+                normal(4, WIDTH, seed=9),
             )
         )
 
 
 @given(st.permutations(["h", "left", "right", "y"]))
 @settings(max_examples=5, deadline=None, derandomize=True)
-def test_the_order_of_the_dict_changes_nothing(order):
+def test_the_order_of_the_dict_does_not_matter(order):
     nodes = {
         "h": (bp.affine(2, 2), "x"),
         "left": (bp.affine(2, 2), "h"),
@@ -104,11 +104,11 @@ def test_the_order_of_the_dict_changes_nothing(order):
         bp.dag({name: nodes[name] for name in names}, output="y") for names in (nodes, order)
     )
     assert [part.name for part in net.parts] == [part.name for part in reordered.parts]
-    close(net.init(jax.random.key(0)), reordered.init(jax.random.key(0)), 0)
+    assert_close(net.init(jax.random.key(0)), reordered.init(jax.random.key(0)), 0)
 
 
 def diamond():
-    """x to h, h to two places and together again, as one layer."""
+    """A layer in which h has several consumers."""
     nodes = {
         "h": (bp.tanh(), "x"),
         "left": (bp.affine(WIDTH, WIDTH), "h"),
@@ -118,7 +118,7 @@ def diamond():
     return bp.dag(nodes, output="y")
 
 
-def test_nets_nest():
+def test_networks_nest():
     inner = diamond()
     net = bp.dag(
         {
@@ -129,51 +129,55 @@ def test_nets_nest():
         output="y",
     )
     with jax.enable_x64(True):
-        params = params_of(net)
-        close(*by_hand_and_by_autodiff(net, params, numbers(4, 2), numbers(4, WIDTH)))
+        params = sample_params(net)
+        assert_close(*hand_written_and_autodiff(net, params, normal(4, 2), normal(4, WIDTH)))
     assert [part.name for part in net.parts] == ["first", "again", "y"]
     assert [part.name for part in net.parts[0].layer.parts] == ["affine1", "dag1"]
     assert set(params) == {"first", "again", "y"}
     assert isinstance(params["first"], tuple)
 
 
-def test_fan_out_is_the_copy_gate():
-    weights = params_of(bp.affine(WIDTH, WIDTH))
-    fanned = bp.dag(
+def test_fan_out_equals_the_copy_gate():
+    weights = sample_params(bp.affine(WIDTH, WIDTH))
+    fan_out = bp.dag(
         {"h": (bp.affine(WIDTH, WIDTH), "x"), "y": (bp.multiply(), ("h", "h"))}, output="y"
     )
     copied = bp.chain([bp.affine(WIDTH, WIDTH), bp.copy(2), bp.multiply()])
-    x, y = numbers(2, WIDTH), numbers(2, WIDTH, seed=3)
-    found = bp.value_and_grads(fanned, LOSS, {"h": weights, "y": ()}, x, y)
+    x, y = normal(2, WIDTH), normal(2, WIDTH, seed=3)
+    found = bp.value_and_grads(fan_out, LOSS, {"h": weights, "y": ()}, x, y)
     other = bp.value_and_grads(copied, LOSS, (weights, (), ()), x, y)
-    close(found.dparams["h"], other.dparams[0], 1e-5)
-    close(found.dx, other.dx, 1e-5)
-    close(other.adjoints["affine1"], other.adjoints["copy1"][0] + other.adjoints["copy1"][1], 1e-6)
+    assert_close(found.dparams["h"], other.dparams[0], 1e-5)
+    assert_close(found.dx, other.dx, 1e-5)
+    assert_close(
+        other.adjoints["affine1"], other.adjoints["copy1"][0] + other.adjoints["copy1"][1], 1e-6
+    )
 
 
-def test_value_and_grads_knows_every_value_and_adjoint():
+def test_value_and_grads_returns_every_value_and_adjoint():
     net = bp.chain([bp.affine(2, WIDTH), bp.tanh(), bp.affine(WIDTH, 2)])
     with jax.enable_x64(True):
-        params, x, y = params_of(net), numbers(4, 2), numbers(4, 2, seed=2)
+        params, x, y = sample_params(net), normal(4, 2), normal(4, 2, seed=2)
         found = bp.value_and_grads(net, LOSS, params, x, y)
-        close(found.value, losses.half_squared_error(found.values["affine2"], y).sum())
-        close(found.adjoints["affine2"], found.values["affine2"] - y)
-        close(found.adjoints["tanh1"], found.adjoints["affine2"] @ params[2]["weight"])
-        close(found.adjoints["affine1"], found.adjoints["tanh1"] * (1 - found.values["tanh1"] ** 2))
-        close(found.adjoints["x"], found.dx)
+        assert_close(found.value, losses.half_squared_error(found.values["affine2"], y).sum())
+        assert_close(found.adjoints["affine2"], found.values["affine2"] - y)
+        assert_close(found.adjoints["tanh1"], found.adjoints["affine2"] @ params[2]["weight"])
+        assert_close(
+            found.adjoints["affine1"], found.adjoints["tanh1"] * (1 - found.values["tanh1"] ** 2)
+        )
+        assert_close(found.adjoints["x"], found.dx)
         numerical = gradients.numerical(
             lambda params: losses.half_squared_error(net.forward(params, x)[0], y).sum()
         )(params)
-        close(found.dparams, numerical, 1e-8)
+        assert_close(found.dparams, numerical, 1e-8)
     assert list(found.values) == list(found.adjoints) == ["x", "affine1", "tanh1", "affine2"]
 
 
 @pytest.mark.slow
-def test_inputs_without_a_derivative():
+def test_inputs_without_a_derivative_have_gradient_none():
     nodes = {
         "rows": (bp.embedding(5, WIDTH), "ids"),
-        "kept": (bp.dropout(0.5), ("rows", "key")),
-        "again": (bp.dropout(0.5), ("kept", "key")),
+        "dropped": (bp.dropout(0.5), ("rows", "key")),
+        "again": (bp.dropout(0.5), ("dropped", "key")),
         "y": (bp.add(), ("again", "rows")),
     }
     net = bp.dag(nodes, output="y", inputs=("ids", "key"))
@@ -182,16 +186,16 @@ def test_inputs_without_a_derivative():
     found = bp.value_and_grads(net, LOSS, params, x, y)
     assert found.dx == (None, None)
     cost = lambda params: losses.half_squared_error(bp.differentiable(net)(params, x), y).sum()
-    close(found.dparams, jax.grad(cost)(params), 1e-6)
+    assert_close(found.dparams, jax.grad(cost)(params), 1e-6)
     plain = lambda params: losses.half_squared_error(net.forward(params, x)[0], y).sum()
-    close(found.dparams, jax.grad(plain)(params), 1e-5)
+    assert_close(found.dparams, jax.grad(plain)(params), 1e-5)
 
 
-def test_a_node_that_only_feeds_integers_has_zero_gradient():
+def test_a_node_consumed_as_integers_has_zero_gradient():
     rounded = bp.Layer(
         lambda key: {"scale": jnp.ones(())},
         lambda params, x: ((params["scale"] * x).astype(int), ()),
-        lambda params, kept, dy: ({"scale": dy.sum()}, dy),
+        lambda params, residuals, dy: ({"scale": dy.sum()}, dy),
     )
     net = bp.chain([rounded, bp.embedding(3, 2)])
     found = bp.value_and_grads(
@@ -203,7 +207,7 @@ def test_a_node_that_only_feeds_integers_has_zero_gradient():
 
 
 @pytest.mark.slow
-def test_the_gradient_compiles_to_as_few_operations_as_that_of_jax():
+def test_the_gradient_compiles_to_no_more_flops_than_autodiff():
     net = bp.chain([bp.affine(16, 32), bp.relu(), bp.affine(32, 32), bp.relu(), bp.affine(32, 4)])
     loss = bp.mean_over_examples(bp.softmax_cross_entropy())
     params, x, y = net.init(jax.random.key(0)), jnp.ones((8, 16)), jnp.zeros(8, int)
@@ -220,8 +224,8 @@ def test_the_gradient_compiles_to_as_few_operations_as_that_of_jax():
     assert ours <= 1.01 * flops(jax.value_and_grad(plain))
 
 
-NET = bp.chain([bp.affine(4, 3), bp.relu(), bp.affine(2, 1)])
-GOOD = bp.chain([bp.affine(2, 1)])
+INVALID_NET = bp.chain([bp.affine(4, 3), bp.relu(), bp.affine(2, 1)])
+VALID_NET = bp.chain([bp.affine(2, 1)])
 ONE = ({"weight": jnp.ones((1, 2)), "bias": jnp.zeros(1)},)
 X, Y = jnp.ones((5, 2)), jnp.ones((5, 1))
 PAIR = bp.dag({"y": (bp.add(), ("a", "b"))}, output="y", inputs=("a", "b"))
@@ -269,32 +273,36 @@ PAIR = bp.dag({"y": (bp.add(), ("a", "b"))}, output="y", inputs=("a", "b"))
             ValueError,
             "inputs must be at least one name",
         ),
-        (lambda: bp.dag({"x": (bp.tanh(), "x")}, output="x"), ValueError, "none that of a node"),
+        (
+            lambda: bp.dag({"x": (bp.tanh(), "x")}, output="x"),
+            ValueError,
+            "without duplicates and names of nodes",
+        ),
         (
             lambda: bp.dag({"y": (bp.tanh(), "x"), "z": (bp.tanh(), "y")}, output="y"),
             ValueError,
-            "every node and input must lead to the output 'y', got 'z' that do not",
+            "the output 'y' must depend on every node and input, got unused 'z'",
         ),
         (
             lambda: bp.dag({"y": (bp.tanh(), "x")}, output="y", inputs=("x", "t")),
             ValueError,
-            "got 't' that do not",
+            "got unused 't'",
         ),
         (
-            lambda: NET.forward(NET.init(jax.random.key(0)), jnp.ones((5, 4))),
+            lambda: INVALID_NET.forward(INVALID_NET.init(jax.random.key(0)), jnp.ones((5, 4))),
             ValueError,
-            r"'affine2' \(affine\(2, 1\)\) does not fit what it reads, 'relu1' \(relu\) = float32\[5, 3\]: "
-            r"x must have shape \(batch, 2\) for this affine layer, got \[5, 3\]",
+            r"'affine2' \(affine\(2, 1\)\) does not fit its input 'relu1' \(relu\) = "
+            r"float32\[5, 3\]: x must have shape \(batch, 2\) for this affine layer, got \[5, 3\]",
         ),
         (
-            lambda: NET.forward(NET.init(jax.random.key(0)), jnp.ones((5, 3))),
+            lambda: INVALID_NET.forward(INVALID_NET.init(jax.random.key(0)), jnp.ones((5, 3))),
             ValueError,
-            r"'affine1' .* reads, 'x' = float32\[5, 3\]",
+            r"'affine1' .* input 'x' = float32\[5, 3\]",
         ),
         (
             lambda: PAIR.forward({"y": ()}, (X, Y)),
             ValueError,
-            r"'y' \(add\) does not fit what it reads, 'a' = float32\[5, 2\], 'b' = ",
+            r"'y' \(add\) does not fit its input 'a' = float32\[5, 2\], 'b' = ",
         ),
         (
             lambda: PAIR.forward({"y": ()}, X),
@@ -309,14 +317,14 @@ PAIR = bp.dag({"y": (bp.add(), ("a", "b"))}, output="y", inputs=("a", "b"))
         (
             lambda: PAIR.forward({"z": ()}, (X, X)),
             ValueError,
-            "with entries for y, got one with 1 entries",
+            "with entries for y, got 1 entries",
         ),
         (
-            lambda: GOOD.forward((), X),
+            lambda: VALID_NET.forward((), X),
             ValueError,
-            r"what chain\(1 layers\).init gives, with entries for affine1, got one with 0",
+            r"what chain\(1 layers\).init returns, with entries for affine1, got 0 entries",
         ),
-        (lambda: GOOD.forward(3, X), ValueError, "got int"),
+        (lambda: VALID_NET.forward(3, X), ValueError, "got int"),
         (
             lambda: bp.value_and_grads(bp.tanh(), LOSS, (), X, X),
             TypeError,
@@ -324,33 +332,35 @@ PAIR = bp.dag({"y": (bp.add(), ("a", "b"))}, output="y", inputs=("a", "b"))
         ),
         (lambda: bp.value_and_grads(jnp.tanh, LOSS, (), X, X), TypeError, "net must be a Layer"),
         (
-            lambda: bp.value_and_grads(GOOD, losses.softmax_kl, ONE, X, Y),
+            lambda: bp.value_and_grads(VALID_NET, losses.softmax_kl, ONE, X, Y),
             TypeError,
             "loss must be a Layer, got function",
         ),
         (
-            lambda: bp.value_and_grads(GOOD, bp.half_squared_error(), ONE, X, Y),
+            lambda: bp.value_and_grads(VALID_NET, bp.half_squared_error(), ONE, X, Y),
             ValueError,
-            r"loss must return one float scalar, got float32\[5\]; sum or average over the examples",
+            r"loss must return one float scalar, got float32\[5\]; sum or average",
         ),
         (
-            lambda: bp.value_and_grads(GOOD, LOSS, ONE, X.at[1, 1].set(jnp.nan), Y),
+            lambda: bp.value_and_grads(VALID_NET, LOSS, ONE, X.at[1, 1].set(jnp.nan), Y),
             ValueError,
             "x must be finite",
         ),
         (
-            lambda: bp.value_and_grads(GOOD, LOSS, ONE, X, Y * jnp.inf),
+            lambda: bp.value_and_grads(VALID_NET, LOSS, ONE, X, Y * jnp.inf),
             ValueError,
             "y must be finite",
         ),
         (
-            lambda: bp.value_and_grads(GOOD, LOSS, ({"weight": jnp.full((1, 2), jnp.nan)},), X, Y),
+            lambda: bp.value_and_grads(
+                VALID_NET, LOSS, ({"weight": jnp.full((1, 2), jnp.nan)},), X, Y
+            ),
             ValueError,
             "params.*must be finite",
         ),
-        (lambda: bp.value_and_grads(GOOD, LOSS, ONE, X, X), ValueError, "shapes must agree"),
+        (lambda: bp.value_and_grads(VALID_NET, LOSS, ONE, X, X), ValueError, "shapes must agree"),
     ],
 )
-def test_refuses(make, error, message):
+def test_invalid_arguments_are_rejected(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -62,7 +62,7 @@ def test_check_net_names_the_layers_that_do_not_fit():
     net = bp.chain([bp.affine(4, 3), bp.tanh(), bp.affine(4, 2)])
     params = net.init(KEY)
     with pytest.raises(
-        ValueError, match=r"'affine2' \(affine\(4, 2\)\) does not fit what it reads, 'tanh1'"
+        ValueError, match=r"'affine2' \(affine\(4, 2\)\) does not fit its input 'tanh1'"
     ):
         checks.check_net(net, params, X, key=KEY)
     with pytest.raises(ValueError, match="params must be what chain"):
@@ -71,7 +71,7 @@ def test_check_net_names_the_layers_that_do_not_fit():
 
 @pytest.mark.parametrize("key", [None, 0])
 def test_a_missing_key_is_rejected(key):
-    with pytest.raises(TypeError, match="key must be a random key"):
+    with pytest.raises(TypeError, match="key must be a PRNG key"):
         checks.check_layer(bp.tanh(), (), X, key=key)
-    with pytest.raises(TypeError, match="key must be a random key"):
+    with pytest.raises(TypeError, match="key must be a PRNG key"):
         checks.slope_test(jnp.sum, jnp.ones_like, X, key=key)

@@ -1,3 +1,5 @@
+"""`draw_attributions`: tiles, colours and labels."""
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ def tiles(figure):
     return [np.asarray(image.get_array()) for image in figure.axes[0].images]
 
 
-def test_a_row_for_the_images_and_one_for_each_method():
+def test_there_is_a_row_of_images_and_one_for_each_method():
     assert len(tiles(draw_attributions(IMAGES, MAPS))) == 6
 
 
@@ -25,22 +27,27 @@ def test_negative_is_blue_zero_white_and_positive_red():
     np.testing.assert_allclose(white, white[0], atol=0.01)
 
 
-def test_scale_does_not_matter_channels_are_added():
-    many = np.stack([np.ones((4, 4)), -np.eye(4)], axis=-1)[None]
+def test_channels_are_summed_and_the_scale_does_not_matter():
+    three_dimensional = np.stack([np.ones((4, 4)), -np.eye(4)], axis=-1)[None]
     one, other = (
-        tiles(draw_attributions(IMAGES[:1], {"m": values}))[1] for values in (many, 7 * many.sum(3))
+        tiles(draw_attributions(IMAGES[:1], {"m": values}))[1]
+        for values in (three_dimensional, 7 * three_dimensional.sum(3))
     )
     np.testing.assert_allclose(one, other)
 
 
-def test_titles_and_method_names_are_written():
-    figure = draw_attributions(IMAGES, {"integrated gradients": IMAGES}, ["read 3", "read 5"])
-    written = [text.get_text() for text in figure.axes[0].texts]
-    assert {"read 3", "read 5", "integrated\ngradients"} <= set(written)
+def test_titles_and_method_names_are_texts():
+    figure = draw_attributions(
+        IMAGES, {"integrated gradients": IMAGES}, ["predicted 3", "predicted 5"]
+    )
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {"predicted 3", "predicted 5", "integrated\ngradients"} <= set(texts)
 
 
 def test_a_map_of_zeros_is_white():
-    assert np.isfinite(tiles(draw_attributions(IMAGES, {"m": np.zeros((2, 4, 4))}))[2]).all()
+    white = tiles(draw_attributions(IMAGES, {"m": np.zeros((2, 4, 4))}))[2]
+    assert np.isfinite(white).all()
+    assert white.min() > 0.95
 
 
 @pytest.mark.parametrize(
@@ -48,13 +55,23 @@ def test_a_map_of_zeros_is_white():
     [
         ({}, None, ValueError, "at least one"),
         (IMAGES, None, ValueError, "dict"),
-        ({"m": IMAGES[:1]}, None, ValueError, "m"),
-        ({"m": IMAGES[:, :2]}, None, ValueError, "m"),
-        ({"m": np.full((2, 4, 4), np.nan)}, None, ValueError, "m"),
-        ({"m": np.ones((2, 4, 4), int)}, None, TypeError, "m"),
+        ({"m": IMAGES[:1]}, None, ValueError, r"attributions\['m'\] must have the shape"),
+        ({"m": IMAGES[:, :2]}, None, ValueError, r"attributions\['m'\] must have the shape"),
+        (
+            {"m": np.full((2, 4, 4), np.nan)},
+            None,
+            ValueError,
+            r"attributions\['m'\] must be finite",
+        ),
+        (
+            {"m": np.ones((2, 4, 4), int)},
+            None,
+            TypeError,
+            r"attributions\['m'\] must be a float array",
+        ),
         (MAPS, ["one"], ValueError, "titles"),
     ],
 )
-def test_refuses(attributions, titles, error, message):
+def test_invalid_arguments_raise(attributions, titles, error, message):
     with pytest.raises(error, match=message):
         draw_attributions(IMAGES, attributions, titles)

@@ -1,3 +1,5 @@
+"""`draw_costs`, `draw_curves` and `draw_accuracy`: lines, axes and legends."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -5,30 +7,30 @@ import pytest
 from diffprog.plotting import draw_accuracy, draw_costs, draw_curves
 
 COSTS = np.array([3.0, 2.0, 1.5])
-SIZES, SHARES = np.array([0.0, 0.1, 0.2]), np.array([0.9, 0.5, 0.1])
+RADII, SHARES = np.array([0.0, 0.1, 0.2]), np.array([0.9, 0.5, 0.1])
 
 
-def test_the_first_cost_is_that_of_step_one():
+def test_first_loss_is_at_step_one():
     (line,) = draw_costs(COSTS).axes[0].lines
     assert line.get_xdata().tolist() == [1, 2, 3]
     assert line.get_ydata().tolist() == [3, 2, 1.5]
 
 
-def test_several_curves_are_named_and_told_apart():
+def test_several_curves_have_a_legend_and_different_colours():
     axes = draw_costs(
-        {"training": COSTS, "held out": jnp.asarray(COSTS[:2])}, steps="epoch", cost="entropy"
+        {"training": COSTS, "validation": jnp.asarray(COSTS[:2])}, steps="epoch", cost="entropy"
     ).axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "held out"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "validation"]
     assert len({line.get_color() for line in axes.lines}) == 2
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "entropy")
 
 
-def test_one_curve_needs_no_legend():
+def test_one_curve_has_no_legend():
     assert draw_costs(COSTS).axes[0].get_legend() is None
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
-def test_the_scale_is_that_asked_for(scale):
+def test_scale_is_applied(scale):
     assert draw_costs(COSTS, scale=scale).axes[0].get_yscale() == scale
 
 
@@ -56,17 +58,17 @@ def test_the_scale_is_that_asked_for(scale):
         ),
     ],
 )
-def test_bad_costs_are_refused(costs, keywords, error, message):
+def test_invalid_costs_raise(costs, keywords, error, message):
     with pytest.raises(error, match=message):
         draw_costs(costs, **keywords)
 
 
-def test_accuracy_stands_over_its_size_within_its_interval():
-    axes = draw_accuracy(SIZES, SHARES, np.stack([SHARES - 0.1, SHARES + 0.05], 1), norm="l2").axes[
+def test_accuracy_is_drawn_over_the_radius_within_its_interval():
+    axes = draw_accuracy(RADII, SHARES, np.stack([SHARES - 0.1, SHARES + 0.05], 1), norm="l2").axes[
         0
     ]
     (line,), (band,) = axes.lines, axes.collections
-    np.testing.assert_allclose(line.get_xydata(), np.stack([SIZES, SHARES], 1))
+    np.testing.assert_allclose(line.get_xydata(), np.stack([RADII, SHARES], 1))
     corners = band.get_paths()[0].vertices
     assert {(0.1, 0.4), (0.1, 0.55), (0.2, 0.0), (0.2, 0.15)} <= {
         (round(x, 9), round(y, 9)) for x, y in corners
@@ -74,8 +76,8 @@ def test_accuracy_stands_over_its_size_within_its_interval():
     assert "(l2)" in axes.get_xlabel()
 
 
-def test_the_accuracy_axis_is_the_whole_range_in_percent():
-    axes = draw_accuracy(SIZES, SHARES).axes[0]
+def test_accuracy_axis_covers_0_to_100_percent():
+    axes = draw_accuracy(RADII, SHARES).axes[0]
     assert axes.get_ylim()[0] <= 0
     assert axes.get_ylim()[1] >= 1
     assert axes.yaxis.get_major_formatter()(0.25) == "25%"
@@ -85,37 +87,37 @@ def test_the_accuracy_axis_is_the_whole_range_in_percent():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((SIZES - 0.1, SHARES), ValueError, "epsilons must be >= 0 and increase"),
-        ((SIZES[::-1], SHARES), ValueError, "epsilons must be >= 0 and increase"),
-        ((SIZES, SHARES[:2]), ValueError, "leading axes must agree, got epsilons: 3, accuracy: 2"),
-        ((SIZES[:0], SHARES[:0]), ValueError, "must not be empty"),
-        ((SIZES, 100 * SHARES), ValueError, "accuracy must lie in 0 .. 1"),
-        ((SIZES, SHARES * np.nan), ValueError, "accuracy must be finite"),
-        ((SIZES, SHARES.astype(int)), TypeError, "accuracy must be a float array"),
-        ((SIZES, SHARES, SHARES), ValueError, "intervals must have rank 2"),
+        ((RADII - 0.1, SHARES), ValueError, "epsilons must be >= 0 and increase"),
+        ((RADII[::-1], SHARES), ValueError, "epsilons must be >= 0 and increase"),
+        ((RADII, SHARES[:2]), ValueError, "leading axes must agree, got epsilons: 3, accuracy: 2"),
+        ((RADII[:0], SHARES[:0]), ValueError, "must not be empty"),
+        ((RADII, 100 * SHARES), ValueError, "accuracy must lie in 0 .. 1"),
+        ((RADII, SHARES * np.nan), ValueError, "accuracy must be finite"),
+        ((RADII, SHARES.astype(int)), TypeError, "accuracy must be a float array"),
+        ((RADII, SHARES, SHARES), ValueError, "intervals must have rank 2"),
         (
-            (SIZES, SHARES, np.ones((3, 3))),
+            (RADII, SHARES, np.ones((3, 3))),
             ValueError,
-            r"intervals must have shape \(sizes, 2\), got \[3, 3\]",
+            r"intervals must have shape \(radii, 2\), got \[3, 3\]",
         ),
         (
-            (SIZES, SHARES, np.stack([SHARES + 0.1, SHARES], 1)),
+            (RADII, SHARES, np.stack([SHARES + 0.1, SHARES], 1)),
             ValueError,
-            "intervals must hold the accuracies",
+            "intervals must contain the accuracies",
         ),
         (
-            (SIZES, SHARES, np.stack([SHARES, SHARES - 0.1], 1)),
+            (RADII, SHARES, np.stack([SHARES, SHARES - 0.1], 1)),
             ValueError,
-            "intervals must hold the accuracies",
+            "intervals must contain the accuracies",
         ),
     ],
 )
-def test_bad_accuracies_are_refused(arguments, error, message):
+def test_invalid_accuracies_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         draw_accuracy(*arguments)
 
 
-def test_more_curves_than_colours_are_told_apart_by_their_dashes():
+def test_more_curves_than_colours_have_different_dashes():
     figure = draw_curves(
         np.array([0.0, 1.0]),
         {f"c{k}": np.array([0.0, k]) for k in range(9)},
@@ -126,14 +128,14 @@ def test_more_curves_than_colours_are_told_apart_by_their_dashes():
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
 
 
-def test_curves_go_through_their_points():
-    figure = draw_curves(SIZES, {"a": SHARES, "b": SHARES / 2}, xlabel="share", ylabel="score")
+def test_curves_pass_through_their_points():
+    figure = draw_curves(RADII, {"a": SHARES, "b": SHARES / 2}, xlabel="share", ylabel="score")
     axes = figure.axes[0]
     assert [line.get_ydata().tolist() for line in axes.lines] == [
         SHARES.tolist(),
         (SHARES / 2).tolist(),
     ]
-    assert axes.lines[0].get_xdata().tolist() == SIZES.tolist()
+    assert axes.lines[0].get_xdata().tolist() == RADII.tolist()
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("share", "score")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
 
@@ -141,15 +143,15 @@ def test_curves_go_through_their_points():
 @pytest.mark.parametrize(
     ("x", "curves", "options", "error", "message"),
     [
-        (SIZES, {}, {}, ValueError, "at least one"),
-        (SIZES, SHARES, {}, ValueError, "dict"),
-        (SIZES, {"a": SHARES[:2]}, {}, ValueError, "a"),
-        (SIZES[::-1], {"a": SHARES}, {}, ValueError, "x must increase"),
-        (SIZES, {"a": np.full(3, np.nan)}, {}, ValueError, "a"),
-        (SIZES, {"a": -SHARES}, {"scale": "log"}, ValueError, "above 0"),
-        (SIZES, {"a": SHARES}, {"scale": "cubic"}, ValueError, "scale"),
+        (RADII, {}, {}, ValueError, "at least one"),
+        (RADII, SHARES, {}, ValueError, "dict"),
+        (RADII, {"a": SHARES[:2]}, {}, ValueError, "shapes must agree"),
+        (RADII[::-1], {"a": SHARES}, {}, ValueError, "x must increase"),
+        (RADII, {"a": np.full(3, np.nan)}, {}, ValueError, r"curves\['a'\] must be finite"),
+        (RADII, {"a": -SHARES}, {"scale": "log"}, ValueError, "above 0"),
+        (RADII, {"a": SHARES}, {"scale": "cubic"}, ValueError, "scale"),
     ],
 )
-def test_curves_refuse(x, curves, options, error, message):
+def test_invalid_curves_raise(x, curves, options, error, message):
     with pytest.raises(error, match=message):
         draw_curves(x, curves, xlabel="x", ylabel="y", **options)

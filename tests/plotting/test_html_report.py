@@ -1,3 +1,5 @@
+"""`write_page`: content, links, escaping and self-containment of the HTML file."""
+
 import base64
 import io
 import re
@@ -13,7 +15,7 @@ from diffprog.plotting import Section, Table, draw_costs, write_page
 
 
 class Page(HTMLParser):
-    """The tags of a page with their attributes, and its text."""
+    """Parsed page: its tags with their attributes, and its texts."""
 
     def __init__(self, html):
         super().__init__()
@@ -27,13 +29,13 @@ class Page(HTMLParser):
         if data.strip():
             self.texts.append(data.strip())
 
-    def all(self, tag):
+    def attributes_of(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes sections and reads the page again."""
+    """Return a function that writes sections and parses the page."""
     return lambda *sections, **keywords: Page(
         write_page(tmp_path / "index.html", "Digits", sections, **keywords).read_text(
             encoding="utf-8"
@@ -41,28 +43,28 @@ def write(tmp_path):
     )
 
 
-def test_folders_are_made_and_the_path_is_handed_back(tmp_path):
+def test_folders_are_created_and_the_path_is_returned(tmp_path):
     path = tmp_path / "results" / "tour" / "index.html"
     assert write_page(str(path), "Digits", [Section("One")]) == path
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_titles_summary_and_paragraphs_stand_in_order(write):
-    texts = write(Section("One", "first\n\nsecond"), Section("Two"), summary="in short").texts
-    kept = [text for text in texts if text in {"in short", "One", "first", "second", "Two"}]
-    assert kept == ["in short", "One", "Two", "One", "first", "second", "Two"]
+def test_summary_titles_and_paragraphs_are_in_order(write):
+    texts = write(Section("One", "first\n\nsecond"), Section("Two"), summary="summary").texts
+    order = [text for text in texts if text in {"summary", "One", "first", "second", "Two"}]
+    assert order == ["summary", "One", "Two", "One", "first", "second", "Two"]
 
 
-def test_links_lead_to_sections(write):
+def test_links_point_to_sections(write):
     page = write(Section("One"), Section("Two"))
-    assert [link["href"] for link in page.all("a")] == [
-        "#" + section["id"] for section in page.all("section")
+    assert [link["href"] for link in page.attributes_of("a")] == [
+        "#" + section["id"] for section in page.attributes_of("section")
     ]
 
 
-def test_a_figure_is_inlined_as_it_was_drawn(write):
+def test_figures_are_embedded_as_png(write):
     figure = Figure(figsize=(2, 1))
-    (image,) = write(Section("Costs", figure=figure, caption="falling costs")).all("img")
+    (image,) = write(Section("Costs", figure=figure, caption="falling costs")).attributes_of("img")
     pixels = matplotlib.image.imread(
         io.BytesIO(base64.b64decode(image["src"].removeprefix("data:image/png;base64,")))
     )
@@ -71,17 +73,17 @@ def test_a_figure_is_inlined_as_it_was_drawn(write):
     assert image["width"] == "192"
 
 
-def test_a_figure_without_caption_is_called_by_its_title(write):
-    (image,) = write(Section("Costs", figure=draw_costs(np.ones(3)))).all("img")
+def test_alternative_text_defaults_to_the_title(write):
+    (image,) = write(Section("Costs", figure=draw_costs(np.ones(3)))).attributes_of("img")
     assert image["alt"] == "Costs"
 
 
-def test_a_table_has_its_cells_and_numbers_on_the_right(write):
+def test_table_cells_are_formatted_and_numbers_right_aligned(write):
     page = write(
         Section(
             "Accuracy",
             table=Table(
-                ["split", "share", "count", "good"], [["held out", np.float32(0.98612), 360, True]]
+                ["split", "share", "count", "good"], [["test", np.float32(0.98612), 360, True]]
             ),
         )
     )
@@ -90,20 +92,30 @@ def test_a_table_has_its_cells_and_numbers_on_the_right(write):
         "share",
         "count",
         "good",
-        "held out",
+        "test",
         "0.9861",
         "360",
         "yes",
     ]
-    assert [cell.get("class") for cell in page.all("td")] == [None, "number", "number", None]
-    assert [cell.get("class") for cell in page.all("th")] == [None, "number", "number", None]
+    assert [cell.get("class") for cell in page.attributes_of("td")] == [
+        None,
+        "number",
+        "number",
+        None,
+    ]
+    assert [cell.get("class") for cell in page.attributes_of("th")] == [
+        None,
+        "number",
+        "number",
+        None,
+    ]
 
 
 def test_a_table_may_be_empty(write):
     assert write(Section("None", table=Table(["split"], []))).texts[-1] == "split"
 
 
-def test_text_is_never_read_as_html(write):
+def test_text_is_escaped(write):
     page = write(
         Section(
             "<script>a</script>",
@@ -117,15 +129,15 @@ def test_text_is_never_read_as_html(write):
     assert {"<b>b</b>", "<i>c</i>", "<u>d</u>"} <= set(page.texts)
 
 
-def test_the_page_needs_nothing_else(tmp_path):
+def test_page_is_self_contained(tmp_path):
     html = write_page(
         tmp_path / "index.html", "Digits", [Section("One", figure=Figure())]
     ).read_text(encoding="utf-8")
     assert not re.search(r"https?:|<link|<script|@import|url\(", html)
-    assert all(image["src"].startswith("data:") for image in Page(html).all("img"))
+    assert all(image["src"].startswith("data:") for image in Page(html).attributes_of("img"))
 
 
-def test_the_same_results_are_the_same_bytes(tmp_path):
+def test_equal_results_give_equal_bytes(tmp_path):
     pages = [
         write_page(
             tmp_path / name, "Digits", [Section("One", figure=draw_costs(np.arange(1.0, 4.0)))]
@@ -135,7 +147,7 @@ def test_the_same_results_are_the_same_bytes(tmp_path):
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
-def test_without_jinja2_it_says_how_to_install_it(monkeypatch, tmp_path):
+def test_error_without_jinja2_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'diffprog[experiments]'")):
         write_page(tmp_path / "index.html", "Digits", [Section("One")])
@@ -163,7 +175,7 @@ def test_without_jinja2_it_says_how_to_install_it(monkeypatch, tmp_path):
         ),
     ],
 )
-def test_bad_sections_are_refused(sections, error, message, tmp_path):
+def test_invalid_sections_raise(sections, error, message, tmp_path):
     with pytest.raises(error, match=message):
         write_page(tmp_path / "index.html", "Digits", sections)
     assert not (tmp_path / "index.html").exists()

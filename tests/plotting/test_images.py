@@ -1,3 +1,5 @@
+"""`draw_images` and `draw_adversarial`: tiles, colours, titles and notes."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ PROBABILITIES = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
 LABELS = np.array([0, 1, 0])
 
 
-def drawn(figure):
-    """The pixels of each image on a sheet."""
+def tiles(figure):
+    """Return the pixels of each image of a figure."""
     return [np.asarray(image.get_array()) for image in figure.axes[0].images]
 
 
@@ -20,39 +22,39 @@ def texts(figure):
 
 
 def corners(figure):
-    """Left edge and upper edge of each image, in inches."""
+    """Return the left and upper edge of each image, in inches."""
     return np.array(
         [[image.get_extent()[0], image.get_extent()[3]] for image in figure.axes[0].images]
     )
 
 
-def test_bounds_are_black_and_white():
+def test_bounds_are_drawn_black_and_white():
     figure = draw_images(GREY * 3 - 1, bounds=(-1, 2))
-    for pixels, image in zip(drawn(figure), GREY, strict=True):
+    for pixels, image in zip(tiles(figure), GREY, strict=True):
         np.testing.assert_allclose(pixels, np.repeat(image, 3, -1), atol=1e-12)
     assert texts(figure) == ["black -1, white 2"]
 
 
-def test_without_bounds_each_image_has_its_own_range():
+def test_without_bounds_each_image_is_scaled_to_its_own_range():
     figure = draw_images(
         np.concatenate([0.4 + 0.1 * GREY[:1], 100 * GREY[1:], np.full((1, 4, 5, 1), 7.0)]),
         bounds=None,
     )
-    assert [(pixels.min(), pixels.max()) for pixels in drawn(figure)] == [
+    assert [(pixels.min(), pixels.max()) for pixels in tiles(figure)] == [
         (0, 1),
         (0, 1),
         (0, 1),
         (0, 0),
     ]
-    assert texts(figure) == ["each image over its own range"]
+    assert texts(figure) == ["each image scaled to its own range"]
 
 
-def test_colour_is_kept():
+def test_colours_are_kept():
     image = np.random.default_rng(0).random((1, 4, 4, 3))
-    np.testing.assert_allclose(drawn(draw_images(image))[0], image[0])
+    np.testing.assert_allclose(tiles(draw_images(image))[0], image[0])
 
 
-def test_images_run_along_rows():
+def test_images_are_drawn_row_by_row():
     figure = draw_images(np.zeros((5, 4, 4, 1)), columns=2)
     left, top = corners(figure).T
     assert len(np.unique(left)) == 2
@@ -62,26 +64,26 @@ def test_images_run_along_rows():
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (10, 5), (32, 8), (64, 8)])
-def test_sheets_are_wide_and_full(count, columns):
+def test_default_columns_leave_few_tiles_empty(count, columns):
     left, _ = corners(draw_images(np.zeros((count, 2, 2, 1)))).T
     assert len(np.unique(left)) == columns
 
 
-def test_more_columns_than_images_leave_no_empty_place():
+def test_columns_are_at_most_the_number_of_images():
     assert len(np.unique(corners(draw_images(GREY, columns=9))[:, 0])) == 3
 
 
-def test_an_image_keeps_its_shape():
+def test_images_keep_their_aspect_ratio():
     image = draw_images(GREY[:1]).axes[0].images[0]
     left, right, bottom, top = image.get_extent()
     assert (bottom - top) / (right - left) == pytest.approx(4 / 5)
 
 
-def test_titles_stand_in_order():
+def test_titles_are_in_order():
     assert texts(draw_images(GREY, ["a", "b", "c"]))[1:] == ["a", "b", "c"]
 
 
-def test_jax_arrays_of_any_float_are_drawn():
+def test_jax_arrays_of_any_float_dtype_are_accepted():
     assert isinstance(draw_images(jnp.asarray(GREY, jnp.bfloat16)), Figure)
     # 0.1 in float32 is above 0.1 in float64 and yet within bounds.
     assert isinstance(draw_images(jnp.full((1, 2, 2, 1), 0.1), bounds=(0, 0.1)), Figure)
@@ -103,15 +105,15 @@ def test_jax_arrays_of_any_float_are_drawn():
         (GREY, {"columns": 0}, ValueError, "columns must be an integer >= 1, got 0"),
     ],
 )
-def test_bad_images_are_refused(images, keywords, error, message):
+def test_invalid_images_raise(images, keywords, error, message):
     with pytest.raises(error, match=message):
         draw_images(images, **keywords)
 
 
-def test_adversarial_rows_are_original_perturbation_adversarial():
+def test_rows_are_original_perturbation_adversarial():
     adversarial = GREY.copy()
     adversarial[1, 2, 3] -= 0.1
-    pixels = drawn(draw_adversarial(GREY, adversarial, LABELS, PROBABILITIES, PROBABILITIES))
+    pixels = tiles(draw_adversarial(GREY, adversarial, LABELS, PROBABILITIES, PROBABILITIES))
     for column in range(3):
         original, change, attacked = pixels[3 * column : 3 * column + 3]
         np.testing.assert_allclose(original[..., 0], GREY[column, ..., 0])
@@ -123,9 +125,9 @@ def test_adversarial_rows_are_original_perturbation_adversarial():
             assert blue[2, 3] > red[2, 3]
 
 
-def test_positive_is_red_and_negative_its_mirror_in_blue():
+def test_positive_perturbations_are_red_and_negative_blue():
     change = np.array([0.2, -0.2, 0.0, 0.1]).reshape(1, 2, 2, 1)
-    pixels = drawn(
+    pixels = tiles(
         draw_adversarial(
             0 * change + 0.5, 0.5 + change, LABELS[:1], PROBABILITIES[:1], PROBABILITIES[:1]
         )
@@ -138,25 +140,25 @@ def test_positive_is_red_and_negative_its_mirror_in_blue():
     assert blue[0] < blue[3] < blue[2]
 
 
-def test_the_magnification_is_said_and_shared():
+def test_magnification_is_printed_and_shared():
     adversarial = np.array([0.5, 0.45]).reshape(2, 1, 1, 1) * np.ones((2, 2, 2, 3))
     figure = draw_adversarial(
         0 * adversarial + 0.4, adversarial, LABELS[:2], PROBABILITIES[:2], PROBABILITIES[:2]
     )
     assert "perturbation\n× 10" in texts(figure)
-    assert {"|r| ≤ 0.1", "|r| ≤ 0.05"} <= set(texts(figure))
-    np.testing.assert_allclose([drawn(figure)[1].max(), drawn(figure)[4].max()], [1, 0.75])
+    assert {"max |r| = 0.1", "max |r| = 0.05"} <= set(texts(figure))
+    np.testing.assert_allclose([tiles(figure)[1].max(), tiles(figure)[4].max()], [1, 0.75])
 
 
-def test_no_perturbation_is_not_magnified():
+def test_zero_perturbations_are_not_magnified():
     figure = draw_adversarial(GREY, GREY, LABELS, PROBABILITIES, PROBABILITIES)
     assert "perturbation" in texts(figure)
 
 
-def test_predictions_are_named_and_wrong_ones_marked():
+def test_predictions_are_written_and_misclassified_ones_marked():
     figure = draw_adversarial(GREY, GREY, LABELS, PROBABILITIES, 1 - PROBABILITIES, ["cat", "dog"])
-    said = [text for text in texts(figure) if "%" in text]
-    assert said == [
+    predictions = [text for text in texts(figure) if "%" in text]
+    assert predictions == [
         "cat (90%)",
         "dog (90%) ✗",
         "dog (80%)",
@@ -183,8 +185,8 @@ def test_predictions_are_named_and_wrong_ones_marked():
         ({"names": ["cat"]}, ValueError, "names must be one for each of 2 classes, got 1"),
     ],
 )
-def test_bad_adversarial_examples_are_refused(change, error, message):
-    given = {
+def test_invalid_adversarial_examples_raise(change, error, message):
+    arguments = {
         "original": GREY,
         "adversarial": GREY,
         "labels": LABELS,
@@ -192,4 +194,4 @@ def test_bad_adversarial_examples_are_refused(change, error, message):
         "after": PROBABILITIES,
     } | change
     with pytest.raises(error, match=message):
-        draw_adversarial(**given)
+        draw_adversarial(**arguments)

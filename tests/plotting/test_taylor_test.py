@@ -1,3 +1,5 @@
+"""`draw_slopes`: remainders, orders and reference slopes."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,7 @@ REPORT = SimpleNamespace(
 )
 
 
-def test_a_curve_for_each_leaf_and_the_two_slopes():
+def test_there_is_a_curve_for_each_leaf_and_two_reference_slopes():
     (axes,) = plotting.draw_slopes(REPORT).axes
     assert [line.get_label() for line in axes.lines] == [
         "a, order 2.00",
@@ -36,7 +38,7 @@ def test_remainders_of_zero_are_left_out():
     assert np.isnan(figure.axes[0].lines[0].get_ydata()).all()
 
 
-def test_shapes_that_do_not_agree_are_refused():
+def test_invalid_reports_raise():
     with pytest.raises(
         ValueError, match=r"report.remainders must have shape \(2, 10\), got \[2, 9\]"
     ):

@@ -1,3 +1,5 @@
+"""`draw_paths`, `draw_clouds`, `draw_rates` and `draw_traces`: lines, styles and legends."""
+
 import matplotlib.collections
 import matplotlib.contour
 import numpy as np
@@ -11,11 +13,11 @@ PATH = np.array([[0.9, 1.9], [0.3, 1.0], [0.1, 0.2]])
 CURVE = (np.array([1.0, 2.0, 4.0]), np.array([0.9, 0.3, 0.1]))
 
 
-def names(axes):
+def legend_texts(axes):
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def test_a_path_goes_from_an_open_circle_to_a_full_one():
+def test_paths_start_at_an_open_circle_and_end_at_a_full_one():
     axes = draw_paths(X, Y, PLANE, {"a": PATH}).axes[0]
     line, start, end = axes.lines
     np.testing.assert_array_equal(line.get_xydata(), PATH)
@@ -30,26 +32,26 @@ def test_a_path_goes_from_an_open_circle_to_a_full_one():
     assert (axes.get_xlim(), axes.get_ylim()) == ((-1, 1), (0, 2))
 
 
-def test_the_first_path_is_on_top_and_no_path_stretches_the_figure():
+def test_first_path_is_on_top_and_limits_are_those_of_the_grid():
     axes = draw_paths(X, Y, PLANE, {"a": PATH, "b": 100 * PATH}).axes[0]
     first, second = (line for line in axes.lines if len(line.get_xdata()) > 1)
     assert first.get_zorder() > second.get_zorder()
     assert axes.get_xlim() == (-1, 1)
-    assert names(axes) == ["a", "b"]
+    assert legend_texts(axes) == ["a", "b"]
 
 
-def test_a_panel_for_each_title_of_paths():
+def test_nested_paths_give_a_panel_for_each_title():
     figure = draw_paths(X, Y, PLANE, {"slow": {"a": PATH}, "fast": {"a": PATH, "b": PATH}})
     assert [axes.get_title() for axes in figure.axes] == ["slow", "fast"]
     assert [axes.get_legend() is None for axes in figure.axes] == [True, False]
 
 
-def test_contours_are_as_dense_in_a_flat_valley_as_on_a_steep_wall():
+def test_flat_valleys_have_contours_too():
     contours = draw_paths(X, Y, np.exp(20 * PLANE), {"a": PATH}).axes[0].collections[0]
     assert (contours.levels < np.median(np.exp(20 * PLANE))).sum() >= 5
 
 
-def test_what_is_level_has_no_contours():
+def test_constant_functions_have_no_contours():
     for figure in (
         draw_paths(X, Y, np.ones_like(PLANE), {"a": PATH}),
         draw_rates(X, Y, {"a": np.full_like(PLANE, 0.5)}, xlabel="x", ylabel="y"),
@@ -60,7 +62,7 @@ def test_what_is_level_has_no_contours():
         ]
 
 
-def test_curves_and_what_is_expected_of_them():
+def test_curves_and_expected_curves_are_drawn():
     axes = draw_traces(
         Panel({"a": CURVE}, "work", "title", {"1/x": (CURVE[0], 1 / CURVE[0])}), ylabel="cost"
     ).axes[0]
@@ -70,10 +72,10 @@ def test_curves_and_what_is_expected_of_them():
     ]
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("work", "cost", "title")
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert names(axes) == ["a", "1/x"]
+    assert legend_texts(axes) == ["a", "1/x"]
 
 
-def test_a_curve_has_one_style_in_all_panels_and_is_named_once():
+def test_curves_have_one_style_in_all_panels_and_one_legend_entry():
     figure = draw_traces(
         [Panel({"a": CURVE, "b": CURVE}, "work"), Panel({"b": CURVE, "a": CURVE}, "time")],
         ylabel="cost",
@@ -83,11 +85,11 @@ def test_a_curve_has_one_style_in_all_panels_and_is_named_once():
     )
     assert left == right
     assert left["a"] != left["b"]
-    assert names(figure.axes[0]) == ["a", "b"]
+    assert legend_texts(figure.axes[0]) == ["a", "b"]
     assert figure.axes[1].get_legend() is None
 
 
-def test_a_group_shares_a_colour_and_differs_in_dashes():
+def test_curves_of_a_group_share_a_colour_and_differ_in_dashes():
     lines = (
         draw_traces(
             Panel(dict.fromkeys("abc", CURVE), "x"),
@@ -102,7 +104,7 @@ def test_a_group_shares_a_colour_and_differs_in_dashes():
     assert a.get_linestyle() != b.get_linestyle()
 
 
-def test_rates_from_one_on_are_left_out_and_colours_are_the_same_in_all_panels():
+def test_rates_from_one_on_are_masked_and_panels_share_the_colour_scale():
     figure = draw_rates(X, Y, {"measured": PLANE, "formula": PLANE / 3}, xlabel="η", ylabel="α")
     meshes = [
         next(c for c in axes.collections if isinstance(c, matplotlib.collections.QuadMesh))
@@ -114,7 +116,7 @@ def test_rates_from_one_on_are_left_out_and_colours_are_the_same_in_all_panels()
     assert not figure.legends
 
 
-def test_border_and_marks_are_drawn_in_every_panel_and_named_once():
+def test_border_and_marks_are_in_every_panel_and_once_in_the_legend():
     figure = draw_rates(
         X,
         Y,
@@ -125,14 +127,14 @@ def test_border_and_marks_are_drawn_in_every_panel_and_named_once():
         marks={"best": (0.0, 0.5)},
     )
     for axes in figure.axes[:2]:
-        assert [line.get_label() for line in axes.lines] == ["border of stability", "best"]
+        assert [line.get_label() for line in axes.lines] == ["stability boundary", "best"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "border of stability",
+        "stability boundary",
         "best",
     ]
 
 
-def test_fewer_points_are_larger():
+def test_smaller_clouds_have_larger_points():
     axes = draw_clouds(
         {"one": np.ones((100, 2)), "batch": np.ones((9, 2)), "all": np.ones((1, 2))},
         xlabel="x",
@@ -169,7 +171,7 @@ def test_fewer_points_are_larger():
         (
             lambda: draw_paths(X, Y, PLANE, {"a": PATH.T}),
             ValueError,
-            r"paths\['a'\] must have shape \(steps, 2\), got \[2, 3\]",
+            r"paths\['a'\] must have shape \(points, 2\), got \[2, 3\]",
         ),
         (
             lambda: draw_paths(X, Y, PLANE, {"t": {"a": PATH.astype(int)}}),
@@ -238,6 +240,6 @@ def test_fewer_points_are_larger():
         ),
     ],
 )
-def test_refuses(draw, error, message):
+def test_invalid_arguments_raise(draw, error, message):
     with pytest.raises(error, match=message):
         draw()

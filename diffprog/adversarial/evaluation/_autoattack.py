@@ -1,13 +1,15 @@
-"""A cascade of attacks: what one leaves standing, the next one attacks.
+"""Cascades of attacks: each attack runs only on the examples on which the attacks before it failed.
 
-    standing_0 = all read rightly,      standing_{k+1} = standing_k without those that attack k breaks
+    robust_0 = all correctly classified examples
+    robust_{k+1} = the examples of robust_k on which attack k fails
 
-An example comes out as if every attack had been run on all of them and the first to break it had been kept, for the cost of attacking
-those that stand. `auto_attack` is the cascade that is run where a robust accuracy has to hold: two ascents that need no rate, with
-different losses, then the search for the boundary, then one that sees no gradient at all.
+The result of each example is as if every attack had run on all examples and the first success had
+been kept, but only the remaining examples are attacked. `auto_attack` is the standard cascade, for
+publishable robust accuracy.
 
-The first attack sees the whole batch, every later one parts of an eighth of it, the last filled up with copies. How many examples stand
-changes how many parts there are, never a shape: nothing compiles again for other data.
+The first attack sees the whole batch. Later attacks see chunks of one eighth of it, the last of
+them padded. How many examples remain changes the number of chunks but no shape, so nothing is
+compiled again for other data.
 """
 
 import dataclasses
@@ -27,23 +29,28 @@ from diffprog.adversarial.gradient._pgd import select
 from diffprog.adversarial.minimum_norm._fab import fab
 from diffprog.program import Program
 
-_PARTS = 8
+_CHUNKS = 8
 
 
 @jax.tree_util.register_static
-class Stages(tuple[str, ...]):
-    """Names of attacks, in their order; to JAX structure, not values."""
+class StaticTuple(tuple[Any, ...]):
+    """Tuple that JAX treats as part of the pytree structure, without leaves."""
 
 
 class Cascaded(NamedTuple):
-    """What a cascade comes back with: as `AttackResult`, of the attack that broke each example or else came nearest, and who that was.
+    """Result of a cascade: an `AttackResult` with the stage that succeeded on each example.
+
+    Examples on which no stage succeeded keep the perturbation with the largest loss.
 
     Attributes:
-        adversarial, perturbation, success, distance, loss, already, step, restart: as in `AttackResult`.
-        gradients: (batch,), how many were taken for it by all attacks that saw it.
-        queries: (batch,), how many values of f beside them.
-        stage: (batch,), which attack broke it; -1 where none did, or f misread it from the start.
-        stages: the names of the attacks.
+        adversarial, perturbation, success, distance, loss, initially_misclassified, step, restart:
+            as in `AttackResult`.
+        gradients: (batch,), gradient evaluations of all stages together.
+        queries: (batch,), further forward passes of all stages together.
+        stage: (batch,), index of the attack that succeeded; -1 if none did or x was misclassified
+            from the start.
+        stages: names of the attacks.
+        stage_uses_gradients: whether each attack differentiates the model.
     """
 
     adversarial: Any
@@ -57,11 +64,12 @@ class Cascaded(NamedTuple):
     gradients: Integer[Array, "batch"]
     queries: Integer[Array, "batch"]
     stage: Integer[Array, "batch"]
-    stages: Stages
+    stages: StaticTuple
+    stage_uses_gradients: StaticTuple
 
     @property
     def broken(self) -> dict[str, int]:
-        """How many examples each attack broke that those before it had not."""
+        """Number of examples on which each attack was the first to succeed, by name."""
         return {name: int((self.stage == k).sum()) for k, name in enumerate(self.stages)}
 
 
@@ -76,88 +84,107 @@ def auto_attack(
     bounds: Bounds = (0.0, 1.0),
     targeted: bool = False,
 ) -> Attack:
-    """The cascade with nothing to tune: APGD on the cross-entropy, APGD on DLR towards class after class, FAB the same way, Square.
+    """AutoAttack (Croce and Hein, 2020), for publishable robust accuracy without tuning.
 
-    A targeted attack knows its class: there the second stage is APGD on the targeted DLR, and FAB walks to the target.
+    A cascade of APGD on the cross-entropy, APGD on the DLR loss towards several target classes, FAB
+    towards several target classes, and Square. If targeted, the second stage maximizes the targeted
+    DLR loss and FAB has one target.
 
     Args:
         norm: "linf", "l2" or "l1".
-        epsilon: the radius, one for all or one for each example.
-        steps: gradients of each run of the first three.
-        targets: how many classes the second and third try, at most all others.
-        queries: values of f that the last may ask for.
-        restarts: runs of the first. The original takes 1, for l1 5.
-        bounds: (low, high) of every number of x.
-        targeted: whether y is the target.
+        epsilon: radius >= 0, a number or one per example; default 0.1.
+        steps: gradient evaluations per run of the first three stages; default 100.
+        targets: number of target classes that the second and third stage try, at most all others;
+            default 9.
+        queries: forward passes of the last stage; default 5000.
+        restarts: runs of the first stage; default 1. The original takes 5 for "l1".
+        bounds: (low, high) of the input values.
+        targeted: whether y is the target class.
 
     Returns:
-        An attack that comes back with a `Cascaded`: a `AttackResult` that also says which stage broke which example.
+        An attack whose result is a `Cascaded`.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
-    Source: F. Croce and M. Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks", 2020,
-    with its defaults.
+    Source: F. Croce and M. Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks", 2020, with its defaults.
 
-    >>> found = auto_attack(epsilon=0.25, steps=5, queries=5)(lambda x: x, jnp.array([[0.6, 0.5]]), jnp.array([0]), key=jax.random.key(0))
-    >>> print(found.success, found.broken)
+    >>> attack = auto_attack(epsilon=0.25, steps=5, queries=5)
+    >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])
+    >>> result = attack(lambda x: x, x, y, key=jax.random.key(0))
+    >>> print(result.success, result.broken)
     [ True] {'apgd, cross-entropy': 1, 'apgd, dlr to targets': 0, 'fab': 0, 'square': 0}
     """
-    ball: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "norm": norm,
         "epsilon": epsilon,
         "bounds": bounds,
         "targeted": targeted,
     }
-    most = None if targeted else _validation.integer("targets", targets, low=1)
+    number = None if targeted else _validation.integer("targets", targets, low=1)
+    second = "apgd, dlr" if targeted else "apgd, dlr to targets"
     stages = {
-        "apgd, cross-entropy": apgd(steps=steps, restarts=restarts, **ball),
-        "apgd, dlr" if targeted else "apgd, dlr to targets": apgd(
-            steps=steps, targets=most, loss="dlr", **ball
-        ),
-        "fab": fab(steps=steps, targets=most, **ball),
-        "square": square(queries=queries, **ball),
+        "apgd, cross-entropy": apgd(steps=steps, restarts=restarts, **shared),
+        second: apgd(steps=steps, targets=number, loss="dlr", **shared),
+        "fab": fab(steps=steps, targets=number, **shared),
+        "square": square(queries=queries, **shared),
     }
-    whole = cascade([dataclasses.replace(attack, name=name) for name, attack in stages.items()])
-    return dataclasses.replace(whole, name="auto_attack")
+    attack = cascade([dataclasses.replace(stage, name=name) for name, stage in stages.items()])
+    return dataclasses.replace(attack, name="auto_attack")
 
 
 def cascade(attacks: Sequence[Attack]) -> Attack:
-    """Attacks one after another, each on the examples that those before it left standing.
+    """Run attacks one after another, each on the examples on which those before it failed.
 
     Args:
-        attacks: at least one, all of one norm, radius and bounds, and all targeted or none.
+        attacks: at least one attack with a radius; all with the same norm, radius, bounds and
+            `targeted`.
 
     Returns:
-        An attack that comes back with a `Cascaded`. Inside `jax.jit` it cannot know who stands, and every attack sees every example.
+        An attack whose result is a `Cascaded`. Under `jax.jit` every attack runs on every example,
+        since which examples remain is unknown when compiling; the result is the same.
 
     Raises:
-        TypeError, ValueError: no attack, something that is none, attacks that differ, searches for the smallest perturbation.
+        TypeError: an element is not an `Attack`.
+        ValueError: no attack, a minimum-norm attack, an `expectation`, or attacks that disagree.
 
     >>> from diffprog.adversarial.gradient._pgd import fgsm, pgd
-    >>> both = cascade([fgsm(epsilon=0.25), pgd(epsilon=0.25, steps=5)])
-    >>> print(both(lambda x: x, jnp.array([[0.6, 0.5]]), jnp.array([0]), key=jax.random.key(0)).stage)
+    >>> attack = cascade([fgsm(epsilon=0.25), pgd(epsilon=0.25, steps=5)])
+    >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])
+    >>> print(attack(lambda x: x, x, y, key=jax.random.key(0)).stage)
     [0]
     """
-    first, *later = _one_ball(attacks)
-    names = Stages(attack.name for attack in attacks)
+    _validate_stages(attacks)
+    first, *later = attacks
+    names = StaticTuple(attack.name for attack in attacks)
+    uses_gradients = StaticTuple(attack.uses_gradients for attack in attacks)
 
     def run(f: Program, x: Any, y: Labels, epsilon: PerExample, key: jax.Array) -> AttackResult:
-        found = _opened(first.run(f, x, y, epsilon, jax.random.fold_in(key, 0)), names)
+        result = first.run(f, x, y, epsilon, jax.random.fold_in(key, 0))
+        stage = jnp.where(result.success & ~result.initially_misclassified, 0, -1)
+        cascaded = Cascaded(
+            **result._asdict(), stage=stage, stages=names, stage_uses_gradients=uses_gradients
+        )
         for k, attack in enumerate(later, 1):
-            for part in _parts(found.success, x):
-                some_x, some_y, radii = _taken((x, y, epsilon), part)
-                found = _joined(
-                    found, attack.run(f, some_x, some_y, radii, jax.random.fold_in(key, k)), part, k
-                )
-        return cast(AttackResult, found)
+            for indices in _remaining_chunks(cascaded.success, x):
+                some_x, some_y, radii = _take_sharded((x, y, epsilon), indices)
+                result = attack.run(f, some_x, some_y, radii, jax.random.fold_in(key, k))
+                cascaded = _update(cascaded, result, indices, k)
+        return cast(AttackResult, cascaded)
 
     return Attack(
-        "cascade", first.norm, first.epsilon, first.bounds, first.targeted, cast(Run, run)
+        "cascade",
+        first.norm,
+        first.epsilon,
+        first.bounds,
+        first.targeted,
+        cast(Run, run),
+        uses_gradients=any(uses_gradients),
     )
 
 
-def _one_ball(attacks: Any) -> Sequence[Attack]:
+def _validate_stages(attacks: Any) -> None:
     if not isinstance(attacks, Sequence) or not attacks:
         raise ValueError(f"attacks must be a sequence of at least one Attack, got {attacks!r:.60}")
     for k, attack in enumerate(attacks):
@@ -165,71 +192,71 @@ def _one_ball(attacks: Any) -> Sequence[Attack]:
             raise TypeError(f"attacks[{k}] must be an Attack, got {type(attack).__name__}")
         if attack.draws is not None:
             raise ValueError(
-                f"attacks[{k}] must be one on a program of x alone, got {attack.name}; put expectation around the cascade"
+                f"attacks[{k}] must attack a function of x alone, got {attack.name}; "
+                "wrap the cascade in expectation instead"
             )
         if attack.epsilon is None:
             raise ValueError(
-                f"attacks[{k}] must have a radius, got {attack.name}, which searches for the smallest perturbation"
+                f"attacks[{k}] must have a radius, got the minimum-norm attack {attack.name}"
             )
-        for name in ("norm", "bounds", "targeted", "epsilon"):
-            mine, others = getattr(attack, name), getattr(attacks[0], name)
-            if mine is not others and not np.array_equal(mine, others):
+        for field in ("norm", "bounds", "targeted", "epsilon"):
+            value, expected = getattr(attack, field), getattr(attacks[0], field)
+            if value is not expected and not np.array_equal(value, expected):
                 raise ValueError(
-                    f"attacks must agree in {name}, got {others} and attacks[{k}] with {mine}"
+                    f"attacks must agree in {field}, got {expected} and attacks[{k}] with {value}"
                 )
-    return attacks
 
 
-def _parts(broken: Bool[Array, "batch"], x: Any) -> list[Integer[np.ndarray, "part"]]:
-    """Who still stands, in parts of one size; the last filled up with the index after the last example."""
-    known, batch = _validation.values(broken), len(broken)
-    if known is None:
+def _remaining_chunks(success: Bool[Array, "batch"], x: Any) -> list[Integer[np.ndarray, "chunk"]]:
+    """Split the indices of the examples without success into chunks of one size.
+
+    The last chunk is padded with `batch`, one past the last index. Under `jax.jit` the only chunk
+    is all examples.
+    """
+    values, batch = _validation.values(success), len(success)
+    if values is None:
         return [np.arange(batch)]
-    devices = _devices(jax.tree.leaves(x)[0])
-    size = -(-batch // (_PARTS * devices)) * devices
-    standing = np.flatnonzero(~known)
-    filled = np.append(standing, np.full(-len(standing) % size, batch))
-    return list(filled.reshape(-1, size))
+    devices = _device_count(jax.tree.leaves(x)[0])
+    size = -(-batch // (_CHUNKS * devices)) * devices
+    remaining = np.flatnonzero(~values)
+    padded = np.append(remaining, np.full(-len(remaining) % size, batch))
+    return list(padded.reshape(-1, size))
 
 
-def _taken(tree: Any, part: Integer[np.ndarray, "part"]) -> Any:
-    """Those examples, spread over the devices as all are; a copy of the last, where there is none."""
-    spread = lambda few, all: few if _devices(all) == 1 else jax.device_put(few, all.sharding)
-    return jax.tree.map(spread, _rows(tree, part), tree)
+def _take_sharded(tree: Any, indices: Integer[np.ndarray, "chunk"]) -> Any:
+    """Select examples, sharded like the whole arrays; padding copies the last example."""
+    shard = lambda chunk, whole: (
+        chunk if _device_count(whole) == 1 else jax.device_put(chunk, whole.sharding)
+    )
+    return jax.tree.map(shard, _take(tree, indices), tree)
 
 
-def _devices(array: Array) -> int:
+def _device_count(array: Array) -> int:
     return 1 if _validation.values(array) is None else len(array.sharding.device_set)
 
 
 @jax.jit
-def _rows(tree: Any, part: Integer[Array, "part"]) -> Any:
-    return jax.tree.map(lambda leaf: jnp.take(leaf, part, axis=0, mode="clip"), tree)
-
-
-def _opened(found: AttackResult, names: Stages) -> Cascaded:
-    return Cascaded(
-        **found._asdict(),
-        stage=jnp.where(found.success & ~found.initially_misclassified, 0, -1),
-        stages=names,
-    )
+def _take(tree: Any, indices: Integer[Array, "chunk"]) -> Any:
+    return jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis=0, mode="clip"), tree)
 
 
 @jax.jit
-def _joined(
-    found: Cascaded, new: AttackResult, part: Integer[Array, "part"], stage: Integer[Array, ""]
+def _update(
+    cascaded: Cascaded,
+    result: AttackResult,
+    indices: Integer[Array, "chunk"],
+    k: Integer[Array, ""],
 ) -> Cascaded:
-    """With what an attack on a part found, for those that stood: kept where it broke them or came nearer."""
-    old = _rows(found._replace(stages=Stages()), part)
-    nearer = new.success | (new.loss > old.loss)
-    kept = select(
-        nearer,
-        Cascaded(**new._asdict(), stage=jnp.where(new.success, stage, -1), stages=Stages()),
-        old,
+    """Write the result of attack k on a chunk into the result of the cascade.
+
+    An example without success so far takes the new result if that is a success or has a larger
+    loss.
+    """
+    old = _take(cascaded, indices)
+    new = old._replace(**result._asdict(), stage=jnp.where(result.success, k, -1))
+    best = select(new.success | (new.loss > old.loss), new, old)
+    best = best._replace(gradients=old.gradients + new.gradients, queries=old.queries + new.queries)
+    best = select(old.success, old, best)
+    return jax.tree.map(
+        lambda whole, chunk: whole.at[indices].set(chunk, mode="drop"), cascaded, best
     )
-    kept = kept._replace(gradients=old.gradients + new.gradients, queries=old.queries + new.queries)
-    kept = select(old.success, old, kept)
-    placed = jax.tree.map(
-        lambda all, few: all.at[part].set(few, mode="drop"), found._replace(stages=Stages()), kept
-    )
-    return placed._replace(stages=found.stages)

@@ -1,7 +1,8 @@
-"""How robust a program is, against several attacks at once, and whether that can be believed.
+"""Evaluation of a model's robustness under several attacks.
 
-Every attack sees every example, in batches of one shape; example by example the shortest perturbation of all is kept. What the shares and
-curves mean stands in `_report`, what makes them doubtful in `_flags`.
+Every attack runs on every example, in batches of one shape. Per example, the smallest perturbation
+of all attacks is kept, which gives the robust accuracy at every radius (see `_report`). Unless
+switched off, the evaluation ends with tests for gradient masking (see `_gradient_masking`).
 """
 
 import dataclasses
@@ -16,11 +17,17 @@ from jaxtyping import Bool
 
 from diffprog import _validation
 from diffprog.adversarial._base import Attack, AttackResult, Labels, validate_examples
-from diffprog.adversarial.evaluation import _gradient_masking
-from diffprog.adversarial.evaluation._report import SLACK, Outcome, Report, Worst, share
+from diffprog.adversarial.evaluation._gradient_masking import Measurements, masking_flags, measure
+from diffprog.adversarial.evaluation._report import (
+    TOLERANCE,
+    Outcome,
+    Report,
+    Worst,
+    share_with_interval,
+)
 from diffprog.program import Program, program
 
-_LOOKED_AT = 64
+_MASKING_EXAMPLES = 64  # at most so many examples are tested for gradient masking
 
 
 def evaluate(
@@ -35,181 +42,171 @@ def evaluate(
     flags: bool = True,
     mesh: Mesh | None = None,
 ) -> Report:
-    """Accuracy without an attack, under each and under all together, and the signs that these say less than they seem to.
+    """Evaluate clean and robust accuracy under several attacks, and test for gradient masking.
 
     Args:
-        f: a program of a batch of examples, returning logits (batch, classes). Where every attack is an `expectation`, an f of (x, key).
-        x: float examples, an array (batch, ...) or a pytree of them, inside the bounds.
+        f: model, (batch, ...) -> logits (batch, classes). If every attack is an `expectation`, a
+            model of (x, key).
+        x: float examples within the bounds, an array (batch, ...) or a pytree of such arrays.
         y: integer labels (batch,).
-        attacks: at least one, or several by name; of one norm and one pair of bounds, not targeted. Those with a radius say who stands at
-            it, those that search for the smallest perturbation give the curve of accuracy against the radius.
-        key: a random key; attack k gets `jax.random.fold_in(key, k)`.
-        batch_size: examples seen at a time, all of them where there are fewer; the last batch is filled up.
-        confidence: of the intervals, in 0 .. 1.
-        flags: whether to look for signs of masked gradients, which costs some ascents on up to 64 examples.
-        mesh: devices among which each batch is divided for the attacks, from `distributed.mesh()`.
+        attacks: at least one untargeted attack, or a dict of attacks by name; all with the same
+            norm and bounds. Attacks with a radius give the robust accuracy at that radius,
+            minimum-norm attacks the curve over all radii.
+        key: PRNG key; attack k gets `jax.random.fold_in(key, k)`.
+        batch_size: examples per batch, >= 1; default 256. The last batch is padded.
+        confidence: confidence level of the intervals, in (0, 1); default 0.95.
+        flags: whether to test for gradient masking, which runs PGD a few times on up to 64
+            examples; default True.
+        mesh: devices over which each batch is sharded during attacks, from `distributed.mesh()`;
+            default one device.
+
+    Returns:
+        A `Report`; `print(report)` shows a table.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these, before anything is attacked.
+        TypeError: an argument has the wrong type.
+        ValueError: attacks are empty, targeted or disagree in norm or bounds; x is not finite or
+            outside the bounds; y is not in 0 .. classes - 1; an epsilon does not fit the batch. All
+            are raised before any attack runs.
 
     >>> from diffprog.adversarial.gradient._pgd import pgd
     >>> x = jnp.array([[0.9, 0.1], [0.6, 0.5], [0.2, 0.3]])
-    >>> report = evaluate(lambda x: x, x, jnp.array([0, 0, 0]), [pgd(epsilon=0.1)], key=jax.random.key(0))
+    >>> y = jnp.array([0, 0, 0])
+    >>> report = evaluate(lambda x: x, x, y, [pgd(epsilon=0.1)], key=jax.random.key(0))
     >>> print(report.clean.count, report.robust(0.1).count, report.flags)
     2 1 ()
     """
-    pairs = _named(attacks)
-    first, draws = pairs[0][1], _draws(pairs)
+    named_attacks = _validate_attacks(attacks)
+    first = named_attacks[0][1]
     _validation.key("key", key)
-    size = _validation.integer("batch_size", batch_size, low=1)
+    batch_size = _validation.integer("batch_size", batch_size, low=1)
     if _validation.number("confidence", confidence, above=0, high=1) == 1:
-        raise ValueError(
-            "confidence must be a number between 0 and 1, got 1, which no interval has"
-        )
+        raise ValueError("confidence must be a number between 0 and 1, got 1")
     if not isinstance(flags, bool):
         raise TypeError(f"flags must be True or False, got {type(flags).__name__}")
     _validation.function("f", f)
-    seen = program(f) if draws is None else cast(Any, first).mean_program(f, jax.random.fold_in(key, 0))
-    x, y = validate_examples(seen, x, y, first.bounds)
-    for _, attack in pairs:
-        _require_radii(attack, len(y))
+    if first.draws is None:
+        model = program(f)
+    else:
+        model = cast(Any, first).mean_program(f, jax.random.fold_in(key, 0))
+    x, y = validate_examples(model, x, y, first.bounds)
+    for _, attack in named_attacks:
+        if np.shape(attack.epsilon) not in ((), (len(y),)):
+            raise ValueError(
+                f"epsilon must be a number or have one value for each of {len(y)} examples, "
+                f"got {list(np.shape(attack.epsilon))}"
+            )
 
-    founds = [
-        _in_batches(attack, f, x, y, jax.random.fold_in(key, k), size, mesh)
-        for k, (_, attack) in enumerate(pairs)
+    def run(attack: Attack, key: jax.Array) -> AttackResult:
+        def run_batch(indices: np.ndarray) -> AttackResult:
+            if np.ndim(attack.epsilon):
+                epsilon = jnp.asarray(attack.epsilon)[indices]
+                batch_attack = dataclasses.replace(attack, epsilon=epsilon)
+            else:
+                batch_attack = attack
+            return batch_attack(f, _take(x, indices), y[indices], key=key, mesh=mesh)
+
+        return _map_batches(run_batch, len(y), batch_size)
+
+    results = [
+        run(attack, jax.random.fold_in(key, k)) for k, (_, attack) in enumerate(named_attacks)
     ]
-    logits = _joined(
-        lambda part: _said(seen, jax.tree.map(lambda leaf: leaf[part], x)), len(y), size
+    logits = _map_batches(
+        lambda indices: _compute_logits(model, _take(x, indices)), len(y), batch_size
     )
-    unsaid = np.isnan(logits).any(1)
-    right = (logits.argmax(1) == np.asarray(y)) & ~unsaid
+    has_nan = np.isnan(logits).any(1)
+    right = (logits.argmax(1) == np.asarray(y)) & ~has_nan
     outcomes = tuple(
         Outcome(
             name,
             attack.name,
             attack.epsilon,
-            share(int((right & ~found.success).sum()), len(y), confidence),
-            found,
+            share_with_interval(int((right & ~result.success).sum()), len(y), confidence),
+            result,
+            attack.uses_gradients,
         )
-        for (name, attack), found in zip(pairs, founds, strict=True)
+        for (name, attack), result in zip(named_attacks, results, strict=True)
     )
-    worst = _worst(founds, right)
-    signs = (
-        (
-            *_gradient_masking.of_logits(unsaid),
-            *_signs(f, x, y, first, outcomes, worst, right, key, draws),
-        )
-        if flags
-        else ()
-    )
-    clean = share(int(right.sum()), len(y), confidence)
-    return Report(first.norm, first.bounds, confidence, clean, right, outcomes, worst, signs)
+    worst = _smallest_perturbations(results, right)
+    raised_flags: tuple[Any, ...] = ()
+    if flags:
+        measurements = _measure_some(f, x, y, first, outcomes, worst, right, key)
+        raised_flags = masking_flags(measurements, outcomes, right, has_nan)
+    clean = share_with_interval(int(right.sum()), len(y), confidence)
+    return Report(first.norm, first.bounds, confidence, clean, right, outcomes, worst, raised_flags)
 
 
-def _named(attacks: Any) -> list[tuple[str, Attack]]:
-    """Attacks with their names, all of one kind."""
+def _validate_attacks(attacks: Any) -> list[tuple[str, Attack]]:
+    """Check that the attacks can be evaluated together, and return them with their names."""
     if not isinstance(attacks, Mapping | Sequence) or not attacks:
         raise ValueError(
             f"attacks must be a sequence or dict of at least one Attack, got {attacks!r:.60}"
         )
-    pairs = list(
-        attacks.items()
-        if isinstance(attacks, Mapping)
-        else ((getattr(attack, "name", ""), attack) for attack in attacks)
-    )
-    for k, (name, attack) in enumerate(pairs):
-        where = f"attacks[{(name if isinstance(attacks, Mapping) else k)!r}]"
+    if isinstance(attacks, Mapping):
+        keys, values = list(attacks), list(attacks.values())
+    else:
+        keys, values = list(range(len(attacks))), list(attacks)
+    for name, attack in zip(keys, values, strict=True):
+        argument = f"attacks[{name!r}]"
         if not isinstance(attack, Attack):
-            raise TypeError(f"{where} must be an Attack, got {type(attack).__name__}")
+            raise TypeError(f"{argument} must be an Attack, got {type(attack).__name__}")
         if attack.targeted:
             raise ValueError(
-                f"{where} must not be targeted: y are the labels, got {attack.name} with targeted=True"
+                f"{argument} must not be targeted, since y are labels, got targeted {attack.name}"
             )
-        for number in ("norm", "bounds"):
-            mine, others = getattr(attack, number), getattr(pairs[0][1], number)
-            if mine != others:
+        for field in ("norm", "bounds"):
+            value, expected = getattr(attack, field), getattr(values[0], field)
+            if value != expected:
                 raise ValueError(
-                    f"attacks must agree in {number}, got {others} and {where} with {mine}; make a report for each"
+                    f"attacks must agree in {field}, got {expected} and {argument} with {value}; "
+                    "evaluate them separately"
                 )
-    return pairs
-
-
-def _draws(pairs: list[tuple[str, Attack]]) -> int | None:
-    """How many draws stand for f of (x, key); None for an f of x."""
-    draws = [attack.draws for _, attack in pairs]
+    draws = [attack.draws for attack in values]
     if None in draws and any(draws):
         raise ValueError(
             "attacks must all be expectations, for an f of (x, key), or none of them, for an f of x"
         )
-    return draws[0]
+    if isinstance(attacks, Mapping):
+        return list(attacks.items())
+    return [(attack.name, attack) for attack in values]
 
 
-def _require_radii(attack: Attack, batch: int) -> None:
-    if np.shape(attack.epsilon) not in ((), (batch,)):
-        raise ValueError(
-            f"epsilon must be a number or have one value for each of {batch} examples, got {list(np.shape(attack.epsilon))}"
-        )
-
-
-def _in_batches(
-    attack: Attack,
-    f: Callable[..., Any],
-    x: Any,
-    y: Labels,
-    key: jax.Array,
-    size: int,
-    mesh: Mesh | None,
-) -> AttackResult:
-    """What the attack finds for all examples, in NumPy."""
-
-    def once(part: np.ndarray) -> AttackResult:
-        own = (
-            attack
-            if np.ndim(attack.epsilon) == 0
-            else dataclasses.replace(attack, epsilon=jnp.asarray(attack.epsilon)[part])
-        )
-        return own(f, jax.tree.map(lambda leaf: leaf[part], x), y[part], key=key, mesh=mesh)
-
-    return _joined(once, len(y), size)
+def _take(tree: Any, indices: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[indices], tree)
 
 
 @jax.jit
-def _said(f: Program, x: Any) -> jax.Array:
+def _compute_logits(f: Program, x: Any) -> jax.Array:
     return f(x)
 
 
-def _joined(once: Callable[[np.ndarray], Any], count: int, size: int) -> Any:
-    """What a function of the indices of a batch says of all, in batches of one size; the last filled up with the last index."""
-    size = min(size, count)
-    parts = [
+def _map_batches(function: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
+    """Apply a function of indices batch by batch and concatenate the results in NumPy."""
+    size = min(batch_size, count)
+    # The last batch is padded with the last index, so that nothing compiles twice.
+    batches = [
         np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)
     ]
-    return jax.tree.map(
-        lambda *said: np.concatenate(said)[:count],
-        *(jax.tree.map(np.asarray, once(part)) for part in parts),
-    )
+    results = [jax.tree.map(np.asarray, function(indices)) for indices in batches]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *results)
 
 
-def _worst(founds: list[AttackResult], right: Bool[np.ndarray, "batch"]) -> Worst:
-    """The shortest perturbation of each example; of those that differ by rounding the first."""
-    lengths = np.stack(
-        [np.where(found.success, found.distance.astype(np.float64), np.inf) for found in founds]
+def _smallest_perturbations(results: list[AttackResult], right: Bool[np.ndarray, "batch"]) -> Worst:
+    """Find the smallest successful perturbation of each example, the first of equal ones."""
+    distances = np.stack(
+        [np.where(result.success, result.distance.astype(np.float64), np.inf) for result in results]
     )
-    shortest = np.where(right, lengths.min(0), 0)
-    broken = right & np.isfinite(shortest)
-    attack = np.where(broken, (lengths <= shortest * (1 + SLACK)).argmax(0), -1)
-    of_attack = lambda name: np.choose(
-        np.maximum(attack, 0), [getattr(found, name) for found in founds]
-    )
-    return Worst(
-        shortest,
-        attack,
-        np.where(broken, of_attack("step"), -1),
-        np.where(broken, of_attack("restart"), -1),
-    )
+    smallest = np.where(right, distances.min(0), 0)
+    success = right & np.isfinite(smallest)
+    # Distances that differ by rounding alone count as equal.
+    attack = np.where(success, (distances <= smallest * (1 + TOLERANCE)).argmax(0), -1)
+    index = np.maximum(attack, 0)
+    step = np.choose(index, [result.step for result in results])
+    restart = np.choose(index, [result.restart for result in results])
+    return Worst(smallest, attack, np.where(success, step, -1), np.where(success, restart, -1))
 
 
-def _signs(
+def _measure_some(
     f: Callable[..., Any],
     x: Any,
     y: Labels,
@@ -218,33 +215,25 @@ def _signs(
     worst: Worst,
     right: Bool[np.ndarray, "batch"],
     key: jax.Array,
-    draws: int | None,
-) -> tuple[_gradient_masking.Flag, ...]:
+) -> Measurements | None:
+    """Measure signs of gradient masking on up to 64 correctly classified examples, if any."""
     if not right.any():
-        return _gradient_masking.signs(None, outcomes, right)
-    # Of one size, whatever is read rightly: nothing compiles again for that.
-    part = np.resize(np.flatnonzero(right), min(len(y), _LOOKED_AT))
-    radius = _radius(outcomes, worst, attack.bounds)
-    some = jax.tree.map(lambda leaf: leaf[part], x)
-    seen = _gradient_masking.look(
+        return None
+    # Repeated to a fixed size, so that another number of examples compiles nothing new.
+    indices = np.resize(np.flatnonzero(right), min(len(y), _MASKING_EXAMPLES))
+    radii = [np.median(outcome.epsilon) for outcome in outcomes if outcome.epsilon is not None]
+    epsilon = float(max(radii, default=0.0))
+    if epsilon == 0:
+        distances = worst.distance[np.isfinite(worst.distance) & (worst.distance > 0)]
+        low, high = attack.bounds
+        epsilon = float(np.median(distances)) if len(distances) else (high - low) / 10
+    return measure(
         f,
-        some,
-        y[part],
+        _take(x, indices),
+        y[indices],
         norm=attack.norm,
-        epsilon=radius,
+        epsilon=epsilon,
         bounds=attack.bounds,
         key=key,
-        draws=draws,
-    )
-    return _gradient_masking.signs(seen, outcomes, right)
-
-
-def _radius(outcomes: tuple[Outcome, ...], worst: Worst, bounds: tuple[float, float]) -> float:
-    """That of the attacks, of several the largest; else the median distance; else a tenth of the box."""
-    given = [
-        float(np.median(outcome.epsilon)) for outcome in outcomes if outcome.epsilon is not None
-    ]
-    lengths = worst.distance[np.isfinite(worst.distance) & (worst.distance > 0)]
-    return max([*given, 0.0]) or (
-        float(np.median(lengths)) if len(lengths) else (bounds[1] - bounds[0]) / 10
+        draws=attack.draws,
     )

@@ -1,14 +1,20 @@
-"""Signs that a program only looks robust: its gradients are masked, and the attacks lost their way rather than their case.
+"""Detection of gradient masking: attacks fail although the model is not robust.
 
-What is looked at          on a few examples that f reads rightly                          a sign
-    two calls              |f(x) - f(x)|                                                    they differ
-    the logits             their sums, and what softmax leaves for other classes            probabilities; nothing is left
-    the gradient           of the cross-entropy, or the margin where that has saturated     zero, NaN or infinite
-    ascents inside a ball  of one step and of many; of twice the radius; from four starts   the loss falls, does not rise; they disagree
-    the outcomes           who was broken without a gradient                                and not with one
+Gradient-based attacks fail on a model whose gradients are zero, NaN, random or misleading.
 
-The measures are those of A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of security", 2018, and of
-N. Carlini et al., "On evaluating adversarial robustness", 2019. A sign is no proof: it says what was seen, and which attack to try.
+Signs of it, measured on a few correctly classified examples:
+
+    two calls         |f(x) - f(x)|                      the logits differ
+    logits            their sum, softmax                 they sum to 1; softmax rounds to 1
+    gradient          of the loss that attacks maximize  zero, NaN or infinite
+    PGD in the ball   1 and 20 steps, radius ε and 2 ε   no larger loss by more steps or radius
+                      four random starts                 the starts disagree in success
+    attack results    which attacks succeeded            only attacks without gradients did
+
+A flag is a sign of gradient masking, not a proof; it names the attack to try next.
+
+Sources: A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of
+security", 2018; N. Carlini et al., "On evaluating adversarial robustness", 2019.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,45 +28,50 @@ from jaxtyping import Array, Bool, Float
 from diffprog import norms
 from diffprog.adversarial._base import Bounds, Labels, flatten_examples
 from diffprog.adversarial._losses import Logits, cross_entropy
-from diffprog.adversarial.evaluation._report import SLACK, Flag, Outcome
+from diffprog.adversarial.evaluation._report import TOLERANCE, Flag, Outcome
 from diffprog.adversarial.gradient._pgd import pgd
 from diffprog.adversarial.wrappers._expectation import expectation
 from diffprog.program import Program, program
 
 STEPS, STARTS = 20, 4
-# Shares of the examples looked at, above which a sign is given: what a network without any defence shows stays well below.
-_ZERO, _SATURATED, _FALLING, _FLAT, _DISAGREEING, _BLIND = 0.05, 0.25, 0.1, 0.25, 0.15, 0.02
+# A flag is raised above these shares of examples; undefended networks stay well below all of them.
+_MAX_ZERO_GRADIENT = 0.05
+_MAX_SATURATED = 0.25
+_MAX_LOSS_FALLS = 0.1
+_MAX_LOSS_FLAT = 0.25
+_MAX_DISAGREEING = 0.15
+_MAX_ONLY_BLACK_BOX = 0.02
 
 
-class Seen(NamedTuple):
-    """What a program does at a few examples that it reads rightly.
+class Measurements(NamedTuple):
+    """Behaviour of a model at a few correctly classified examples and in the balls around them.
 
     Attributes:
         logits: (examples, classes).
-        again: the logits of a second call; None of a program that takes a key, and may say another thing with another one.
-        gradient: (examples, n), of the loss that attacks ascend.
-        nearby: the logits and that gradient at a point drawn from the ball of each.
-        saturated: (examples,), whether softmax leaves nothing for the other classes.
-        short: (examples,), the largest loss that ascents of one step reach from several starts.
-        long: (examples,), what one of many steps reaches from the first of these starts.
-        wide: (examples,), the same in twice the radius.
-        turned: (starts, examples), whether each of several ascents turned the example.
-        widened: whether there is room for twice the radius.
+        repeated_logits: the logits of a second call; None for a model that takes a PRNG key.
+        gradient: (examples, n), of the loss that attacks maximize.
+        nearby: logits and gradient at a random point of the ball of each example.
+        saturated: (examples,), whether the largest softmax probability rounds to 1.
+        one_step_loss: (examples,), largest loss that one step of PGD reaches from several starts.
+        loss: (examples,), loss that many steps reach from the first of these starts.
+        wide_loss: (examples,), the same in twice the radius.
+        success: (starts, examples), whether many steps from each start succeed.
+        widened: whether the box has room for twice the radius.
     """
 
     logits: Logits
-    again: Logits | None
+    repeated_logits: Logits | None
     gradient: Float[Array, "examples n"]
     nearby: tuple[Logits, Float[Array, "examples n"]]
     saturated: Bool[Array, "examples"]
-    short: Float[Array, "examples"]
-    long: Float[Array, "examples"]
-    wide: Float[Array, "examples"]
-    turned: Bool[Array, "starts examples"]
+    one_step_loss: Float[Array, "examples"]
+    loss: Float[Array, "examples"]
+    wide_loss: Float[Array, "examples"]
+    success: Bool[Array, "starts examples"]
     widened: bool
 
 
-def look(
+def measure(
     f: Callable[..., Any],
     x: Any,
     y: Labels,
@@ -70,230 +81,232 @@ def look(
     bounds: Bounds,
     key: jax.Array,
     draws: int | None = None,
-) -> Seen:
-    """What f does at these examples and in balls around them; `draws` for an f of (x, key), which is seen as their mean."""
-    drawn = f if draws is None else lambda x: f(x, key)
-    opened = program(drawn)
-    logits, gradient = _slope(opened, x, y)
-    nearby = _slope(opened, _near(x, norm, epsilon, bounds, key), y)
-    again = None if draws is not None else _called_again(f, x, logits)
-    box = norms.named(norm).length(jnp.full_like(gradient[:1], bounds[1] - bounds[0]))
-    wider = min(2 * epsilon, float(box[0]))
+) -> Measurements:
+    """Measure logits, gradients and PGD losses at examples and in the balls around them.
 
-    def ascend(steps: int, radius: float, start: int) -> tuple[Array, Array]:
+    Args:
+        f: a program x -> logits; with `draws`, a program of (x, key), attacked through
+            `expectation`.
+        x, y: correctly classified examples and their labels.
+        norm, epsilon, bounds: the ball and the box.
+        key: PRNG key.
+        draws: number of keys that PGD averages over; None for an f of x alone.
+    """
+    model = program(f if draws is None else lambda x: f(x, key))
+    logits, gradient = _logits_and_gradient(model, x, y)
+    flat, unflatten = flatten_examples(x)
+    ball = norms.named(norm)
+    r = ball.sample(key, flat.shape, epsilon, flat.dtype)
+    neighbour = unflatten(flat + ball.project_in_box(r, flat, epsilon, bounds))
+    box_diameter = ball.length(jnp.full_like(gradient[:1], bounds[1] - bounds[0]))[0]
+    wide_epsilon = min(2 * epsilon, float(box_diameter))
+
+    def run_pgd(steps: int, radius: float, start: int) -> tuple[Array, Array]:
         attack = pgd(norm=norm, epsilon=radius, steps=steps, bounds=bounds)
-        found = (attack if draws is None else expectation(attack, draws))(
-            f, x, y, key=jax.random.fold_in(key, start)
-        )
-        return found.loss, found.success
+        attack = attack if draws is None else expectation(attack, draws)
+        result = attack(f, x, y, key=jax.random.fold_in(key, start))
+        return result.loss, result.success
 
-    runs = [ascend(STEPS, epsilon, start) for start in range(STARTS)]
-    return Seen(
+    losses, successes = zip(*(run_pgd(STEPS, epsilon, k) for k in range(STARTS)), strict=True)
+    return Measurements(
         logits,
-        again,
+        None if draws is not None else _repeated_logits(f, x, logits),
         gradient,
-        nearby,
+        _logits_and_gradient(model, neighbour, y),
         jax.nn.softmax(logits).max(1) == 1,
-        jnp.stack([ascend(1, epsilon, start)[0] for start in range(STARTS)]).max(0),
-        runs[0][0],
-        ascend(STEPS, wider, 0)[0],
-        jnp.stack([turned for _, turned in runs]),
-        wider > epsilon,
+        jnp.stack([run_pgd(1, epsilon, k)[0] for k in range(STARTS)]).max(0),
+        losses[0],
+        run_pgd(STEPS, wide_epsilon, 0)[0],
+        jnp.stack(successes),
+        wide_epsilon > epsilon,
     )
 
 
 @jax.jit
-def _slope(f: Program, x: Any, y: Labels) -> tuple[Logits, Array]:
-    def total(x: Any) -> tuple[Array, Logits]:
+def _logits_and_gradient(f: Program, x: Any, y: Labels) -> tuple[Logits, Array]:
+    def total_loss(x: Any) -> tuple[Array, Logits]:
         logits = f(x)
         return cross_entropy(logits, y, False).sum(), logits
 
-    gradient, logits = jax.grad(total, has_aux=True)(x)
+    gradient, logits = jax.grad(total_loss, has_aux=True)(x)
     return logits, flatten_examples(gradient)[0]
 
 
-def _near(x: Any, norm: str, epsilon: float, bounds: Bounds, key: jax.Array) -> Any:
-    """A point drawn from the ball of each example, put into the box."""
-    (rows, back), measure = flatten_examples(x), norms.named(norm)
-    r = measure.project_in_box(
-        measure.sample(key, rows.shape, epsilon, rows.dtype), rows, epsilon, bounds
-    )
-    return back(rows + r)
-
-
-def _called_again(f: Callable[..., Any], x: Any, logits: Logits) -> Logits:
-    """The call of two whose logits are farther from those already known: by Python, so that what f keeps outside JAX can move on."""
+def _repeated_logits(f: Callable[..., Any], x: Any, logits: Logits) -> Logits:
+    """Call f twice more and return the logits that differ most from `logits`."""
+    # Outside jit, so that a random state that f keeps in Python advances between the calls.
     calls = [jnp.asarray(f(x)) for _ in range(2)]
-    return max(calls, key=lambda said: float(jnp.nan_to_num(jnp.abs(said - logits)).max()))
+    return max(calls, key=lambda repeated: float(jnp.nan_to_num(jnp.abs(repeated - logits)).max()))
 
 
-def of_logits(unsaid: Bool[np.ndarray, "batch"]) -> Iterator[Flag]:
-    """The sign of examples at which f says NaN."""
-    if unsaid.any():
-        yield Flag(
-            "NaN logits",
-            f"f says NaN at {int(unsaid.sum())} of {len(unsaid)} examples themselves.",
-            "They count as misread, with and without an attack: the accuracies are those of a program that is broken there.",
-            "Find where it arises (jax.debug_nans), often a logarithm, root or division at 0.",
-        )
-
-
-def signs(
-    seen: Seen | None, outcomes: tuple[Outcome, ...], right: Bool[np.ndarray, "batch"]
+def masking_flags(
+    measurements: Measurements | None,
+    outcomes: tuple[Outcome, ...],
+    right: Bool[np.ndarray, "batch"],
+    has_nan: Bool[np.ndarray, "batch"] | None = None,
 ) -> tuple[Flag, ...]:
-    """All signs there are: of what was seen, if any example could be looked at, and of the outcomes."""
-    at_examples = (
-        [] if seen is None else [*_of_calls(seen), *_of_gradients(seen), *_of_ascents(seen)]
-    )
-    return (*at_examples, *_of_outcomes(outcomes, right))
+    """Collect the signs of gradient masking.
+
+    Args:
+        measurements: of `measure`; None if no example is correctly classified.
+        outcomes: results of the attacks.
+        right: (batch,), whether each example is correctly classified.
+        has_nan: (batch,), whether a logit of each example is NaN; default none.
+    """
+    flags: list[Flag] = []
+    if has_nan is not None and has_nan.any():
+        flags.append(
+            Flag(
+                "NaN logits",
+                f"A logit is NaN at {has_nan.sum()} of {len(has_nan)} unperturbed examples.",
+                "They count as misclassified, in clean and in robust accuracy alike.",
+                "Find where it arises (jax.debug_nans), often a logarithm, root or division at 0.",
+            )
+        )
+    if measurements is not None:
+        flags += _logit_flags(measurements)
+        flags += _gradient_flags(measurements)
+        flags += _pgd_flags(measurements)
+    flags += _black_box_flags(outcomes, right)
+    return tuple(flags)
 
 
-def _of_calls(seen: Seen) -> Iterator[Flag]:
-    logits = np.asarray(seen.logits)
-    if seen.again is not None:
-        apart = np.abs(np.nan_to_num(np.asarray(seen.again) - logits)).max()
-        if apart > 1e3 * np.finfo(logits.dtype).eps * np.abs(np.nan_to_num(logits)).max():
+def _logit_flags(measurements: Measurements) -> Iterator[Flag]:
+    logits = np.asarray(measurements.logits)
+    if measurements.repeated_logits is not None:
+        difference = np.abs(np.nan_to_num(np.asarray(measurements.repeated_logits) - logits)).max()
+        rounding = np.finfo(logits.dtype).eps * np.abs(np.nan_to_num(logits)).max()
+        if difference > 1e3 * rounding:
             yield Flag(
                 "random program",
-                f"two calls with the same examples differ by up to {apart:.3g} in a logit.",
-                "An attack fits r to draws that are gone when it is judged, and gets credit for one lucky draw.",
-                "Write the program as f(x, key) and put expectation(...) around every attack.",
+                f"Two calls on the same examples differ by up to {difference:.3g} in a logit.",
+                "Attacks optimize for random draws that are gone when success is decided, "
+                "and a lucky draw counts as a success.",
+                "Write the model as f(x, key) and wrap every attack in expectation(...).",
             )
     if ((logits >= 0) & (logits <= 1)).all() and np.allclose(logits.sum(1), 1, atol=1e-3):
         yield Flag(
             "probabilities for logits",
-            "every output lies in 0 .. 1, and they sum to 1.",
-            "Cross-entropy takes the softmax of them once more: its gradient is nearly the same at all of them, and fades where f is sure.",
-            "Return what goes into the last softmax, or the logarithm of what comes out.",
+            "Every output lies in 0 .. 1, and the outputs of each example sum to 1.",
+            "Cross-entropy applies a second softmax to them: its gradient is nearly the same "
+            "everywhere and vanishes where f is confident.",
+            "Return the input of the last softmax, or the logarithm of its output.",
         )
 
 
-def _of_gradients(seen: Seen) -> Iterator[Flag]:
-    count = len(seen.gradient)
-    places = [
-        [np.asarray(part) for part in place]
-        for place in ((seen.logits, seen.gradient), seen.nearby)
-    ]
-    bad = int(
-        np.any(
-            [
-                np.isnan(logits).any(1) | ~np.isfinite(gradient).all(1)
-                for logits, gradient in places
-            ],
-            axis=0,
-        ).sum()
+def _gradient_flags(measurements: Measurements) -> Iterator[Flag]:
+    pairs = [(measurements.logits, measurements.gradient), measurements.nearby]
+    logits, gradients = (
+        [np.asarray(pair[0]) for pair in pairs],
+        [np.asarray(pair[1]) for pair in pairs],
     )
-    if bad:
+    count = len(gradients[0])
+    nan_logits = np.any([np.isnan(at).any(1) for at in logits], axis=0)
+    nonfinite = nan_logits | np.any([~np.isfinite(at).all(1) for at in gradients], axis=0)
+    if nonfinite.any():
         yield Flag(
             "NaN or infinite gradients",
-            f"at {bad} of {count} examples, or a point near them.",
-            "Attacks take such a number for zero, and a NaN in the logits for no success: that alone may leave an example standing.",
+            f"Gradient or logits are NaN or infinite at {nonfinite.sum()} of {count} examples, "
+            "or at a random point near them.",
+            "Attacks replace such a gradient by zero and count NaN logits as a failure: "
+            "that alone may leave an example robust.",
             "Find where it arises (jax.debug_nans), often a logarithm, root or division at 0.",
         )
-    zero = int(np.all([(gradient == 0).all(1) for _, gradient in places], axis=0).sum())
-    if zero > _ZERO * count:
+    zero = np.all([(at == 0).all(1) for at in gradients], axis=0).sum()
+    if zero > _MAX_ZERO_GRADIENT * count:
         yield Flag(
             "zero gradients",
-            f"exactly zero at {zero} of {count} examples and at a point near each.",
-            "Attacks that follow the gradient do not move there; that they fail says nothing.",
-            "If f rounds, attack bpda(f); else add square or hop_skip_jump, which need no gradient.",
+            f"The gradient is exactly zero at {zero} of {count} examples, and near them.",
+            "Gradient-based attacks do not move there; their failure is no sign of robustness.",
+            "If f rounds, attack bpda(f); else add square or hop_skip_jump.",
         )
-    blind = int(np.asarray(seen.saturated).sum())
-    if blind > _SATURATED * count:
+    saturated = np.asarray(measurements.saturated).sum()
+    if saturated > _MAX_SATURATED * count:
         yield Flag(
             "saturated softmax",
-            f"at {blind} of {count} examples the largest probability rounds to 1.",
-            "The cross-entropy has no gradient there. The attacks here take the margin instead; others, or a loss of your own, do not.",
-            'Trust attacks with loss="margin" or "dlr" and auto_attack; compare with the same program in float64.',
+            f"The largest probability rounds to 1 at {saturated} of {count} examples.",
+            "The gradient of the cross-entropy vanishes there. The attacks of this package use the "
+            "margin instead; other attacks and losses do not.",
+            'Trust auto_attack and attacks with loss="margin" or "dlr"; compare with float64.',
         )
 
 
-def _of_ascents(seen: Seen) -> Iterator[Flag]:
-    short, long, wide, count = (
-        np.asarray(seen.short),
-        np.asarray(seen.long),
-        np.asarray(seen.wide),
-        len(seen.gradient),
+def _pgd_flags(measurements: Measurements) -> Iterator[Flag]:
+    one_step, loss, wide = (
+        np.asarray(losses)
+        for losses in (measurements.one_step_loss, measurements.loss, measurements.wide_loss)
     )
-    falling = int((long < short - 0.1 * np.abs(short) - 1e-3).sum())
-    if falling > _FALLING * count:
+    count = len(loss)
+    falls = (loss < one_step - 0.1 * np.abs(one_step) - 1e-3).sum()
+    if falls > _MAX_LOSS_FALLS * count:
         yield Flag(
             "loss falls with steps",
-            f"{STEPS} steps reach less than the best of {STARTS} single ones, at {falling} of {count} examples.",
-            "To follow the gradient is worse than to guess: it does not point to where the loss is larger.",
-            "Add square; if f rounds or draws, bpda and expectation.",
+            f"{STEPS} steps of PGD reach a smaller loss than the best of {STARTS} single steps, "
+            f"at {falls} of {count} examples.",
+            "The gradient does not point to larger losses.",
+            "Add square; if f rounds or is random, use bpda and expectation.",
         )
-    flat = int((wide <= long).sum())
-    if seen.widened and flat > _FLAT * count:
+    flat = (wide <= loss).sum()
+    if measurements.widened and flat > _MAX_LOSS_FLAT * count:
         yield Flag(
             "loss does not rise with ε",
-            f"twice the radius reaches no larger loss, at {flat} of {count} examples.",
-            "A larger ball holds every worse point of the smaller one: the ascent does not find what is there.",
-            "Raise the steps; look at the gradient; add square.",
+            f"PGD in twice the radius reaches no larger loss, at {flat} of {count} examples.",
+            "The larger ball contains the smaller one: PGD does not find the maximum.",
+            "Use more steps, inspect the gradients, add square.",
         )
-    turned = np.asarray(seen.turned)
-    split = int((turned.any(0) & ~turned.all(0)).sum())
-    if split > _DISAGREEING * count:
+    success = np.asarray(measurements.success)
+    disagreeing = (success.any(0) & ~success.all(0)).sum()
+    if disagreeing > _MAX_DISAGREEING * count:
         yield Flag(
             "restarts disagree",
-            f"{split} of {count} examples are turned from some of {len(turned)} random starts and not from others.",
-            "One start more would turn others: the accuracy is what the number of starts makes it.",
-            "Raise restarts until the accuracy stays; if f draws at random, expectation.",
+            f"PGD succeeds from some of {STARTS} random starts but not from others, "
+            f"at {disagreeing} of {count} examples.",
+            "More restarts would lower the robust accuracy further.",
+            "Use more restarts until the accuracy stops falling; if f is random, expectation.",
         )
 
 
-def _of_outcomes(outcomes: tuple[Outcome, ...], right: Bool[np.ndarray, "batch"]) -> Iterator[Flag]:
-    for name, more in _only_blind(outcomes, right).items():
-        if more > max(1, _BLIND * right.sum()):
+def _black_box_flags(
+    outcomes: tuple[Outcome, ...], right: Bool[np.ndarray, "batch"]
+) -> Iterator[Flag]:
+    for outcome in outcomes:
+        success = right & _stage_success(outcome, uses_gradients=False)
+        radius = 1.05 * outcome.found.distance if outcome.epsilon is None else outcome.epsilon
+        radius = np.broadcast_to(radius, right.shape)
+        # Compare only with gradient-based attacks that were allowed at least this radius.
+        white_box_success = [
+            _stage_success(other, uses_gradients=True)
+            & (other.found.distance <= radius * (1 + TOLERANCE))
+            for other in outcomes
+            if any(_stages_use_gradients(other))
+            and (
+                other.epsilon is None
+                or (np.asarray(other.epsilon) >= radius * (1 - TOLERANCE))[success].all()
+            )
+        ]
+        if not white_box_success:
+            continue
+        only_black_box = (success & ~np.any(white_box_success, axis=0)).sum()
+        if only_black_box > max(1, _MAX_ONLY_BLACK_BOX * right.sum()):
             yield Flag(
                 "black box beats white box",
-                f"{name} turns {more} of {right.sum()} examples that no attack with a gradient turns.",
-                "The gradient leads less far than none at all: it is masked, or the attacks that follow it are too weak.",
-                "Add auto_attack and restarts; look for what hides the gradient.",
+                f"{outcome.name} succeeds on {only_black_box} of {right.sum()} examples "
+                "on which no gradient-based attack succeeds.",
+                "Gradients are masked, or the gradient-based attacks are too weak.",
+                "Add auto_attack and restarts; inspect the gradients.",
             )
 
 
-def _only_blind(outcomes: tuple[Outcome, ...], right: Bool[np.ndarray, "batch"]) -> dict[str, int]:
-    """How many examples each attack without a gradient turned within a radius in which those with one did not."""
-    more = {}
-    for outcome in (outcome for outcome in outcomes if _stages(outcome, blind=True)):
-        turned = right & _turned(outcome, blind=True)
-        radius = np.broadcast_to(
-            1.05 * outcome.found.distance if outcome.epsilon is None else outcome.epsilon,
-            right.shape,
-        )
-        seeing = [other for other in outcomes if _stages(other, blind=False)]
-        fair = [
-            other
-            for other in seeing
-            if other.epsilon is None
-            or (np.asarray(other.epsilon) >= radius * (1 - SLACK))[turned].all()
-        ]
-        within = [
-            _turned(other, blind=False) & (other.found.distance <= radius * (1 + SLACK))
-            for other in fair
-        ]
-        if fair:
-            more[outcome.name] = int((turned & ~np.any(within, axis=0)).sum())
-    return more
+def _stages_use_gradients(outcome: Outcome) -> tuple[bool, ...]:
+    """Return for each stage of an attack, most have one, whether it differentiates the model."""
+    stages = getattr(outcome.found, "stage_uses_gradients", (True,))
+    return tuple(outcome.uses_gradients and stage for stage in stages)
 
 
-def _stages(outcome: Outcome, *, blind: bool) -> list[int]:
-    """Which stages of an attack take no gradient, or do; an attack that is no cascade is its only stage."""
-    return [
-        k
-        for k, name in enumerate(getattr(outcome.found, "stages", (outcome.method,)))
-        if _blind(name) == blind
-    ]
-
-
-def _turned(outcome: Outcome, *, blind: bool) -> Bool[np.ndarray, "batch"]:
-    """Whom those stages turned."""
+def _stage_success(outcome: Outcome, *, uses_gradients: bool) -> Bool[np.ndarray, "batch"]:
+    """Find the examples on which a stage with (or without) gradients succeeded."""
     stage = getattr(outcome.found, "stage", np.where(outcome.found.success, 0, -1))
-    return np.isin(stage, _stages(outcome, blind=blind))
-
-
-def _blind(name: str) -> bool:
-    """Whether the attack of this name takes no gradient of f."""
-    name = name.removeprefix("expectation of ")
-    return name in ("square", "hop_skip_jump") or name.startswith("transfer of ")
+    return np.isin(
+        stage,
+        [k for k, uses in enumerate(_stages_use_gradients(outcome)) if uses == uses_gradients],
+    )

@@ -1,13 +1,18 @@
-"""What an evaluation found, as numbers one can hold somebody to: shares of examples with the intervals they lie in, and a table.
+"""Report of a robustness evaluation: accuracies with confidence intervals, a printed table.
 
-Robust accuracy at ε is the share of examples for which no attack found a perturbation of norm <= ε. With d_i the smallest distance at which
-any attack turned example i (0 where f misreads it anyway, infinite where none did), that is one curve, which can only fall:
+The robust accuracy at radius ε is the share of examples that are correctly classified and for which
+no attack found an adversarial perturbation of norm at most ε. Let d_i be the smallest distance at
+which any attack succeeded on example i: 0 if x_i is misclassified without an attack, infinite if no
+attack succeeded. Then
 
     accuracy(ε) = 1/n #{i : d_i > ε}
 
-It is an upper bound: a stronger attack may find more. How far n examples speak for all is the Wilson interval of a share p = k/n,
+It is an upper bound on the true robust accuracy: a stronger attack may find more. The confidence
+interval of an accuracy p = k/n is Wilson's,
 
-    (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n),      z the normal quantile of (1 + confidence) / 2
+    (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n)
+
+with z the normal quantile of (1 + confidence)/2.
 """
 
 import math
@@ -20,57 +25,56 @@ from jaxtyping import Bool, Float, Integer
 from diffprog import _validation
 from diffprog.adversarial._base import AttackResult, Bounds
 
-SLACK = 1e-6  # relative; by what a returned perturbation may be longer than its radius
+# Relative amount by which rounding may make a returned perturbation longer than its radius.
+TOLERANCE = 1e-6
 
 
 class Share(NamedTuple):
-    """A share of examples.
+    """A share of examples, such as an accuracy, with its confidence interval.
 
     Attributes:
         value: count / total.
-        low, high: the ends of its Wilson interval.
-        count: how many they are.
-        total: of how many.
+        low, high: ends of the Wilson interval.
+        count: number of examples counted.
+        total: number of all examples.
     """
 
     value: float
     low: float
     high: float
-    count: int  # type: ignore[assignment]  # the method `tuple.count` has no use here
+    count: int  # type: ignore[assignment]  # shadows the method `tuple.count`
     total: int
 
     def __str__(self) -> str:
         return f"{self.value:.1%} ({self.low:.1%} .. {self.high:.1%})"
 
 
-def share(count: int, total: int, confidence: float = 0.95) -> Share:
-    """A share and its interval.
+def share_with_interval(count: int, total: int, confidence: float = 0.95) -> Share:
+    """Compute the share count / total and its Wilson confidence interval.
 
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+    1927.
 
-    >>> print(share(90, 100))
+    >>> print(share_with_interval(90, 100))
     90.0% (82.6% .. 94.5%)
     """
     p, z = count / total, statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-    middle, width = (
-        p + z**2 / (2 * total),
-        z * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2)),
-    )
-    low, high = ((middle + side) / (1 + z**2 / total) for side in (-width, width))
-    # Exact at the ends, where the two terms cancel only up to rounding.
-    return Share(
-        p, max(low, 0.0) if count else 0.0, min(high, 1.0) if count < total else 1.0, count, total
-    )
+    center = p + z**2 / (2 * total)
+    half_width = z * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    low, high = ((center + side) / (1 + z**2 / total) for side in (-half_width, half_width))
+    # At the ends the two terms cancel only up to rounding; set those exactly.
+    low, high = max(low, 0.0) if count else 0.0, min(high, 1.0) if count < total else 1.0
+    return Share(p, low, high, count, total)
 
 
 class Flag(NamedTuple):
-    """A sign that an evaluation says less than it seems to.
+    """A warning that robust accuracy may be overestimated, usually because gradients are masked.
 
     Attributes:
-        name: what it is called.
-        measured: what was seen.
-        meaning: what that means for the numbers beside it.
-        remedy: what to do.
+        name: short name of the symptom.
+        measured: the measurement that raised the flag.
+        meaning: consequence for the reported accuracies.
+        remedy: what to try.
     """
 
     name: str
@@ -79,18 +83,20 @@ class Flag(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.measured}\n    {self.meaning}\n    {self.remedy}"
+        lines = [f"gradient masking suspected: {self.name}", *self[1:]]
+        return "\n    ".join(lines)
 
 
 class Outcome(NamedTuple):
-    """What one attack did.
+    """Result of one attack on all examples.
 
     Attributes:
-        name: it was given.
+        name: key of the attack in `attacks` if that is a dict, else the attack's own name.
         method: the attack's own name.
-        epsilon: its radius, one for all or one for each example; None for a search for the smallest perturbation.
-        accuracy: the share of examples read rightly that it did not turn.
-        found: the `AttackResult`, or `Cascaded`, of all examples, in NumPy arrays.
+        epsilon: radius, a number or one per example; None for a minimum-norm attack.
+        accuracy: share of examples that are correctly classified and on which the attack failed.
+        found: the `AttackResult` or `Cascaded`, with NumPy arrays.
+        uses_gradients: whether the attack differentiates the model.
     """
 
     name: str
@@ -98,16 +104,19 @@ class Outcome(NamedTuple):
     epsilon: Any
     accuracy: Share
     found: AttackResult
+    uses_gradients: bool = True
 
 
 class Worst(NamedTuple):
-    """The shortest perturbation that any attack found, for each example.
+    """Smallest adversarial perturbation found by any attack, per example.
 
     Attributes:
-        distance: (batch,), its norm; 0 where f misreads the example itself, infinite where none was found.
-        attack: (batch,), the outcome it is from, the first of equally short ones; -1 where there is none.
-        step: (batch,), the step that found it, as the attack counts; -1 where there is none.
-        restart: (batch,), the restart.
+        distance: (batch,), its norm; 0 if x itself is misclassified, infinite if no attack
+            succeeded.
+        attack: (batch,), index of the outcome it is from, the first among equal distances; -1 if
+            none.
+        step: (batch,), step at which it was found, as the attack counts; -1 if none.
+        restart: (batch,), restart in which it was found; -1 if none.
     """
 
     distance: Float[np.ndarray, "batch"]
@@ -117,12 +126,12 @@ class Worst(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Robust accuracy against the radius.
+    """Robust accuracy as a function of the radius.
 
     Attributes:
-        epsilons: (points,), increasing from 0.
-        accuracy: (points,), never rising.
-        intervals: (points, 2), the ends of their intervals.
+        epsilons: (points,), increasing radii.
+        accuracy: (points,), robust accuracy at each radius, non-increasing.
+        intervals: (points, 2), ends of the confidence intervals.
     """
 
     epsilons: Float[np.ndarray, "points"]
@@ -131,17 +140,18 @@ class Curve(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What an evaluation found; `str(report)` is a table of it.
+    """Result of `evaluate`; `str(report)` is a table of accuracies, distances, costs and flags.
 
     Attributes:
-        norm: the norm of every attack.
-        bounds: (low, high).
-        confidence: of the intervals.
-        clean: the accuracy without an attack.
-        right: (batch,), whether f reads the example itself rightly.
-        outcomes: one for each attack, in their order.
-        worst: of all attacks, for each example.
-        flags: the signs that this says less than it seems to; none if all is well, or nobody looked.
+        norm: norm of the perturbations, shared by all attacks.
+        bounds: (low, high) of the input values.
+        confidence: confidence level of the intervals.
+        clean: clean accuracy.
+        right: (batch,), whether x itself is correctly classified.
+        outcomes: one per attack, in the order given.
+        worst: smallest perturbation of all attacks, per example.
+        flags: signs of gradient masking; empty if there are none or `evaluate` was called with
+            flags=False.
     """
 
     norm: str
@@ -154,41 +164,44 @@ class Report(NamedTuple):
     flags: tuple[Flag, ...]
 
     def robust(self, epsilon: Any) -> Share:
-        """The worst case at a radius >= 0, one for all or one for each example: who stands against all attacks together.
+        """Compute the robust accuracy against all attacks together at a radius.
+
+        Args:
+            epsilon: radius >= 0, a number or one per example (batch,).
 
         Raises:
-            TypeError, ValueError: a radius that is none.
+            TypeError: epsilon is not a number or array.
+            ValueError: epsilon is negative or has another shape.
         """
-        radius, batch = (
-            np.asarray(_validation.array("epsilon", epsilon), np.float64),
-            len(self.right),
-        )
+        radius = np.asarray(_validation.array("epsilon", epsilon), np.float64)
+        batch = len(self.right)
         _validation.within("epsilon", radius, 0, np.inf)
         if radius.shape not in ((), (batch,)):
             raise ValueError(
-                f"epsilon must be a number or have one value for each of {batch} examples, got {list(radius.shape)}"
+                f"epsilon must be a number or have one value for each of {batch} examples, "
+                f"got {list(radius.shape)}"
             )
-        return share(
-            int(
-                (np.isinf(self.worst.distance) | (self.worst.distance > radius * (1 + SLACK))).sum()
-            ),
-            batch,
-            self.confidence,
-        )
+        distance = self.worst.distance
+        robust = np.isinf(distance) | (distance > radius * (1 + TOLERANCE))
+        return share_with_interval(int(robust.sum()), batch, self.confidence)
 
     def curve(self, epsilons: Any = None) -> Curve:
-        """The worst case at each radius; without any given, at 0 and every radius at which it falls.
+        """Compute the robust accuracy at several radii.
 
-        Below the radii of the attacks it hangs on the searches for the smallest perturbation: without one it is far too high there.
+        Below the radii of the attacks, only minimum-norm attacks tell which examples are robust:
+        without one, the curve is far too high there.
+
+        Args:
+            epsilons: (points,), increasing float radii >= 0; default 0 and every radius at which
+                the accuracy drops.
 
         Raises:
-            TypeError, ValueError: radii that do not increase from 0 or more.
+            TypeError: epsilons are not a float array.
+            ValueError: epsilons are negative, not increasing, empty or not of rank 1.
         """
-        radii = (
-            np.unique(np.append(0, self.worst.distance[np.isfinite(self.worst.distance)]))
-            if epsilons is None
-            else epsilons
-        )
+        distance = self.worst.distance
+        radii = np.unique(np.append(0, distance[np.isfinite(distance)]))
+        radii = radii if epsilons is None else epsilons
         _validation.floating("epsilons", radii, rank=1)
         _validation.batch(epsilons=radii)
         if (np.diff(radii) <= 0).any():
@@ -198,58 +211,61 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         low, high = self.bounds
-        header = f"{len(self.right)} examples, {self.norm}, numbers in {low:g} .. {high:g}; {self.confidence:.0%} intervals, means per example"
-        rows: list[tuple[str, ...]] = [_COLUMNS, ("none", "", str(self.clean), "", "", "", "")]
-        for outcome in self.outcomes:
-            rows += _rows_of(outcome, self.right)
-        together = [
-            ("all together", _radius(epsilon), str(self.robust(epsilon)), "", "", "", "")
-            for epsilon in _radii(self.outcomes)
-        ]
-        rows += together if len(self.outcomes) > 1 else []
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = lambda row: [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        lines = ["  ".join(aligned(row)).rstrip() for row in rows]
-        signs = (
-            [f"{len(self.flags)} flag{'s' * (len(self.flags) != 1)}", *map(str, self.flags)]
-            if self.flags
-            else []
+        header = (
+            f"{len(self.right)} examples, norm {self.norm}, bounds {low:g} .. {high:g}; "
+            f"{self.confidence:.0%} confidence intervals; gradients and queries per example"
         )
-        return "\n".join([header, *lines, *signs])
+        rows: list[tuple[str, ...]] = [
+            ("attack", "ε", "accuracy", "successes", "median distance", "gradients", "queries"),
+            ("none (clean accuracy)", "", str(self.clean), "", "", "", ""),
+        ]
+        for outcome in self.outcomes:
+            rows += _table_rows(outcome, self.right)
+        if len(self.outcomes) > 1:
+            rows += [
+                (
+                    "all (robust accuracy)",
+                    _format_radius(radius),
+                    str(self.robust(radius)),
+                    *[""] * 4,
+                )
+                for radius in _distinct_radii(self.outcomes)
+            ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in rows
+        ]
+        return "\n".join([header, *lines, *map(str, self.flags)])
 
 
-_COLUMNS = ("attack", "ε", "accuracy", "broken", "median |r|", "gradients", "queries")
-
-
-def _rows_of(outcome: Outcome, right: Bool[np.ndarray, "batch"]) -> list[tuple[str, ...]]:
-    """The row of an attack, and one for each stage of a cascade."""
-    found, broken = outcome.found, right & outcome.found.success
-    length = f"{np.median(found.distance[broken]):.4g}" if broken.any() else ""
-    work = (f"{np.mean(found.gradients):.0f}", f"{np.mean(found.queries):.0f}")
-    accuracy = "" if outcome.epsilon is None else str(outcome.accuracy)
-    stages = [
-        (f"  {name}", "", "", str(count), "", "", "")
-        for name, count in getattr(found, "broken", {}).items()
-    ]
-    return [
-        (outcome.name, _radius(outcome.epsilon), accuracy, str(int(broken.sum())), length, *work),
-        *stages,
-    ]
-
-
-def _radius(epsilon: Any) -> str:
-    if epsilon is None:
-        return "smallest"
-    return (
-        f"{float(epsilon):g}"
-        if np.ndim(epsilon) == 0
-        else f"{np.min(epsilon):g} .. {np.max(epsilon):g}"
+def _table_rows(outcome: Outcome, right: Bool[np.ndarray, "batch"]) -> list[tuple[str, ...]]:
+    """Format an attack as a row of the table, and each stage of a cascade as another."""
+    found, success = outcome.found, right & outcome.found.success
+    row = (
+        outcome.name,
+        _format_radius(outcome.epsilon),
+        "" if outcome.epsilon is None else str(outcome.accuracy),
+        str(int(success.sum())),
+        f"{np.median(found.distance[success]):.4g}" if success.any() else "",
+        f"{np.mean(found.gradients):.0f}",
+        f"{np.mean(found.queries):.0f}",
     )
+    stages = getattr(found, "broken", {})
+    return [row, *((f"  {name}", "", "", str(count), "", "", "") for name, count in stages.items())]
 
 
-def _radii(outcomes: tuple[Outcome, ...]) -> list[Any]:
-    """The radii of the attacks, each once: the numbers in their order, then those of one for each example."""
-    given = [outcome.epsilon for outcome in outcomes if outcome.epsilon is not None]
-    numbers = sorted({float(epsilon) for epsilon in given if np.ndim(epsilon) == 0})
-    arrays = {np.asarray(epsilon).tobytes(): epsilon for epsilon in given if np.ndim(epsilon)}
+def _format_radius(epsilon: Any) -> str:
+    if epsilon is None:
+        return "minimum"
+    if np.ndim(epsilon) == 0:
+        return f"{float(epsilon):g}"
+    return f"{np.min(epsilon):g} .. {np.max(epsilon):g}"
+
+
+def _distinct_radii(outcomes: tuple[Outcome, ...]) -> list[Any]:
+    """List the distinct radii of the attacks: numbers, ascending, then per-example arrays."""
+    radii = [outcome.epsilon for outcome in outcomes if outcome.epsilon is not None]
+    numbers = sorted({float(radius) for radius in radii if np.ndim(radius) == 0})
+    arrays = {np.asarray(radius).tobytes(): radius for radius in radii if np.ndim(radius)}
     return [*numbers, *arrays.values()]

@@ -1,4 +1,4 @@
-"""The cascade: every example as if each attack had seen all of them, who broke which, and one program whatever stands."""
+"""`cascade` equals running every attack on every example and keeping the first success."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ def net(weights, x):
     return jnp.tanh(3 * (x - 0.5) @ weights[0]) @ weights[1]
 
 
-def case(seed=0, batch=21, size=12, classes=4):
-    """A small network, examples, and what it reads."""
+def make_problem(seed=0, batch=21, size=12, classes=4):
+    """Return a small network, examples and their predicted classes."""
     rng = np.random.default_rng(seed)
     weights = [
         jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((size, 16), (16, classes))
@@ -26,110 +26,120 @@ def case(seed=0, batch=21, size=12, classes=4):
     return f, x, f(x).argmax(1)
 
 
-def in_full(stages, f, x, y, key):
-    """Each attack on all examples; of those that broke one the first."""
-    founds = [attack(f, x, y, key=jax.random.fold_in(key, k)) for k, attack in enumerate(stages)]
-    broken = np.stack([np.asarray(found.success) for found in founds])
-    first = np.where(broken.any(0), broken.argmax(0), -1)
-    return founds, first
+def run_all(attacks, f, x, y, key):
+    """Run every attack on every example; return the results and the first to succeed on each."""
+    results = [attack(f, x, y, key=jax.random.fold_in(key, k)) for k, attack in enumerate(attacks)]
+    success = np.stack([np.asarray(result.success) for result in results])
+    first = np.where(success.any(0), success.argmax(0), -1)
+    return results, first
 
 
-def weak_to_strong(epsilon=0.12):
-    """In l2, where no two starts end in the same corner."""
+def make_attacks(epsilon=0.12):
+    """Three attacks in l2, where random starts do not end in the same corner."""
     ball = {"norm": "l2", "epsilon": epsilon}
     return [adv.fgsm(**ball), adv.pgd(steps=3, **ball), adv.square(queries=40, **ball)]
 
 
 @pytest.mark.slow
-def test_an_example_comes_out_as_if_every_attack_had_seen_all(key):
-    f, x, y = case()
-    stages = weak_to_strong()
-    found = cascade(stages)(f, x, y, key=key)
-    founds, first = in_full(stages, f, x, y, key)
-    np.testing.assert_array_equal(found.stage, first)
+def test_cascade_equals_running_every_attack_on_every_example(key):
+    f, x, y = make_problem()
+    stages = make_attacks()
+    result = cascade(stages)(f, x, y, key=key)
+    results, first = run_all(stages, f, x, y, key)
+    np.testing.assert_array_equal(result.stage, first)
     assert len(set(first)) > 2
     for i, stage in enumerate(first):
-        kept = founds[stage] if stage >= 0 else max(founds, key=lambda one, i=i: float(one.loss[i]))
-        np.testing.assert_allclose(found.adversarial[i], kept.adversarial[i], atol=1e-6)
-        assert found.step[i] == kept.step[i]
-        seen = founds[: stage + 1] if stage >= 0 else founds
-        assert found.gradients[i] == sum(int(one.gradients[i]) for one in seen)
-        assert found.queries[i] == sum(int(one.queries[i]) for one in seen)
-    assert list(found.broken.values()) == [(first == k).sum() for k in range(3)]
+        expected = (
+            results[stage] if stage >= 0 else max(results, key=lambda one, i=i: float(one.loss[i]))
+        )
+        np.testing.assert_allclose(result.adversarial[i], expected.adversarial[i], atol=1e-6)
+        assert result.step[i] == expected.step[i]
+        run = results[: stage + 1] if stage >= 0 else results
+        assert result.gradients[i] == sum(int(one.gradients[i]) for one in run)
+        assert result.queries[i] == sum(int(one.queries[i]) for one in run)
+    assert list(result.broken.values()) == [(first == k).sum() for k in range(3)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "targeted", "norm", "most"), [(2, False, "linf", 0.1), (3, True, "l2", 0.5)]
 )
-def test_auto_attack_stays_in_its_balls_and_says_what_f_says(classes, targeted, norm, most, key):
-    f, x, y = case(3, classes=classes)
-    goal = (y + 1) % classes if targeted else y
+def test_auto_attack_stays_in_the_ball_and_reports_true_successes(
+    classes, targeted, norm, most, key
+):
+    f, x, y = make_problem(3, classes=classes)
+    target = (y + 1) % classes if targeted else y
     epsilon = jnp.linspace(0.0, most, len(x))
-    found = auto_attack(norm=norm, epsilon=epsilon, steps=8, queries=20, targeted=targeted)(
-        f, x, goal, key=key
+    result = auto_attack(norm=norm, epsilon=epsilon, steps=8, queries=20, targeted=targeted)(
+        f, x, target, key=key
     )
-    read = f(found.adversarial).argmax(1)
-    np.testing.assert_array_equal(found.success, read == goal if targeted else read != goal)
-    assert (found.distance <= epsilon * (1 + 1e-6)).all()
-    assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
-    np.testing.assert_array_equal(found.adversarial[0], x[0])
-    assert sum(found.broken.values()) == (found.success & ~found.initially_misclassified).sum()
-    assert found.success.any()
-    assert not found.success.all()
+    predicted = f(result.adversarial).argmax(1)
+    np.testing.assert_array_equal(
+        result.success, predicted == target if targeted else predicted != target
+    )
+    assert (result.distance <= epsilon * (1 + 1e-6)).all()
+    assert ((result.adversarial >= 0) & (result.adversarial <= 1)).all()
+    np.testing.assert_array_equal(result.adversarial[0], x[0])
+    assert sum(result.broken.values()) == (result.success & ~result.initially_misclassified).sum()
+    assert result.success.any()
+    assert not result.success.all()
 
 
 @pytest.mark.slow
-def test_a_misread_example_belongs_to_no_stage(key):
-    f, x, y = case()
+def test_misclassified_examples_belong_to_no_stage(key):
+    f, x, y = make_problem()
     y = y.at[:5].add(1) % 4
-    found = cascade(weak_to_strong())(f, x, y, key=key)
-    assert (found.initially_misclassified[:5] & found.success[:5] & (found.stage[:5] == -1)).all()
-    np.testing.assert_array_equal(found.adversarial[:5], x[:5])
-    assert sum(found.broken.values()) == (found.success & ~found.initially_misclassified).sum()
+    result = cascade(make_attacks())(f, x, y, key=key)
+    assert (
+        result.initially_misclassified[:5] & result.success[:5] & (result.stage[:5] == -1)
+    ).all()
+    np.testing.assert_array_equal(result.adversarial[:5], x[:5])
+    assert sum(result.broken.values()) == (result.success & ~result.initially_misclassified).sum()
 
 
 @pytest.mark.slow
-def test_order_and_company_do_not_matter(key):
-    f, x, y = case()
-    attack = cascade(weak_to_strong())
-    whole, backwards = attack(f, x, y, key=key), attack(f, x[::-1], y[::-1], key=key)
-    np.testing.assert_array_equal(whole.stage, backwards.stage[::-1])
-    np.testing.assert_allclose(whole.adversarial, backwards.adversarial[::-1], atol=1e-6)
-    few = attack(f, x[4:11], y[4:11], key=key)
-    np.testing.assert_array_equal(whole.stage[4:11], few.stage)
-    np.testing.assert_allclose(whole.adversarial[4:11], few.adversarial, atol=1e-6)
+def test_results_do_not_depend_on_the_batch(key):
+    f, x, y = make_problem()
+    attack = cascade(make_attacks())
+    whole, reversed_ = attack(f, x, y, key=key), attack(f, x[::-1], y[::-1], key=key)
+    np.testing.assert_array_equal(whole.stage, reversed_.stage[::-1])
+    np.testing.assert_allclose(whole.adversarial, reversed_.adversarial[::-1], atol=1e-6)
+    part = attack(f, x[4:11], y[4:11], key=key)
+    np.testing.assert_array_equal(whole.stage[4:11], part.stage)
+    np.testing.assert_allclose(whole.adversarial[4:11], part.adversarial, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_who_stands_compiles_nothing(key):
-    """Other weights, data, radii and keys, of which nearly all, some and none stand: the network is traced no more."""
+def test_cascade_does_not_recompile_for_other_data(key):
+    """Other weights, data, radii and keys leave nearly all, some and no examples robust."""
     traces = []
 
-    def counted(weights, x):
+    def counting_net(weights, x):
         traces.append(x.shape)
         return net(weights, x)
 
-    def attacked(seed, epsilon):
-        f, x, y = case(seed)
-        found = cascade(weak_to_strong(epsilon))(
-            dp.program(counted, f.arrays), x, y, key=jax.random.key(seed)
+    def count_successes(seed, epsilon):
+        f, x, y = make_problem(seed)
+        result = cascade(make_attacks(epsilon))(
+            dp.program(counting_net, f.arrays), x, y, key=jax.random.key(seed)
         )
-        return int(found.success.sum())
+        return int(result.success.sum())
 
-    broken = [attacked(0, 0.001)]
+    successes = [count_successes(0, 0.001)]
     first = len(traces)
     assert first > 0
-    broken += [attacked(seed, epsilon) for seed, epsilon in ((1, 0.04), (2, 0.0), (3, 0.9))]
+    successes += [
+        count_successes(seed, epsilon) for seed, epsilon in ((1, 0.04), (2, 0.0), (3, 0.9))
+    ]
     assert len(traces) == first
-    assert min(broken) == 0
-    assert max(broken) == 21
+    assert min(successes) == 0
+    assert max(successes) == 21
 
 
 @pytest.mark.slow
-def test_inside_jit_every_attack_sees_all_and_the_outcome_is_the_same(key):
-    f, x, y = case()
-    attack = cascade(weak_to_strong()[:2])
+def test_results_under_jit_are_the_same(key):
+    f, x, y = make_problem()
+    attack = cascade(make_attacks()[:2])
     outside, inside = attack(f, x, y, key=key), jax.jit(lambda x: attack(f, x, y, key=key))(x)
     assert inside.stages == outside.stages
     for a, b in zip(jax.tree.leaves(outside), jax.tree.leaves(inside), strict=True):
@@ -137,22 +147,22 @@ def test_inside_jit_every_attack_sees_all_and_the_outcome_is_the_same(key):
 
 
 @pytest.mark.slow
-def test_float64_stays(key):
+def test_dtype_is_kept(key):
     with jax.enable_x64(True):
-        f, x, y = case()
+        f, x, y = make_problem()
         f, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (f, x))
-        found = cascade(weak_to_strong()[:2])(f, x, y, key=key)
-        assert found.adversarial.dtype == found.distance.dtype == jnp.float64
-        assert (found.distance <= 0.12 * (1 + 1e-10)).all()
+        result = cascade(make_attacks()[:2])(f, x, y, key=key)
+        assert result.adversarial.dtype == result.distance.dtype == jnp.float64
+        assert (result.distance <= 0.12 * (1 + 1e-10)).all()
 
 
 @pytest.mark.slow
-def test_a_cascade_goes_through_what_attacks_are_put_over(key):
-    f, x, y = case()
-    transferred = adv.transfer(cascade(weak_to_strong()[:2]), f)(f, x, y, key=key)
-    alone = cascade(weak_to_strong()[:2])(f, x, y, key=key)
-    np.testing.assert_array_equal(transferred.success, alone.success)
-    assert transferred.stages == alone.stages
+def test_cascades_can_be_transferred(key):
+    f, x, y = make_problem()
+    transferred = adv.transfer(cascade(make_attacks()[:2]), f)(f, x, y, key=key)
+    direct = cascade(make_attacks()[:2])(f, x, y, key=key)
+    np.testing.assert_array_equal(transferred.success, direct.success)
+    assert transferred.stages == direct.stages
 
 
 @pytest.mark.parametrize(
@@ -169,10 +179,14 @@ def test_a_cascade_goes_through_what_attacks_are_put_over(key):
         ([adv.fgsm(), adv.fgsm(epsilon=0.2)], ValueError, "agree in epsilon"),
         ([adv.fgsm(), adv.fgsm(bounds=(0, 2))], ValueError, "agree in bounds"),
         ([adv.fgsm(), adv.fgsm(targeted=True)], ValueError, "agree in targeted"),
-        ([adv.fmn()], ValueError, r"attacks\[0\] must have a radius, got fmn"),
+        (
+            [adv.fmn()],
+            ValueError,
+            r"attacks\[0\] must have a radius, got the minimum-norm attack fmn",
+        ),
     ],
 )
-def test_bad_cascades_are_refused(attacks, error, message):
+def test_invalid_cascades_raise(attacks, error, message):
     with pytest.raises(error, match=message):
         cascade(attacks)
 
@@ -190,6 +204,6 @@ def test_bad_cascades_are_refused(attacks, error, message):
         ({"bounds": (1, 0)}, ValueError, "bounds must be"),
     ],
 )
-def test_bad_numbers_are_refused(keywords, error, message):
+def test_invalid_arguments_raise(keywords, error, message):
     with pytest.raises(error, match=message):
         auto_attack(**keywords)

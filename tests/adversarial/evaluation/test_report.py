@@ -1,4 +1,4 @@
-"""The report: intervals against their defining equation, the curve that only falls, and a table that holds the numbers."""
+"""Confidence intervals, the robust accuracy curve and the printed table of a report."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffprog as dp
-from diffprog.adversarial.evaluation._report import share
+from diffprog.adversarial.evaluation._report import share_with_interval
 
 adv = dp.adversarial
 
@@ -20,52 +20,54 @@ adv = dp.adversarial
     part=st.floats(0, 1),
     confidence=st.sampled_from([0.5, 0.9, 0.95, 0.999]),
 )
-def test_an_intervals_ends_are_where_the_share_lies_z_deviations_away(total, part, confidence):
-    """Wilson: (p - q)² = z² q (1 - q) / n at both ends q."""
+def test_interval_ends_satisfy_the_defining_equation(total, part, confidence):
+    """Check Wilson's equation (p - q)² = z² q (1 - q) / n at both ends q."""
     count = round(part * total)
-    found = share(count, total, confidence)
+    result = share_with_interval(count, total, confidence)
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-    for end in (found.low, found.high):
+    for end in (result.low, result.high):
         assert math.isclose(
-            (found.value - end) ** 2, z**2 * end * (1 - end) / total, rel_tol=1e-6, abs_tol=1e-15
+            (result.value - end) ** 2, z**2 * end * (1 - end) / total, rel_tol=1e-6, abs_tol=1e-15
         )
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    assert found.low < found.high
+    assert 0 <= result.low <= result.value <= result.high <= 1
+    assert result.low < result.high
 
 
-def test_an_interval_covers_the_truth_as_often_as_it_says():
-    """The exact coverage of a binomial with p = 0.8, n = 360, from its probabilities; Wilson's error at this size is below 0.01."""
+def test_intervals_have_their_nominal_coverage():
+    """The exact coverage for p = 0.8, n = 360; Wilson's error at this size is below 0.01."""
     n, p = 360, 0.8
     log_choose = [
         math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)
     ]
-    covered = [share(k, n).low <= p <= share(k, n).high for k in range(n + 1)]
+    is_covered = [
+        share_with_interval(k, n).low <= p <= share_with_interval(k, n).high for k in range(n + 1)
+    ]
     coverage = sum(
         math.exp(log_choose[k] + k * math.log(p) + (n - k) * math.log(1 - p))
         for k in range(n + 1)
-        if covered[k]
+        if is_covered[k]
     )
     assert abs(coverage - 0.95) < 0.01
 
 
-def report(distances, right, epsilons=(None,), flags=()):
-    """A report of attacks with given distances, infinite where an attack failed."""
+def make_report(distances, right, epsilons=(None,), flags=()):
+    """Build a report from the distances of each attack, infinite where it failed."""
     distances, right = np.array(distances, np.float64), np.array(right)
     none = np.zeros(distances.shape[1], int)
     outcomes = []
     for k, (row, epsilon) in enumerate(zip(distances, epsilons, strict=True)):
         success = np.isfinite(row) | ~right
-        length = np.where(np.isfinite(row), row, 0.0)
-        found = adv.AttackResult(
-            none, none, success, length, none + 1.0, ~right, none, none, none + 7, none + 3
+        distance = np.where(np.isfinite(row), row, 0.0)
+        result = adv.AttackResult(
+            none, none, success, distance, none + 1.0, ~right, none, none, none + 7, none + 3
         )
         outcomes.append(
             adv.Outcome(
                 f"attack {k}",
                 "pgd",
                 epsilon,
-                share(int((right & ~success).sum()), len(right)),
-                found,
+                share_with_interval(int((right & ~success).sum()), len(right)),
+                result,
             )
         )
     shortest = np.where(right, distances.min(0), 0)
@@ -76,7 +78,7 @@ def report(distances, right, epsilons=(None,), flags=()):
         "l2",
         (0.0, 1.0),
         0.95,
-        share(int(right.sum()), len(right)),
+        share_with_interval(int(right.sum()), len(right)),
         right,
         tuple(outcomes),
         worst,
@@ -88,26 +90,20 @@ DISTANCES = [[0.1, 0.3, np.inf, 0.2, np.inf], [0.2, 0.1, 0.5, np.inf, np.inf]]
 RIGHT = [True, True, True, False, True]
 
 
-def test_who_stands_is_who_nobody_turned_within_the_radius():
-    found = report(DISTANCES, RIGHT, (0.3, None))
-    assert [found.robust(epsilon).count for epsilon in (0, 0.0999, 0.1, 0.3, 0.5, 1e9)] == [
-        4,
-        4,
-        2,
-        2,
-        1,
-        1,
-    ]
-    assert found.robust(np.array([0.0, 0.0, 0.6, 0.0, 0.0])).count == 3
-    curve = found.curve()
+def test_an_example_is_robust_if_no_attack_succeeded_within_the_radius():
+    result = make_report(DISTANCES, RIGHT, (0.3, None))
+    radii = (0, 0.0999, 0.1, 0.3, 0.5, 1e9, np.inf)
+    assert [result.robust(radius).count for radius in radii] == [4, 4, 2, 2, 1, 1, 1]
+    assert result.robust(np.array([0.0, 0.0, 0.6, 0.0, 0.0])).count == 3
+    curve = result.curve()
     np.testing.assert_allclose(curve.epsilons, [0, 0.1, 0.5])
     np.testing.assert_allclose(curve.accuracy, [0.8, 0.4, 0.2])
 
 
 @settings(max_examples=30)
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(np.inf)), min_size=1, max_size=20))
-def test_the_curve_never_rises_and_lies_in_its_intervals(distances):
-    curve = report([distances], [True] * len(distances)).curve()
+def test_curve_never_rises_and_lies_in_its_intervals(distances):
+    curve = make_report([distances], [True] * len(distances)).curve()
     assert (np.diff(curve.epsilons) > 0).all()
     assert (np.diff(curve.accuracy) <= 0).all()
     assert (np.diff(curve.intervals, axis=0) <= 0).all()
@@ -115,13 +111,13 @@ def test_the_curve_never_rises_and_lies_in_its_intervals(distances):
     assert (curve.accuracy <= curve.intervals[:, 1]).all()
 
 
-def test_the_table_says_who_stands_and_every_flag():
+def test_printed_report_has_a_row_per_attack_and_every_flag():
     flag = adv.Flag(
-        "zero gradients", "exactly zero at 3 of 3 examples.", "They say nothing.", "Add square."
+        "zero gradients", "Exactly zero at 3 of 3 examples.", "No evidence.", "Add square."
     )
-    lines = str(report(DISTANCES, RIGHT, (0.3, None), [flag])).splitlines()
-    assert lines[0].startswith("5 examples, l2, numbers in 0 .. 1; 95% intervals")
-    assert lines[2].split()[:2] == ["none", "80.0%"]
+    lines = str(make_report(DISTANCES, RIGHT, (0.3, None), [flag])).splitlines()
+    assert lines[0].startswith("5 examples, norm l2, bounds 0 .. 1; 95% confidence intervals")
+    assert lines[2].split()[:4] == ["none", "(clean", "accuracy)", "80.0%"]
     assert lines[3].split() == [
         "attack",
         "0",
@@ -135,17 +131,17 @@ def test_the_table_says_who_stands_and_every_flag():
         "7",
         "3",
     ]
-    assert lines[4].split() == ["attack", "1", "smallest", "3", "0.2", "7", "3"]
-    assert lines[5].split()[:4] == ["all", "together", "0.3", "40.0%"]
-    assert lines[6:] == ["1 flag", *str(flag).splitlines()]
+    assert lines[4].split() == ["attack", "1", "minimum", "3", "0.2", "7", "3"]
+    assert lines[5].split()[:5] == ["all", "(robust", "accuracy)", "0.3", "40.0%"]
+    assert lines[6:] == str(flag).splitlines()
 
 
-def test_a_report_without_flags_says_nothing_of_them():
-    assert "flag" not in str(report(DISTANCES, RIGHT, (0.3, None)))
+def test_printed_report_without_flags_does_not_mention_them():
+    assert "masking" not in str(make_report(DISTANCES, RIGHT, (0.3, None)))
 
 
 @pytest.mark.parametrize(
-    ("ask", "error", "message"),
+    ("call", "error", "message"),
     [
         (lambda r: r.robust(-0.1), ValueError, "epsilon must lie in 0 .. inf"),
         (lambda r: r.robust("0.1"), TypeError, "epsilon must be an array, got str"),
@@ -158,6 +154,6 @@ def test_a_report_without_flags_says_nothing_of_them():
         (lambda r: r.curve(jnp.array([1, 2])), TypeError, "epsilons must be a float array"),
     ],
 )
-def test_bad_radii_are_refused(ask, error, message):
+def test_invalid_radii_raise(call, error, message):
     with pytest.raises(error, match=message):
-        ask(report(DISTANCES, RIGHT, (0.3, None)))
+        call(make_report(DISTANCES, RIGHT, (0.3, None)))

@@ -1,0 +1,61 @@
+"""Colours, empty axes and checks shared by all figures of curves."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diffprog import _validation
+
+INK, FAINT, FRAME = "#22262b", "#5d6670", "#c9ced4"
+COLORS = ("#1f6fb2", "#c8741a", "#3a8f5c", "#8a5fb0", "#b8475f", "#5d6670")
+
+
+def cycle_colors(count: int) -> list[str]:
+    """Return `count` colours, repeating after the sixth."""
+    return [COLORS[k % len(COLORS)] for k in range(count)]
+
+
+def make_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Create a figure with one pair of axes and a horizontal grid."""
+    figure, (axes,) = make_panels(1, xlabel, ylabel, height=3.4, width=6.4)
+    axes.grid(axis="y", color=FRAME, linewidth=0.5, alpha=0.7)
+    return figure, axes
+
+
+def make_panels(
+    count: int, xlabel: str, ylabel: str, *, height: float, width: float = 5.8
+) -> tuple[Figure, list[Axes]]:
+    """Create panels side by side with a shared y-axis; `width` applies to a single panel."""
+    figsize = (width if count == 1 else min(4.2 * count, 10.4), height)
+    figure = Figure(figsize=figsize, layout="constrained")
+    panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    panels[0].set_ylabel(ylabel, color=INK)
+    for axes in panels:
+        axes.set_xlabel(xlabel, color=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["bottom", "left"]].set_color(FRAME)
+        axes.tick_params(color=FRAME, labelcolor=FAINT, which="both")
+    return figure, panels
+
+
+def finish_panel(axes: Axes, title: str, *, legend: bool, legend_below: bool = False) -> None:
+    """Add the title of a panel and its legend, inside the panel or below it."""
+    axes.set_title(title, fontsize=9.5, color=INK)
+    if not legend:
+        return
+    style: dict[str, Any] = {"labelcolor": INK, "fontsize": 7.5, "handlelength": 2.6}
+    if legend_below:
+        style |= {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 3}
+        axes.legend(**style, frameon=False, columnspacing=1.2)
+    else:
+        axes.legend(**style, edgecolor="none", framealpha=0.85).set_zorder(30)
+
+
+def validate_curve(name: str, curve: Any, scale: str) -> None:
+    """Check that `curve` is a finite float array (points,), positive if the scale is "log"."""
+    _validation.floating(name, curve, rank=1)
+    _validation.finite(name, curve)
+    if scale == "log" and len(curve) and np.min(curve) <= 0:
+        raise ValueError(f"{name} must be above 0 on a logarithmic scale, got {np.min(curve):g}")
