@@ -22,8 +22,8 @@ Other primitives with a sub-jaxpr, such as a `while` loop of unknown length, run
 cannot be entered. A sub-jaxpr is entered only if it contains a handled equation. The interpreter
 is traceable: it works under jit, grad and vmap.
 
-Everything the package knows of JAX's internals is here: other files neither import `jax.extend` nor
-name an equation's parameters if two of them would need the same one.
+No other file of the package imports `jax.extend.core`. Parameters of equations that several files
+need are read here too, by functions such as `convolution_dimensions`.
 """
 
 import contextlib

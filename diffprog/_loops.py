@@ -23,7 +23,7 @@ from diffprog.program import Program
 
 
 class Chunk(NamedTuple):
-    """Steps `start` to `stop` - 1 of a loop, the state before them, and their inputs."""
+    """Part of a loop: steps `start` to `stop` - 1, the state before them, and their inputs."""
 
     start: int
     stop: int
@@ -76,7 +76,7 @@ class StepInputs:
         return batches, len(batches)
 
     def ends_at(self, step: int) -> bool:
-        """Check whether there is no step `step`, given that all before it were taken."""
+        """Check whether the inputs are exhausted after `step` steps, all of which were taken."""
         if self.length is not None:
             return step == self.length
         self._read_ahead = self._read_ahead or list(itertools.islice(self._xs, 1))
@@ -111,7 +111,7 @@ def trace(step: Program, state: Any, x: Any) -> Any:
 
 
 def python_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """Return the state after a chunk, and the stacked infos of its steps as NumPy arrays."""
+    """Run a chunk from Python; return the state after it and the stacked infos of its steps."""
     state, infos = chunk.state, []
     for k in range(chunk.start, chunk.stop):
         if isinstance(chunk.xs, list):
@@ -123,7 +123,7 @@ def python_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any
 
 
 def compiled_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """Do the same in a compiled loop, one for all chunks of at most `capacity` steps."""
+    """Run a chunk in a compiled loop, which serves all chunks of at most `capacity` steps."""
     state, infos = _loop(step, chunk.state, chunk.xs, chunk.start, chunk.stop, capacity)
     count = chunk.stop - chunk.start
     return state, jax.tree.map(lambda values: values[:count], distributed.fetch(infos))

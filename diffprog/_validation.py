@@ -1,6 +1,6 @@
-"""Validate arguments.
+"""Validate the arguments of public functions.
 
-Public functions call these checks on entry, before anything is traced or compiled. `name` is the
+They call these checks on entry, before anything is traced or compiled. `name` is the
 name of the argument in the error message. A wrong type or dtype raises `TypeError`, a wrong value
 or shape `ValueError`; the message names the argument, what was expected and what came.
 
@@ -64,7 +64,7 @@ def floating(name: str, value: Any, *, rank: int | tuple[int, ...] | None = None
 
 
 def concrete(name: str, tree: Any, instead: str) -> None:
-    """Check that no leaf is traced; `instead` tells the user what to do under a transformation."""
+    """Check that no leaf of a pytree is traced; `instead` ends the error message with advice."""
     for path, leaf in tree_leaves_with_path(tree):
         leaf_name = name + keystr(path)
         if isinstance(array(leaf_name, leaf), jax.core.Tracer | jax.ShapeDtypeStruct):

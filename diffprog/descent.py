@@ -63,7 +63,7 @@ class Descent(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Result of a run.
+    """Result of `run`: the optimized variable, its costs, and why the run stopped.
 
     Attributes:
         variable: the variable after `steps` updates.
@@ -101,7 +101,7 @@ def descent(
     optimizer: optax.GradientTransformation,
     project: Callable[[Any], Any] | None = None,
 ) -> Descent:
-    """Build the descent of a cost function from an optax optimizer and a projection.
+    """Build a gradient descent on a cost function from an optax optimizer and a projection.
 
     Args:
         cost: `cost(variable, x) -> J`, a float scalar, or `(J, aux)`; pure. To ascend, return -J.
@@ -185,7 +185,7 @@ def run(
     loop: Literal["auto", "device", "host"] = "auto",
     progress: bool | None = None,
 ) -> Result:
-    """Run a descent from `start`, one step for each of `xs`.
+    """Run a gradient descent from `start`, with one step for each entry of `xs`.
 
     Args:
         descent: from `descent`.
@@ -402,7 +402,7 @@ def _is_finite(variable: Any) -> Array:
 
 
 def _find_ending(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:
-    """Find why and where in `costs[1:]` a run stops.
+    """Return why a run stops and at which index of `costs[1:]`, or (None, 0) if it goes on.
 
     `costs[0]` is the cost before, NaN if there is none.
     """

@@ -34,11 +34,11 @@ def initialize(
     heartbeat_timeout_seconds: int = 20,
     **options: Any,
 ) -> None:
-    """Connect the processes of a distributed run: `jax.distributed.initialize` with a shorter
-    timeout.
+    """Connect the processes of a distributed run, as `jax.distributed.initialize` does.
 
-    If one process dies, the others then raise within a minute. Call it once in every process,
-    before any other use of JAX. On clusters that JAX knows it needs no arguments.
+    Call it once in every process, before any other use of JAX. The timeout is shorter than JAX's:
+    if one process dies, the others raise within a minute. On clusters that JAX knows no arguments
+    are needed.
 
     Args:
         coordinator_address: "host:port" of process 0, such as "10.0.0.1:1234".
@@ -210,7 +210,7 @@ def all_gather(tree: Any) -> Any:
 
 
 def parallel_over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Let the devices of a mesh share the examples of a function that works per example.
+    """Parallelize a per-example function over the devices that hold its examples.
 
     If its first argument is replicated on a mesh, the examples are sharded for the call and the
     results gathered. Without a mesh, or if the examples are sharded already, f is called unchanged.

@@ -128,7 +128,7 @@ def _run_rewritten(program: ClosedJaxpr, arguments: list[Any]) -> Sequence[Any]:
 def _with_fast_rule(
     equation: JaxprEqn, inputs: list[Any], side_input: None
 ) -> tuple[list[Any], None]:
-    """Evaluate the `custom_jvp` call that contains an equation and its rule."""
+    """Evaluate an equation inside a `custom_jvp` call that has its fast derivative."""
     function = _fast_function(equation)
     assert function is not None
     (wrapper,) = jax.make_jaxpr(function)(*(atom.aval for atom in equation.invars)).eqns
@@ -228,7 +228,7 @@ def _tangent(
 
 
 class _Windows(NamedTuple):
-    """The windows of a pooling: for each axis their length, stride and padding."""
+    """Windows of a pooling: for each axis their length, stride and padding."""
 
     lengths: tuple[int, ...]
     strides: tuple[int, ...]
@@ -236,7 +236,7 @@ class _Windows(NamedTuple):
 
     @property
     def positions(self) -> list[tuple[int, ...]]:
-        """The positions in a window, relative to its corner, in the order that breaks ties."""
+        """Positions in a window, relative to its corner; of equal maxima the first one counts."""
         return list(itertools.product(*map(range, self.lengths)))
 
 
@@ -287,7 +287,7 @@ def _window_argmax(
 def _scatter_disjoint(
     windows: _Windows, argmax: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """Compute dJ/dx for windows that tile x: each entry of x compares itself with one argmax."""
+    """Compute dJ/dx of max-pooling if the windows do not overlap."""
     lengths, zero = windows.lengths, np.array(0, dy.dtype)
     tiled = [side for pair in zip(dy.shape, lengths, strict=True) for side in pair]
     own_position = jnp.arange(len(windows.positions), dtype=argmax.dtype).reshape(
@@ -310,7 +310,7 @@ def _scatter_disjoint(
 def _scatter_overlapping(
     windows: _Windows, argmax: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """Compute dJ/dx = Σ_k scatter_k([argmax = k] dJ/dy)."""
+    """Compute dJ/dx = Σ_k scatter_k([argmax = k] dJ/dy) of max-pooling."""
     zeros = jnp.zeros_like(dy)
     summands = [
         _scatter(windows, position, lax.select(argmax == k, dy, zeros), shape)

@@ -141,7 +141,7 @@ def read(
     """
     _validation.function("f", f)
     selected = None if names is None else as_name_tuple(names)
-    return lambda *args: _read(_as_program(f), args, selected)
+    return lambda *args: _run(_as_program(f), args, {}, selected, "values", _replace_handler)
 
 
 def as_name_tuple(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ def replace(f: Callable[..., Any], values: Mapping[str, ArrayLike]) -> Callable[
     Array(6., dtype=float32, weak_type=True)
     """
     arrays = _validated_arrays(f, "values", values)
-    return lambda *args: _change(_as_program(f), args, arrays, (), "values", _replace_handler)[0]
+    return lambda *args: _run(_as_program(f), args, arrays, (), "values", _replace_handler)[0]
 
 
 def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[..., Any]:
@@ -205,7 +205,7 @@ def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[
     Array(18., dtype=float32, weak_type=True)
     """
     arrays = _validated_arrays(f, "deltas", deltas)
-    return lambda *args: _change(_as_program(f), args, arrays, (), "deltas", _add_handler)[0]
+    return lambda *args: _run(_as_program(f), args, arrays, (), "deltas", _add_handler)[0]
 
 
 def intervene(
@@ -222,7 +222,7 @@ def intervene(
     {'sum': Array(6., dtype=float32, weak_type=True)}
     """
     arrays, selected = _validated_arrays(f, "values", values), as_name_tuple(names)
-    return lambda *args: _change(_as_program(f), args, arrays, selected, "values", _replace_handler)
+    return lambda *args: _run(_as_program(f), args, arrays, selected, "values", _replace_handler)
 
 
 def _as_program(f: Callable[..., Any]) -> Program:
@@ -242,32 +242,21 @@ def _validated_arrays(
     return {name: jnp.asarray(value) for name, value in values.items()}
 
 
-# Names, shapes and dtypes are validated inside the two jitted functions: that happens once for each
+# Names, shapes and dtypes are validated inside the jitted function: that happens once for each
 # structure and set of shapes, and before XLA compiles.
-@functools.partial(jax.jit, static_argnums=2)
-def _read(
-    f: Program, args: tuple[Any, ...], names: tuple[str, ...] | None
-) -> tuple[Any, dict[str, Array]]:
-    traced, structure = trace_program(f, args)
-    sites = _by_name(_node_sites(traced, [_TAP])) if names is None else find_nodes(names, traced)
-    handlers = {site.path: _read_handler for site in sites.values()}
-    outputs, side_outputs = interpret(traced, handlers, jax.tree.leaves((f, args)))
-    values = {name: side_outputs[site.path] for name, site in sites.items()}
-    return jax.tree.unflatten(structure, outputs), values
-
-
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _change(
+def _run(
     f: Program,
     args: tuple[Any, ...],
     values: dict[str, Array],
-    names: tuple[str, ...],
+    names: tuple[str, ...] | None,
     argument: str,
     handler: Handler,
 ) -> tuple[Any, dict[str, Array]]:
-    """Run f with `handler` at the nodes in `values`, and read the nodes in `names`."""
+    """Run f with `handler` at the nodes in `values`; read `names`, or all taps if it is None."""
     traced, structure = trace_program(f, args)
-    changed, sites = find_nodes(values, traced), find_nodes(names, traced)
+    changed = find_nodes(values, traced)
+    sites = _by_name(_node_sites(traced, [_TAP])) if names is None else find_nodes(names, traced)
     for name, site in changed.items():
         _validate_value(f"{argument}[{name!r}]", values[name], site)
     side_inputs = {site.path: values[name] for name, site in changed.items()}
@@ -351,7 +340,7 @@ def _readable(
 
 
 def _node_sites(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[EquationSite]:
-    """Find the equations that are nodes; of a convolution and its fast gradient, the outer one."""
+    """Find the equations that are nodes; for a convolution with a fast gradient, its wrapper."""
     primitive = fast_gradients.primitive_name
     sites = find_equations(traced, lambda equation: primitive(equation) in primitives)
     wrappers = {
@@ -362,7 +351,7 @@ def _node_sites(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[Equation
 
 
 def _by_name(sites: list[EquationSite]) -> dict[str, EquationSite]:
-    """Name the nodes that can be read: "conv:k" or "matmul:k", a tap "name", or "name#k"."""
+    """Map names to the nodes that can be read: taps "name" or "name#k", "conv:k", "matmul:k"."""
     groups = defaultdict(list)
     for site in sites:
         if site.opaque_primitive is None:

@@ -111,7 +111,7 @@ def _l2_length(r: _Flat) -> _PerExample:
 
 
 def _scale(r: _Flat) -> _PerExample:
-    """Return the largest size, clipped to numbers with a reciprocal; r / scale squares safely."""
+    """Return max |r_i|, clipped so that r / scale can be squared without over- or underflow."""
     tiny = jnp.finfo(r.dtype).tiny
     return jax.lax.stop_gradient(jnp.clip(_linf_length(r), tiny, 1 / tiny))
 
@@ -170,7 +170,7 @@ def _linf_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
-    """Return min(s size, room) of length epsilon > 0, for min(size, room) longer than that."""
+    """Find s such that min(s size, room) has length epsilon > 0; without s it is longer."""
     fixed_size, fixed_room = jax.lax.stop_gradient((size, room))
     low = epsilon / jnp.maximum(_l2_length(fixed_size), epsilon)
     bisect = functools.partial(
@@ -190,7 +190,7 @@ def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _l1_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
-    """Return clip(d - gap, 0, room) of length epsilon > 0, for min(size, room) longer than that."""
+    """Find d such that clip(d - gap, 0, room) has length epsilon > 0; min(size, room) is longer."""
     top = jnp.max(jnp.where(room > 0, size, 0), axis=1, keepdims=True)
     # Differences of near numbers are exact, so a small d keeps its digits beside a large size.
     gap = top - size
@@ -206,7 +206,7 @@ def _l1_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _within_ball(length: Callable[[_Flat], _PerExample], project: _Project) -> _Project:
-    """Extend `project` to points of the ball and to epsilon 0, and never exceed the ball.
+    """Extend `project` to points inside the ball and to epsilon 0, and prevent rounding out of it.
 
     A point of the ball is returned unchanged, bit for bit.
     """

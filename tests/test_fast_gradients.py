@@ -9,14 +9,13 @@ import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from diffprog import _loops, backprop, descent, models
+from diffprog import _loops, backprop, models
 from diffprog._jaxpr import find_equations
 from diffprog.fast_gradients import faster, primitive_name
 from diffprog.program import program
@@ -482,29 +481,6 @@ def test_an_unmodified_model_keeps_its_gradients_and_can_loop_on_the_device(make
         assert [
             "select_and_scatter" in str(step) or "select_and_gather" in str(step) for step in steps
         ] == [False, True]
-
-
-def test_a_descent_through_plain_convolutions_loops_on_the_device(monkeypatch):
-    def squared(groups):
-        return lambda kernel, k: (
-            convolve(integers(0, (2, 8, 8, 2)), kernel, feature_group_count=groups) ** 2
-        ).mean()
-
-    used = []
-    for name in ("python_loop", "compiled_loop"):
-        real = getattr(_loops, name)
-        monkeypatch.setattr(
-            _loops,
-            name,
-            lambda *args, name=name, real=real, **options: (
-                used.append(name) or real(*args, **options)
-            ),
-        )
-    for groups in (1, 2):
-        descent.run(
-            descent.descent(squared(groups), optax.sgd(0.01)), jnp.ones((3, 3, 2 // groups, 2)), 2
-        )
-    assert used == ["compiled_loop", "python_loop"]
 
 
 def test_the_hand_written_layer_has_the_same_gradient():
