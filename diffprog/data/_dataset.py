@@ -1,4 +1,4 @@
-"""A data set split into training and test examples."""
+"""Data set split into training and test examples."""
 
 from typing import NamedTuple
 

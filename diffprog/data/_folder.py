@@ -30,11 +30,11 @@ class Images(NamedTuple):
 
 
 def image_folder(folder: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Images:
-    """Load the images folder/<class name>/*.png, .jpg and .jpeg.
+    """Load labelled images from a folder with one subfolder per class.
 
-    Classes and files are sorted by name. Grey images have one channel and colour images three;
-    transparency is dropped (grey with transparency is read as colour). Hidden files and folders,
-    and other files, are ignored.
+    The images are folder/<class name>/*.png, .jpg and .jpeg; classes and files are sorted by name.
+    Grey images have one channel and colour images three; transparency is dropped (grey with
+    transparency is read as colour). Hidden files and folders, and other files, are ignored.
 
     Args:
         folder: contains one folder per class.

@@ -20,11 +20,11 @@ def cnn(
     pool: str = "max",
     initializer: Initializer | None = None,
 ) -> Model:
-    """Convolutional network: convolutions, each with activation and 2 x 2 pooling; affine layers.
+    """Convolutional network: blocks of convolution, activation and pooling, then affine layers.
 
-    Convolutions have stride 1 and "SAME" padding. Nodes, for k = 1, 2, ...: "conv<k>", the
-    pre-activation; "hidden<k>", the activation; "pool<k>"; then "flat"; then, with k counting on,
-    "affine<k>" and "hidden<k>"; the last affine layer is "logits".
+    Convolutions have stride 1 and "SAME" padding, poolings a window of 2 x 2. Nodes, for k = 1, 2,
+    ...: "conv<k>", the pre-activation; "hidden<k>", the activation; "pool<k>"; then "flat"; then,
+    with k counting on, "affine<k>" and "hidden<k>"; the last affine layer is "logits".
 
     Args:
         shape: (height, width, channels) of an image; each side at least 2 ** len(channels).

@@ -25,9 +25,9 @@ from diffprog.backprop import Layer
 from diffprog.models._model import Model, check_entries
 from diffprog.nodes import tap
 
-Stream = Float[Array, "batch length width"]
+ResidualStream = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads head_width"]
-Mask = Bool[Array, "batch length"] | None
+PositionMask = Bool[Array, "batch length"] | None
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 _MLP_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -116,7 +116,9 @@ def transformer(
     def init(key: jax.Array) -> dict[str, Any]:
         return dict(zip(names, map(init_block, jax.random.split(key, depth)), strict=True))
 
-    def apply(params: dict[str, Any], x: Stream, visible: Mask = None) -> Stream:
+    def apply(
+        params: dict[str, Any], x: ResidualStream, visible: PositionMask = None
+    ) -> ResidualStream:
         check_entries(params, names)
         _check_stream(x, width, visible)
         for name in names:
@@ -127,7 +129,7 @@ def transformer(
 
 
 class _Block(NamedTuple):
-    """The layers of a block, in the order of computation."""
+    """Layers of a block, in the order of computation."""
 
     norm1: Layer
     query: Layer
@@ -145,11 +147,11 @@ def _run_block(
     activation: Callable[[Array], Array],
     causal: bool,
     params: dict[str, Any],
-    x: Stream,
-    visible: Mask,
+    x: ResidualStream,
+    visible: PositionMask,
     name: str,
-) -> Stream:
-    def run(layer: str, x: Stream) -> Stream:
+) -> ResidualStream:
+    def run(layer: str, x: ResidualStream) -> ResidualStream:
         return apply_to_last_axis(getattr(layers, layer), params[layer], x)
 
     h = run("norm1", x)
@@ -167,7 +169,7 @@ def apply_to_last_axis(
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _attention(q: Heads, k: Heads, v: Heads, causal: bool, visible: Mask) -> Heads:
+def _attention(q: Heads, k: Heads, v: Heads, causal: bool, visible: PositionMask) -> Heads:
     """Scaled dot-product attention of each head."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q / math.sqrt(q.shape[-1]), k)
     mask = jnp.tri(q.shape[1], dtype=bool)[None, None] if causal else None

@@ -16,7 +16,7 @@ from diffprog.models._model import Model, check_entries, check_input
 from diffprog.models._transformer import Activation, apply_to_last_axis, transformer
 from diffprog.nodes import tap
 
-Images = Float[Array, "batch height width channels"]
+ImageBatch = Float[Array, "batch height width channels"]
 
 
 def vit(
@@ -96,7 +96,7 @@ def vit(
             "blocks": blocks.init(blocks_key),
         }
 
-    def apply(params: dict[str, Any], x: Images) -> Float[Array, "batch outputs"]:
+    def apply(params: dict[str, Any], x: ImageBatch) -> Float[Array, "batch outputs"]:
         check_entries(params, [*layers, *embedding_shapes, "blocks"])
         check_input(x, sides)
         embeddings = {name: params[name] for name in embedding_shapes}
@@ -116,7 +116,7 @@ def vit(
     return Model(init, apply)
 
 
-def _split_into_patches(x: Images, patch: int) -> Float[Array, "batch rows columns pixels"]:
+def _split_into_patches(x: ImageBatch, patch: int) -> Float[Array, "batch rows columns pixels"]:
     """Flatten each patch, so that the strided convolution of the paper is a matrix product."""
     batch, height, width, channels = x.shape
     rows, columns = height // patch, width // patch

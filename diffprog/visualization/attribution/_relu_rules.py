@@ -158,7 +158,7 @@ class _Zero:
 
 @dataclasses.dataclass(frozen=True)
 class _Sign:
-    """The condition x > 0 if positive, else x < 0; the value at x = 0 does not matter."""
+    """Condition x > 0 if positive, else x < 0; the value at x = 0 does not matter."""
 
     of: Any
     positive: bool
@@ -166,7 +166,7 @@ class _Sign:
 
 @dataclasses.dataclass(frozen=True)
 class _ReluOf:
-    """The value max(x, 0)."""
+    """Value of max(x, 0)."""
 
     of: Any
 

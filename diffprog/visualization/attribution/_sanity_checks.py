@@ -1,4 +1,4 @@
-"""Sanity checks of attributions: do they depend on the model, and do they find what matters?
+"""Sanity checks of attribution methods: parameter randomization, deletion and insertion.
 
 randomise_parameters   an attribution that explains what a network has learned must change when its
                        parameters are randomized (Adebayo et al., 2018)
@@ -20,7 +20,7 @@ from diffprog.visualization.attribution._target import Examples, Target, score_p
 
 
 class Randomisation(NamedTuple):
-    """Similarity of attributions before and after layers are randomized, one after another.
+    """Result of `randomise_parameters`: similarity of attributions as layers are randomized.
 
     Attributes:
         layers: names of the layers in the order of randomization; each step keeps the earlier ones

@@ -1,4 +1,4 @@
-"""The score that an attribution explains, as a program of the input or of a node.
+"""Score that an attribution explains, as a program of the input or of a node.
 
 The score s(h) is one number per example: an output y_j, an `Objective`, or any function of the
 output. If h is a node, s is computed from f run with h in place of that node.

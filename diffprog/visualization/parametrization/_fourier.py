@@ -186,7 +186,7 @@ def _scaled_spectrum(
     spread: float,
     colors: Colors | None,
 ) -> Image:
-    """Parametrize an image by z with s = (z₀ + i z₁) · scale."""
+    """Parametrize an image by its Fourier coefficients divided by `scale`."""
     spread = _validation.number("spread", spread, low=0)
     scale = jnp.asarray(scale, jnp.float32)
     to_pixels, from_pixels = _pixel_maps(shape, bounds, colors)
@@ -212,7 +212,7 @@ def _scaled_spectrum(
 def _pixel_maps(
     shape: Shape, bounds: tuple[float, float], colors: Colors | None
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Return the map y -> low + (high - low) σ(y · M) and its inverse."""
+    """Return the map from y to pixels, low + (high - low) σ(y · M), and its inverse."""
     require_colors(colors, shape)
     low, high = bounds
     mix = unmix = lambda image: image
@@ -251,14 +251,14 @@ def _odd_phases(phases: Array, width: int) -> Array:
 
 
 def _inverse_frequency(shape: Shape, decay: float) -> np.ndarray:
-    """Return 1 / f^decay, with f in cycles per pixel and at least one cycle per longer side."""
+    """Return 1 / f^decay per coefficient, f in cycles per pixel, at least 1 per longer side."""
     height, width, _ = shape
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     return (1 / np.maximum(frequency, 1 / max(height, width)) ** decay)[..., None]
 
 
 def _unit_variance_amplitude(shape: Shape, decay: float) -> np.ndarray:
-    """Return 1 / f^decay with mean 0, scaled so that y has mean square 1."""
+    """Return amplitudes ∝ 1 / f^decay of an image y with mean 0 and variance 1."""
     height, width, channels = shape
     amplitude = np.repeat(_inverse_frequency(shape, decay), channels, axis=-1)
     amplitude[0, 0] = 0
@@ -270,7 +270,7 @@ def _unit_variance_amplitude(shape: Shape, decay: float) -> np.ndarray:
 def _mean_amplitude(
     data: Any, shape: Shape, bounds: tuple[float, float], colors: Colors | None
 ) -> np.ndarray:
-    """Return mean |F y|, signed as the mean of F y where a frequency is its own opposite."""
+    """Return mean |F y|; where a frequency is its own opposite, with the sign of mean F y."""
     images = require_data(data, *bounds)
     if images.shape[1:] != shape:
         raise ValueError(
@@ -286,7 +286,7 @@ def _mean_amplitude(
 def _linearized_spectra(
     images: np.ndarray, bounds: tuple[float, float], colors: Colors | None
 ) -> np.ndarray:
-    """Return F y with y = 4 (x - middle) / (high - low), the first-order inverse of the sigmoid."""
+    """Return the Fourier coefficients F y of images, with y = 4 (x - middle) / (high - low)."""
     require_colors(colors, images.shape[1:])
     low, high = bounds
     y = 4 * (images - (low + high) / 2) / (high - low)

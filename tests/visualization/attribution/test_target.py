@@ -1,4 +1,4 @@
-"""What an attribution explains, and what it is attributed to: outputs, objectives and nodes."""
+"""Targets of attributions, outputs and objectives, and the nodes they are attributed to."""
 
 import equinox
 import jax
