@@ -1,13 +1,15 @@
-"""Training against an attack: descent on the loss at the worst perturbation that the attack finds.
+"""Adversarial training: minimize the loss at the perturbed inputs that an attack finds.
 
-    J(θ) = mean_i L(f_θ(x_i + r_i), y_i),      r_i = attack(f_θ, x_i, y_i),      dJ/dθ = mean_i dL/dθ (x_i + r_i, y_i)
+    J(θ) = mean_i L(f_θ(x_i + r_i), y_i),   r_i = attack(f_θ, x_i, y_i)
+    dJ/dθ = mean_i dL/dθ (x_i + r_i, y_i)
 
-Where r is the maximum inside the ball, its own derivative with respect to θ drops out (Danskin): the inner problem stands under
-`stop_gradient`, and what is left is a cost like any other, for the engine or any loop.
+Where r_i is the maximum over the ball, its own derivative with respect to θ does not contribute
+(Danskin's theorem), so the attack runs under `stop_gradient`.
 
-An attack leaves alone what f misreads. Here such an example has to be attacked as well, and is shown to the attack with the logit of its
-label raised until it is read rightly. The cross-entropy log(1 + exp(gap)) depends on x through gap = log Σ_{j != y} exp z_j - z_y alone,
-from which that takes a constant: its ascent goes through the same points, and so does that of the margin.
+An attack does not perturb examples that f misclassifies, but training must. For the attack, the
+logit of the label is therefore raised by a constant until the example is correctly classified.
+The cross-entropy log(1 + exp(d)) depends on x through d = log Σ_{j != y} exp z_j - z_y alone, and
+the constant shifts d: the direction of its gradient does not change, nor does that of the margin.
 """
 
 from collections.abc import Callable
@@ -18,11 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffprog import _validation, losses
-from diffprog.adversarial._base import Attack, validate_examples
+from diffprog.adversarial._base import Attack, validate_attack, validate_examples
 from diffprog.adversarial._losses import Labels, Logits, margin
 from diffprog.program import program
-
-Cost = Callable[[Any, Any, Labels, jax.Array], Float[Array, ""]]
 
 
 def adversarial_training(
@@ -30,19 +30,20 @@ def adversarial_training(
     attack: Attack,
     *,
     loss: Callable[[Logits, Labels], Float[Array, "batch"]] = losses.softmax_cross_entropy,
-) -> Cost:
-    """The loss of a model under attack, mean_i L(f_θ(x_i + r_i), y_i).
+) -> Callable[[Any, Any, Labels, jax.Array], Float[Array, ""]]:
+    """Return the adversarial training loss (params, x, y, key) -> mean_i L(f_θ(x_i + r_i), y_i).
 
     Args:
-        apply: (params, x) -> logits, such as `models.cnn(...).apply`.
-        attack: not targeted; a few steps of `pgd` are usual, with the norm and radius to be robust in.
-        loss: (logits, y) -> (batch,), what is descended on; the attack ascends its own.
+        apply: function (params, x) -> logits, such as `models.cnn(...).apply`.
+        attack: an untargeted attack, usually `pgd` with few steps.
+        loss: function (logits, y) -> (batch,), the loss to minimize. The attack maximizes its own.
 
     Returns:
-        A function (params, x, y, key) -> float scalar, whose gradient in the parameters is that at the attacked examples.
+        A function (params, x, y, key) -> float scalar, to be differentiated in params.
 
     Raises:
-        TypeError, ValueError: an argument that is none of these, a targeted attack; at the call what the attack refuses.
+        TypeError, ValueError: an invalid argument, or a targeted attack. At the call, what the
+            attack raises.
 
     Source: A. Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
 
@@ -54,28 +55,21 @@ def adversarial_training(
     """
     _validation.function("apply", apply)
     _validation.function("loss", loss)
-    if not isinstance(attack, Attack):
-        raise TypeError(f"attack must be an Attack, got {type(attack).__name__}")
+    validate_attack(attack)
     if attack.targeted:
         raise ValueError("attack must not be targeted: y are the labels")
 
     def cost(params: Any, x: Any, y: Labels, key: jax.Array) -> Float[Array, ""]:
-        fixed = program(apply, jax.lax.stop_gradient(params))
+        f = program(apply, jax.lax.stop_gradient(params))
         _validation.key("key", key)
-        x, y = validate_examples(fixed, x, y, attack.bounds)
-        found = attack(_read_rightly(fixed, x, y), x, y, key=key)
-        each = loss(apply(params, jax.lax.stop_gradient(found.adversarial)), y)
-        _validation.batch(y=y, loss=each)
-        return each.mean()
+        x, y = validate_examples(f, x, y, attack.bounds)
+        logits = f(x)
+        gap = margin(logits, y, False)
+        own = jax.nn.one_hot(y, logits.shape[1], dtype=logits.dtype)
+        offset = jnp.where(gap >= 0, 1 + gap, 0)[:, None] * own
+        result = attack(lambda x: f(x) + offset, x, y, key=key)
+        per_example = loss(apply(params, jax.lax.stop_gradient(result.adversarial)), y)
+        _validation.batch(y=y, loss=per_example)
+        return per_example.mean()
 
     return cost
-
-
-def _read_rightly(f: Callable[[Any], Logits], x: Any, y: Labels) -> Callable[[Any], Logits]:
-    """f with the logit of the label raised wherever f misreads x."""
-    logits = f(x)
-    gap = margin(logits, y, False)
-    raised = jnp.where(gap >= 0, 1 + gap, 0)[:, None] * jax.nn.one_hot(
-        y, logits.shape[1], dtype=logits.dtype
-    )
-    return lambda x: f(x) + raised

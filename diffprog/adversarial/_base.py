@@ -364,6 +364,39 @@ def _validate_targets(y: Labels, labels: Any, targeted: bool) -> None:
         )
 
 
+def validate_attack(attack: Any) -> None:
+    """Check that attack is an `Attack`."""
+    if not isinstance(attack, Attack):
+        raise TypeError(f"attack must be an Attack, got {type(attack).__name__}")
+
+
+@functools.partial(jax.jit, static_argnames=("targeted",))
+def reevaluate(f: Program, result: AttackResult, x: Any, y: Labels, targeted: bool) -> AttackResult:
+    """Evaluate the result of an attack with another program f.
+
+    Success, loss and initially misclassified examples become those of f, and the latter are reset
+    to x. Works for the results of `cascade` too.
+    """
+    initial = is_adversarial(f(x), y, targeted)
+
+    def reset(value: Array, original: Any) -> Array:
+        return jnp.where(jnp.expand_dims(initial, range(1, value.ndim)), original, value)
+
+    adversarial = jax.tree.map(reset, result.adversarial, x)
+    success, loss = _success_and_loss(f(adversarial), y, targeted)
+    stage = getattr(result, "stage", None)
+    stages = {} if stage is None else {"stage": jnp.where(success & ~initial, stage, -1)}
+    return result._replace(
+        adversarial=adversarial,
+        perturbation=jax.tree.map(lambda leaf: reset(leaf, 0), result.perturbation),
+        success=success,
+        distance=reset(result.distance, 0),
+        loss=loss,
+        initially_misclassified=initial,
+        **stages,
+    )
+
+
 @jax.jit
 def _call(f: Program, x: Any) -> Any:
     return f(x)

@@ -80,14 +80,19 @@ ATTACKS = {
         slow=False,
     ),
     "mi_fgsm": Row(adversarial.mi_fgsm, {"steps": 5}, {"steps": 7, "decay": 0.5}, slow=False),
-    "apgd": Row(adversarial.apgd, {"steps": 4}, {"steps": 12, "restarts": 2}, random=True),
+    "apgd": Row(
+        adversarial.apgd,
+        {"steps": 4},
+        {"steps": 12, "restarts": 2},
+        norms=("l2", "linf", "l1"),
+        random=True,
+    ),
     "apgd_targets": Row(
         functools.partial(adversarial.apgd, loss="dlr"),
         {"steps": 4, "targets": 2},
         {"steps": 12, "targets": 1},
         norms=("linf",),
         targeted=False,
-        random=True,
     ),
     "square": Row(
         adversarial.square,
@@ -150,7 +155,6 @@ ATTACKS = {
         adversarial.fab,
         {"steps": 10, "restarts": 2},
         {"steps": 4, "restarts": 1, "overshoot": 0.1, "pull": 0.2, "backward": 0.8},
-        random=True,
     ),
     "fab_minimum": Row(
         adversarial.fab,
@@ -163,7 +167,6 @@ ATTACKS = {
         {"steps": 4, "queries": 20, "targets": 2},
         {"steps": 6, "queries": 10},
         norms=("linf",),
-        random=True,
     ),
     "random_search": Row(
         random_search, {}, {"steps": 30}, uses_gradients=False, random=True, slow=False

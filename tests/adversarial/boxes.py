@@ -57,3 +57,22 @@ def assert_in_ball_and_box(norm, result, x, epsilon):
     assert ((result.adversarial >= LOW) & (result.adversarial <= HIGH)).all()
     assert (lengths(norm, result.perturbation) <= epsilon * (1 + 1e-6)).all()
     np.testing.assert_array_equal(result.perturbation, result.adversarial - x)
+
+
+# --- examples far from the faces -----------------------------------------------------------------
+
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
+
+
+def inner_case(seed, batch=BATCH, dtype=np.float32):
+    """Draw a linear program of two classes, examples in the middle of the unit box, and classes."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(0.4, 0.6, (batch, SIZE)).astype(dtype)
+    f = dp.program(linear, jnp.asarray(rng.normal(size=(SIZE, 2)).astype(dtype)))
+    return f, x, np.asarray(f(x).argmax(1))
+
+
+def distances(norm, f, x):
+    """Compute the distances to the boundary of a linear program of two classes, without a box."""
+    gap = np.abs(np.diff(np.asarray(f(x), np.float64))[:, 0])
+    return gap / np.linalg.norm(np.diff(np.asarray(f.arrays[0], np.float64))[:, 0], DUAL[norm])

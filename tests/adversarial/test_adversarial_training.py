@@ -1,4 +1,4 @@
-"""Adversarial training: a linear model's loss and gradient in closed form, and a cost that the engine descends on."""
+"""Adversarial training: a linear model in closed form, Danskin's gradient, and a training run."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ def linear(params, x):
     return x @ params["weight"] + params["bias"]
 
 
-def case(seed=0, batch=16, size=6):
-    """A linear model of two classes, examples far from the box, and labels of which it misreads some."""
+def linear_case(seed=0, batch=16, size=6):
+    """Draw a linear model of two classes, examples far from the box, and random labels."""
     rng = np.random.default_rng(seed)
     params = {
         "weight": jnp.asarray(rng.normal(size=(size, 2)), jnp.float32),
@@ -29,35 +29,28 @@ def case(seed=0, batch=16, size=6):
 
 
 def closed_form(norm):
-    """mean log(1 + exp(-(margin - ε ||w||_dual))), w the difference of the rows: the loss at the worst point of a ball in the box."""
+    """Return the loss at the worst point of each ball: mean log(1 + exp(-(margin - ε ||w||_dual))).
+
+    w is the difference of the two columns.
+    """
 
     def cost(params, x, y):
         side = 2 * y - 1
-        w, b = (
-            params["weight"][:, 1] - params["weight"][:, 0],
-            params["bias"][1] - params["bias"][0],
-        )
-        return jnp.log1p(
-            jnp.exp(-(side * (x @ w + b) - EPSILON * jnp.linalg.norm(w, DUAL[norm])))
-        ).mean()
+        w = params["weight"][:, 1] - params["weight"][:, 0]
+        b = params["bias"][1] - params["bias"][0]
+        margin = side * (x @ w + b) - EPSILON * jnp.linalg.norm(w, DUAL[norm])
+        return jnp.log1p(jnp.exp(-margin)).mean()
 
     return cost
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "norm",
-    [
-        "linf",
-        pytest.param("l2", marks=pytest.mark.slow),
-        pytest.param("l1", marks=pytest.mark.slow),
-    ],
-)
-def test_a_linear_models_loss_and_gradient_are_the_closed_form(norm, key):
-    """Also for the examples that it misreads, which an attack alone would leave as they are."""
-    params, x, y = case()
-    read = linear(params, x).argmax(1)
-    assert 0 < (read != y).sum() < len(y)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_loss_and_gradient_of_a_linear_model_are_the_closed_form(norm, key):
+    """Including misclassified examples, which an attack alone would not perturb."""
+    params, x, y = linear_case()
+    predicted = linear(params, x).argmax(1)
+    assert 0 < (predicted != y).sum() < len(y)
     cost = adv.adversarial_training(linear, adv.pgd(norm=norm, epsilon=EPSILON, steps=60))
     got, want = (
         jax.value_and_grad(cost)(params, x, y, key),
@@ -68,26 +61,25 @@ def test_a_linear_models_loss_and_gradient_are_the_closed_form(norm, key):
 
 
 @pytest.mark.slow
-def test_a_radius_of_zero_is_plain_training(key):
-    params, x, y = case()
+def test_a_radius_of_zero_is_standard_training(key):
+    params, x, y = linear_case()
     cost = adv.adversarial_training(linear, adv.pgd(epsilon=0.0, steps=3))
-    plain = lambda params: dp.losses.softmax_cross_entropy(linear(params, x), y).mean()
-    got, want = jax.value_and_grad(cost)(params, x, y, key), jax.value_and_grad(plain)(params)
+    standard = lambda params: dp.losses.softmax_cross_entropy(linear(params, x), y).mean()
+    got, want = jax.value_and_grad(cost)(params, x, y, key), jax.value_and_grad(standard)(params)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_the_gradient_is_that_at_the_attacked_examples(key):
-    """Danskin: of a network, with the perturbation held fixed."""
+def test_the_gradient_is_that_at_fixed_perturbations(key):
     apply = lambda params, x: (
         jnp.tanh(linear(params, x)) ** 2 @ jnp.array([[1.0, -1.0], [-0.5, 2.0]])
     )
-    params, x, _ = case()
+    params, x, _ = linear_case()
     y = apply(params, x).argmax(1)
     attack = adv.fgsm(epsilon=EPSILON)
-    found = attack(dp.program(apply, params), x, y, key=key)
+    result = attack(dp.program(apply, params), x, y, key=key)
     fixed = lambda params: dp.losses.softmax_cross_entropy(
-        apply(params, found.adversarial), y
+        apply(params, result.adversarial), y
     ).mean()
     got = jax.grad(adv.adversarial_training(apply, attack))(params, x, y, key)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(jax.grad(fixed)(params)), strict=True):
@@ -95,8 +87,11 @@ def test_the_gradient_is_that_at_the_attacked_examples(key):
 
 
 @pytest.mark.slow
-def test_the_engine_descends_on_it_and_margins_grow(key):
-    """Two clouds 0.4 apart on one axis and 0.1 on thirty others: trained plainly it leans on all, against linf on the one that holds."""
+def test_adversarial_training_gives_robust_accuracy(key):
+    """Two clusters, 0.4 apart on one axis and 0.1 on thirty others.
+
+    Standard training uses all axes, none of which but the first is robust in linf.
+    """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 256)
     x = (
@@ -104,30 +99,23 @@ def test_the_engine_descends_on_it_and_margins_grow(key):
         + (labels[:, None] - 0.5) * np.r_[0.4, np.full(30, 0.1)]
         + rng.normal(size=(256, 31)) * 0.02
     )
-    x, y, start = (
-        jnp.asarray(x, jnp.float32),
-        jnp.asarray(labels),
-        {"weight": jnp.zeros((31, 2)), "bias": jnp.zeros(2)},
-    )
+    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(labels)
+    start = {"weight": jnp.zeros((31, 2)), "bias": jnp.zeros(2)}
     centred = lambda params, x: linear(params, x - 0.5)
 
-    def trained(epsilon):
+    def robust_accuracy(epsilon):
         loss = adv.adversarial_training(centred, adv.pgd(epsilon=epsilon, steps=3))
         descent = dp.descent.descent(lambda params, key: loss(params, x, y, key), optax.sgd(2.0))
         params = dp.descent.run(descent, start, jax.random.split(key, 60)).variable
-        return (
-            1
-            - adv.pgd(epsilon=0.1, steps=3)(
-                dp.program(centred, params), x, y, key=key
-            ).success.mean()
-        )
+        attack = adv.pgd(epsilon=0.1, steps=3)
+        return 1 - attack(dp.program(centred, params), x, y, key=key).success.mean()
 
-    assert trained(0.0) < 0.01
-    assert trained(0.1) > 0.99
+    assert robust_accuracy(0.0) < 0.01
+    assert robust_accuracy(0.1) > 0.99
 
 
 @pytest.mark.slow
-def test_other_data_keys_and_parameters_compile_nothing(key):
+def test_new_data_keys_and_parameters_do_not_compile_again():
     traces = []
 
     def counted(params, x):
@@ -136,13 +124,13 @@ def test_other_data_keys_and_parameters_compile_nothing(key):
 
     step = jax.jit(jax.grad(adv.adversarial_training(counted, adv.pgd(epsilon=EPSILON, steps=5))))
     for seed in range(3):
-        step(*case(seed), jax.random.key(seed))
+        step(*linear_case(seed), jax.random.key(seed))
         first = len(traces) if seed == 0 else first
     assert len(traces) == first > 0
 
 
-def test_a_loss_of_ones_own(key):
-    params, x, y = case()
+def test_any_loss_can_be_minimized(key):
+    params, x, y = linear_case()
     squared = lambda logits, y: jnp.square(logits - jax.nn.one_hot(y, 2)).sum(1)
     cost = adv.adversarial_training(linear, adv.fgsm(epsilon=0.0), loss=squared)
     np.testing.assert_allclose(
@@ -159,26 +147,26 @@ def test_a_loss_of_ones_own(key):
         ((linear, adv.fgsm()), {"loss": 3}, TypeError, "loss must be callable"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, keywords, error, message):
+def test_bad_arguments_raise(arguments, keywords, error, message):
     with pytest.raises(error, match=message):
         adv.adversarial_training(*arguments, **keywords)
 
 
-def test_a_loss_that_is_no_loss_of_each_example_is_refused(key):
-    params, x, y = case()
+def test_the_loss_must_return_one_number_per_example(key):
+    params, x, y = linear_case()
     with pytest.raises(ValueError, match="loss must have a leading axis"):
         adv.adversarial_training(linear, adv.fgsm(), loss=lambda logits, y: logits.mean())(
             params, x, y, key
         )
 
 
-def test_bad_input_is_refused_at_the_call():
-    attack, x = dp.adversarial.pgd(epsilon=0.1, steps=1), jnp.full((2, 3), 0.5)
+def test_bad_examples_raise_at_the_call():
+    attack, x = adv.pgd(epsilon=0.1, steps=1), jnp.full((2, 3), 0.5)
     with pytest.raises(ValueError, match="f must return float logits"):
-        dp.adversarial.adversarial_training(lambda w, x: x.sum(1), attack)(
+        adv.adversarial_training(lambda w, x: x.sum(1), attack)(
             jnp.ones(3), x, jnp.array([0, 1]), jax.random.key(0)
         )
     with pytest.raises(ValueError, match="leading axes must agree"):
-        dp.adversarial.adversarial_training(lambda w, x: x * w, attack)(
+        adv.adversarial_training(lambda w, x: x * w, attack)(
             jnp.ones(3), x, jnp.array([0, 1, 2]), jax.random.key(0)
         )

@@ -1,4 +1,4 @@
-"""What is wanted of the logits, and the losses: against their formulas in float64, where softmax rounds, and where a logit is no number."""
+"""Losses of attacks: their formulas in float64, where the softmax saturates, and NaN logits."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def case(seed, classes, scale=3.0):
     )
 
 
-def margins(logits, y, targeted):
+def exact_margin(logits, y, targeted):
     own = logits[np.arange(len(y)), y]
     others = np.where(np.arange(logits.shape[1]) == y[:, None], -np.inf, logits).max(1)
     return own - others if targeted else others - own
@@ -33,16 +33,14 @@ def margins(logits, y, targeted):
 @given(seed=st.integers(0, 2**32 - 1), classes=st.sampled_from([2, 3, 7]))
 def test_losses_are_their_formulas(targeted, seed, classes):
     logits, y = case(seed, classes)
-    gap, exact = (
-        margins(logits, y, targeted),
-        log_softmax(logits.astype(np.float64), 1)[np.arange(6), y],
-    )
+    gap = exact_margin(logits, y, targeted)
+    exact = log_softmax(logits.astype(np.float64), 1)[np.arange(6), y]
     np.testing.assert_allclose(margin(logits, y, targeted), gap, rtol=1e-6)
-    # Where softmax rounds to 1 it is the margin, which has tests of its own.
-    plain = (exact > -15.9) & (np.log1p(-np.exp(exact)) > -15.9)
+    # Where the softmax rounds to 1 it is the margin, tested below.
+    unsaturated = (exact > -15.9) & (np.log1p(-np.exp(exact)) > -15.9)
     value = cross_entropy(logits, y, targeted)
     np.testing.assert_allclose(
-        value[plain], (exact if targeted else -exact)[plain], rtol=1e-4, atol=1e-6
+        value[unsaturated], (exact if targeted else -exact)[unsaturated], rtol=1e-4, atol=1e-6
     )
     ranked = np.sort(logits, 1)
     np.testing.assert_allclose(
@@ -55,7 +53,7 @@ def test_losses_are_their_formulas(targeted, seed, classes):
 @both
 @cases
 @given(seed=st.integers(0, 2**32 - 1), classes=st.sampled_from([2, 3, 7]))
-def test_a_positive_margin_is_what_is_wanted(targeted, seed, classes):
+def test_margin_and_dlr_are_positive_exactly_where_the_attack_succeeded(targeted, seed, classes):
     logits, y = case(seed, classes)
     np.testing.assert_array_equal(
         margin(logits, y, targeted) > 0, is_adversarial(logits, y, targeted)
@@ -64,20 +62,20 @@ def test_a_positive_margin_is_what_is_wanted(targeted, seed, classes):
 
 
 @both
-@pytest.mark.parametrize("bad", [[np.nan, 0, 0], [0, np.nan, 0], [1, 2, np.nan]])
-def test_nan_is_never_wanted(targeted, bad):
-    logits = np.array([bad], np.float32)
+@pytest.mark.parametrize("logits", [[np.nan, 0, 0], [0, np.nan, 0], [1, 2, np.nan]])
+def test_nan_logits_are_never_adversarial(targeted, logits):
+    logits = np.array([logits], np.float32)
     assert not any(is_adversarial(logits, np.array([label]), targeted).any() for label in range(3))
 
 
-def test_dlr_does_not_change_with_scale_and_shift():
+def test_dlr_is_invariant_to_scale_and_shift():
     logits, y = case(0, 7)
     np.testing.assert_allclose(dlr(100 * logits + 5, y, False), dlr(logits, y, False), rtol=1e-4)
 
 
 @pytest.mark.slow
 @both
-def test_cross_entropy_is_the_margin_where_softmax_is_rounded_to_one(targeted):
+def test_cross_entropy_is_the_margin_where_the_softmax_saturates(targeted):
     logits, y = case(1, 7)
     lead = np.array([20, 30, 100, 300, 1e3, 1e6], np.float32)
     logits[np.arange(6), y] = (
@@ -96,22 +94,22 @@ def test_cross_entropy_is_the_margin_where_softmax_is_rounded_to_one(targeted):
 
 @pytest.mark.slow
 @both
-def test_cross_entropy_grows_through_the_switch(targeted):
-    """One logit rises from far below to far above another: the loss of it as target, or of the other as label, never falls."""
+def test_cross_entropy_is_monotonic_where_it_becomes_the_margin(targeted):
+    """While one logit rises, the loss of it as target, or of another as label, never falls."""
     rise = jnp.linspace(-40, 40, 4001, dtype=jnp.float32)
     logits = jnp.stack([jnp.zeros_like(rise), rise, jnp.full_like(rise, -50)], 1)
     y = jnp.full(4001, int(targeted))
     assert (jnp.diff(cross_entropy(logits, y, targeted)) >= -1e-6).all()
     slopes = jax.grad(lambda z: cross_entropy(z, y, targeted).sum())(logits)[:, 1]
     assert (slopes[:2000] > 0).all()
-    # Where softmax is rounded to 1 both logits are pushed, not one.
+    # Where the softmax is saturated, the slope is that of the margin.
     np.testing.assert_array_equal(slopes[:2000][rise[:2000] < -17], 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES.values())
 @both
-def test_gradients_are_finite_also_of_huge_and_equal_logits(loss, targeted):
+def test_gradients_of_huge_and_of_equal_logits_are_finite(loss, targeted):
     logits = jnp.array([[1e30, -1e30, 0], [0, 0, 0], [5e4, 5e4, -5e4]])
     slopes = jax.grad(lambda z: loss(z, jnp.array([0, 1, 2]), targeted).sum())(logits)
     assert jnp.isfinite(slopes).all()
@@ -119,6 +117,6 @@ def test_gradients_are_finite_also_of_huge_and_equal_logits(loss, targeted):
 
 @pytest.mark.parametrize("loss", LOSSES.values())
 @both
-def test_float64_stays(loss, targeted):
+def test_float64_is_kept(loss, targeted):
     with jax.enable_x64(True):
         assert loss(jnp.array([[0.0, 1.0, 3.0]]), jnp.array([1]), targeted).dtype == jnp.float64

@@ -103,9 +103,6 @@ def test_initially_misclassified_examples_are_not_perturbed(key, name, norm):
     np.testing.assert_array_equal(result.distance[wrong], 0)
     assert result.success[wrong].all()
     assert (result.distance[~wrong] > 0).all()
-    if ATTACKS[name].has_epsilon and name != "random_search":
-        np.testing.assert_array_equal(result.gradients[wrong], 0)
-        np.testing.assert_array_equal(result.step[wrong], -1)
 
 
 @attacks()

@@ -173,6 +173,16 @@ def test_nan_logits_and_gradients_affect_no_other_example(key):
     assert not attack(faulty, all_nan, y, key=key).success.any()
 
 
+def test_misclassified_examples_use_no_gradients(key):
+    f, x, y = linear_case(11)
+    wrong = np.arange(BATCH) < 3
+    attack = pgd_from_x(epsilon=0.1)
+    result = attack(f, x, np.where(wrong, 1 - y, y), key=key)
+    np.testing.assert_array_equal(result.gradients[wrong], 0)
+    np.testing.assert_array_equal(result.step[wrong], -1)
+    assert (result.gradients[~wrong] == 40).all()
+
+
 def test_the_best_iterate_is_a_success_then_the_larger_loss():
     iterate = lambda success, loss, step: Iterate(
         jnp.zeros((5, 2)), *map(jnp.array, (loss, success, [step] * 5, [0] * 5))

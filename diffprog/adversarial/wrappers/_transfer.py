@@ -1,0 +1,59 @@
+"""Transfer attacks: perturbations computed on one program and evaluated on another."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from diffprog import _validation
+from diffprog.adversarial._base import (
+    Attack,
+    AttackResult,
+    PerExample,
+    reevaluate,
+    validate_attack,
+    validate_examples,
+)
+from diffprog.adversarial._losses import Labels
+from diffprog.program import Program, program
+
+
+def transfer(attack: Attack, source: Callable[..., Any]) -> Attack:
+    """Wrap an attack to search on `source`, and evaluate the result on the attacked program.
+
+    The attacked program is not differentiated. An example that `source` or the attacked program
+    misclassifies is not perturbed.
+
+    Args:
+        attack: any attack but an expectation.
+        source: program of the same examples and classes.
+
+    Raises:
+        TypeError: attack is not an `Attack`, or source is not callable.
+        ValueError: attack is an expectation.
+
+    Source: N. Papernot, P. McDaniel and I. Goodfellow, "Transferability in machine learning", 2016.
+
+    >>> import jax.numpy as jnp
+    >>> from diffprog.adversarial.gradient._pgd import fgsm
+    >>> attack = transfer(fgsm(epsilon=0.25), source=lambda x: 2 * x)
+    >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])
+    >>> print(attack(lambda x: jnp.round(x, 1), x, y, key=jax.random.key(0)).success)
+    [ True]
+    """
+    validate_attack(attack)
+    if attack.draws is not None:
+        raise ValueError(
+            "attack must be on a program of x alone, got an expectation; transfer the attack inside"
+        )
+    source_program = program(_validation.function("source", source))
+
+    def run(f: Program, x: Any, y: Labels, epsilon: PerExample, key: jax.Array) -> AttackResult:
+        validate_examples(source_program, x, y, attack.bounds)
+        result = attack.run(source_program, x, y, epsilon, key)
+        return reevaluate(f, result, x, y, attack.targeted)
+
+    return dataclasses.replace(
+        attack, name=f"transfer of {attack.name}", run=run, uses_gradients=False
+    )
