@@ -86,13 +86,13 @@ def finite(name: str, tree: Any) -> None:
         x = array(name + keystr(path), leaf)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             continue
-        known = values(x)
-        if known is None or np.isfinite(known).all():
+        numbers = values(x)
+        if numbers is None or np.isfinite(numbers).all():
             continue
-        bad = np.argwhere(~np.isfinite(known))
+        bad = np.argwhere(~np.isfinite(numbers))
         raise ValueError(
-            f"{name}{keystr(path)} must be finite, got {len(bad)} NaN or infinite of {known.size} "
-            f"values, the first at index {tuple(int(i) for i in bad[0])}"
+            f"{name}{keystr(path)} must be finite, got {len(bad)} NaN or infinite of "
+            f"{numbers.size} values, the first at index {tuple(int(i) for i in bad[0])}"
         )
 
 
@@ -144,10 +144,15 @@ def labels(name: str, value: Any, classes: int) -> None:
         raise TypeError(
             f"{name} must be integer labels of shape (batch,), got {_dtype_and_shape(x)}"
         )
-    known = values(x)
-    if known is not None and known.size and not (known.min() >= 0 and known.max() < classes):
+    numbers = values(x)
+    if (
+        numbers is not None
+        and numbers.size
+        and not (numbers.min() >= 0 and numbers.max() < classes)
+    ):
         raise ValueError(
-            f"{name} must lie in 0 .. {classes - 1}, got values from {known.min()} to {known.max()}"
+            f"{name} must lie in 0 .. {classes - 1}, "
+            f"got values from {numbers.min()} to {numbers.max()}"
         )
 
 
@@ -176,11 +181,11 @@ def number(
 
 def within(name: str, value: Any, low: float, high: float) -> None:
     """Check that every value of an array lies in low .. high, both rounded to its dtype."""
-    known = values(array(name, value))
-    if known is None or not known.size:
+    numbers = values(array(name, value))
+    if numbers is None or not numbers.size:
         return
-    least, most = known.min(), known.max()
-    if not (known.dtype.type(low) <= least and most <= known.dtype.type(high)):
+    least, most = numbers.min(), numbers.max()
+    if not (numbers.dtype.type(low) <= least and most <= numbers.dtype.type(high)):
         raise ValueError(
             f"{name} must lie in {low:g} .. {high:g}, got values from {least} to {most}"
         )
@@ -248,9 +253,9 @@ def key(name: str, value: Any) -> None:
 
 def choice(name: str, value: Any, options: Iterable[Any]) -> None:
     """Check that `value` is one of `options`."""
-    known = list(options)
-    if not isinstance(value, Hashable) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    allowed = list(options)
+    if not isinstance(value, Hashable) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

@@ -275,7 +275,7 @@ def run_in_chunks(
     largest = _LARGEST_CHUNK if info.aux is None else _LARGEST_CHUNK_WITH_AUX
     run_chunk = functools.partial(run_loop, step, capacity=largest)
     size = min(_validation.integer("first_chunk", first_chunk, low=1), largest)
-    done = 0
+    first_step = 0
     previous_chunk: _loops.Chunk | None = None
     with tqdm.tqdm(
         total=inputs.length,
@@ -283,10 +283,10 @@ def run_in_chunks(
         delay=0 if progress else 1,
     ) as bar:
         while True:
-            chunk_xs, count = inputs.take(done, size)
+            chunk_xs, count = inputs.take(first_step, size)
             if count == 0:
                 return
-            chunk = _loops.Chunk(done, done + count, state, chunk_xs)
+            chunk = _loops.Chunk(first_step, first_step + count, state, chunk_xs)
             start_time = time.perf_counter()
             state, info = run_chunk(chunk)
             state, costs = distributed.shard_like(chunk.state, state), np.asarray(info.cost)
@@ -295,15 +295,15 @@ def run_in_chunks(
                 ending, at = "nonfinite", count
             if ending is not None:
                 # A nonfinite cost at step k is that of v_k, so v_{k-1} is the last good variable.
-                good = done + at if ending == "until" else max(done + at - 1, 0)
+                good = first_step + at if ending == "until" else max(first_step + at - 1, 0)
                 state = _state_after(good, run_chunk, previous_chunk, chunk)
                 costs, aux = costs[: at + 1], jax.tree.map(lambda v, at=at: v[: at + 1], info.aux)
-                yield Result(state.variable, costs, aux, good - done, state, ending)
+                yield Result(state.variable, costs, aux, good - first_step, state, ending)
                 return
             bar.set_postfix_str(f"cost={costs[-1]:.4g}", refresh=False)
             bar.update(count)
             yield Result(state.variable, costs, info.aux, count, state, "steps")
-            previous_chunk, done, previous_cost = chunk, chunk.stop, float(costs[-1])
+            previous_chunk, first_step, previous_cost = chunk, chunk.stop, float(costs[-1])
             size = chunk_length(count, time.perf_counter() - start_time, largest)
 
 

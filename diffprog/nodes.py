@@ -386,10 +386,10 @@ def _find_by_path(
                 else "it cannot be entered"
             )
             raise ValueError(f"node {name!r} is inside a {site.opaque_primitive!r}: {reason}")
-    known = ", ".join(map(repr, by_name)) or "none: the program has no nodes"
+    options = ", ".join(map(repr, by_name)) or "none: the program has no nodes"
     unreadable = len(sites) - len(by_name)
     rest = f"; {unreadable} more are inside primitives that cannot be entered" if unreadable else ""
-    raise ValueError(f"node {name!r} is unknown, expected one of {known}{rest}")
+    raise ValueError(f"node {name!r} is unknown, expected one of {options}{rest}")
 
 
 def _matches(name: str, site: EquationSite) -> bool:

@@ -134,29 +134,29 @@ def program(
     return Program(arrays, _intern((treedef, fixed), (treedef, fixed)), fast_gradients)
 
 
-def _decompose(tree: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+def _decompose(tree: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
     """Decompose every callable leaf of a pytree; the other leaves are arrays or `_Static`."""
     is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Content))
-    return jax.tree.map(lambda leaf: _decompose_leaf(leaf, within, done), tree, is_leaf=is_leaf)
+    return jax.tree.map(lambda leaf: _decompose_leaf(leaf, within, memo), tree, is_leaf=is_leaf)
 
 
-def _decompose_leaf(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+def _decompose_leaf(leaf: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
     if _is_array(leaf) or isinstance(leaf, _Static):
         return leaf
     if isinstance(leaf, _Content):
-        return _decompose_content(leaf.value, within, done)
+        return _decompose_content(leaf.value, within, memo)
     if id(leaf) in within:
         raise _RefersToItself(id(leaf))
-    if id(leaf) not in done:
+    if id(leaf) not in memo:
         try:
-            decomposed = _decompose_callable(leaf, within | {id(leaf)}, done)
+            decomposed = _decompose_callable(leaf, within | {id(leaf)}, memo)
         except _RefersToItself as recursion:
             if recursion.args != (id(leaf),):
                 raise
             decomposed = _opaque(leaf)
         # The leaf is stored too, because the id of a deleted object can be reused.
-        done[id(leaf)] = leaf, decomposed
-    return done[id(leaf)][1]
+        memo[id(leaf)] = leaf, decomposed
+    return memo[id(leaf)][1]
 
 
 class _Content(NamedTuple):
@@ -165,9 +165,9 @@ class _Content(NamedTuple):
     value: Any
 
 
-def _decompose_content(value: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+def _decompose_content(value: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
     """Decompose a value; one without arrays stays one object, so that `is` still works."""
-    decomposed = _decompose(value, within, done)
+    decomposed = _decompose(value, within, memo)
     leaves, treedef = jax.tree.flatten(decomposed)
     if isinstance(decomposed, _Static) or any(not isinstance(leaf, _Static) for leaf in leaves):
         return decomposed
@@ -179,7 +179,7 @@ class _RefersToItself(Exception):
     """Raised for a recursive function, which cannot be rebuilt around new arrays."""
 
 
-def _decompose_callable(leaf: Any, within: frozenset[int], done: dict[int, Any]) -> Any:
+def _decompose_callable(leaf: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
     """Decompose a callable with arrays; intern one without by its code and parts."""
     parts: Any
     code: Hashable
@@ -208,7 +208,7 @@ def _decompose_callable(leaf: Any, within: frozenset[int], done: dict[int, Any])
             join = lambda arrays: Program(arrays, leaf.structure, leaf.fast_gradients)
         case _:
             return _intern(leaf, _identity_key(leaf))
-    decomposed = _decompose(parts, within, done)
+    decomposed = _decompose(parts, within, memo)
     leaves, treedef = jax.tree.flatten(decomposed)
     if any(not isinstance(part, _Static) for part in leaves):
         return _Decomposed(decomposed, _intern(join, code))

@@ -1,8 +1,5 @@
 """The engine: closed-form paths, the stopping rule of the lectures, both loops, and early stops."""
 
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +8,9 @@ import pytest
 
 from diffprog import losses
 from diffprog.descent import Descent, State, descent, run
+from experiments.sources import golden
 
-GOLDEN = {
-    example["id"]: example
-    for example in json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())[
-        "examples"
-    ]
-}
+GOLDEN = golden()
 every_loop = pytest.mark.parametrize("loop", ["device", "host"])
 
 

@@ -1,21 +1,14 @@
 """Gradients against closed forms, against each other, and against central differences."""
 
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffprog import gradients, models, program, tap
+from experiments.sources import golden
 
-GOLDEN = {
-    example["id"]: example
-    for example in json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())[
-        "examples"
-    ]
-}
+GOLDEN = golden()
 MODEL = models.mlp((3, 5, 2), activation="tanh")
 PARAMS = MODEL.init(jax.random.key(0))
 X, Y = jax.random.normal(jax.random.key(1), (4, 3)), jax.random.normal(jax.random.key(2), (4, 2))

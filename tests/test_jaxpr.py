@@ -5,9 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.compute_on import compute_on
 
-from diffprog._jaxpr import as_function, evaluate_equation, find_equations, interpret
+from diffprog._jaxpr import (
+    as_function,
+    convolution_dimensions,
+    dot_dimensions,
+    evaluate_equation,
+    find_equations,
+    interpret,
+    reduced_axes,
+    scan_parameters,
+    tap_name,
+)
 
 X = jnp.asarray([0.3, -0.7, 1.1])
 
@@ -302,3 +313,25 @@ def test_as_function_of_several_equations_keeps_custom_derivatives():
     )
     (only,) = as_function([first], jaxpr.invars)(X)
     np.testing.assert_array_equal(only, jnp.cos(X))
+
+
+@pytest.mark.parametrize(
+    ("f", "primitive", "parameters", "expected"),
+    [
+        (scanned, "scan", scan_parameters, (0, 1, 4, True, 2)),
+        (lambda x: x.reshape(1, 3) @ x, "dot_general", dot_dimensions, (((1,), (0,)), ((), ()))),
+        (lambda x: x.reshape(1, 3).sum(1), "reduce_sum", reduced_axes, (1,)),
+        (lambda x: jnp.cumsum(x.reshape(1, 3), 1), "cumsum", reduced_axes, (1,)),
+        (lambda x: checkpoint_name(x, "h"), "name", tap_name, "h"),
+        (
+            lambda x: lax.conv(x.reshape(1, 1, 3), x[:1].reshape(1, 1, 1), (1,), "VALID"),
+            "conv_general_dilated",
+            convolution_dimensions,
+            ((0, 1, 2), (0, 1, 2), (0, 1, 2)),
+        ),
+    ],
+)
+def test_parameters_of_equations(f, primitive, parameters, expected):
+    has_primitive = lambda equation: equation.primitive.name == primitive
+    (site,) = find_equations(jax.make_jaxpr(f)(X), has_primitive)
+    assert parameters(site.equation) == expected

@@ -1,8 +1,5 @@
 """Losses: worked examples of the sources, closed-form gradients, identities, invalid input."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +7,9 @@ import pytest
 from scipy.special import rel_entr, softmax
 
 from diffprog import losses
+from experiments.sources import golden
 
-GOLDEN = {
-    example["id"]: example
-    for example in json.loads((Path(__file__).parent / "golden.json").read_text())["examples"]
-}
+GOLDEN = golden()
 exactly = {"rtol": 1e-12, "atol": 1e-12}
 
 
