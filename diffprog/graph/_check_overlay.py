@@ -1,14 +1,15 @@
-"""A check drawn into a graph: edges along which a hand-written derivative is not the automatic one.
+"""Mark the edges of a graph whose hand-written derivative a check has found wrong.
 
-A finding calls what it concerns by a path, as the check knew it: "params['weight']" and "x" of a layer, the names of its arguments of a
-function. The graph knows it as its own function calls it. The argument meant is, in this order,
+A finding names an argument by its path in the check: "params['weight']" or "x" for a layer, the
+names of its arguments for a function. The traced function may call the argument otherwise. It is
+matched with, in this order,
 
-    the one of the same path
-    the only one that has the same paths below its name: ['weight'] and ['bias'], or none of an array
-    the only one whose path ends like the finding's, ['affine1']['weight']
+    the argument of the same path
+    the only argument with the same paths inside: ['weight'] and ['bias'], or none for an array
+    the only argument whose path ends like the finding's, ['affine1']['weight']
 
-A finding of a layer within a net concerns the edges that enter the layer's scope: those from parameters that the path ends with or, for the
-path of an input, all others.
+A finding of a layer in a network concerns edges that enter the scope of the layer: those from
+parameters that the path ends with or, if the path is that of an input, all other edges.
 """
 
 import dataclasses
@@ -21,137 +22,121 @@ from diffprog.graph._graph import Graph
 from diffprog.graph._types import Edge
 
 
-def marked(graph: Graph, report: Any) -> Graph:
-    """The graph, with `Edge.wrong` where a finding of the report is not ok.
+def mark_wrong_edges(graph: Graph, report: Any) -> Graph:
+    """Return the graph with `Edge.wrong` set where a finding of the report is not ok.
 
     Raises:
-        TypeError: not a report.
-        ValueError: no edge is meant by a finding, or it is unclear which.
+        TypeError: `report` is not a report of `diffprog.checks`.
+        ValueError: a finding matches no edge, or several arguments.
     """
     findings = getattr(report, "findings", None)
     if findings is None:
         raise TypeError(f"against must be a report of diffprog.checks, got {type(report).__name__}")
-    wrong: dict[int, str] = {}
+    edges = list(graph.edges)
     for finding in findings:
-        if not finding.ok:
-            means = (
-                _of_layer(finding, findings, graph)
-                if _layers(finding)
-                else _of_argument(finding, findings, graph)
-            )
-            meant = [
-                index
-                for index, edge in enumerate(graph.edges)
-                if edge.local is not None and means(edge)
-            ]
-            if not meant:
-                raise ValueError(_unknown(finding, findings, graph))
-            said = f"{finding.verdict}: {finding.got:.4g} by hand, {finding.want:.4g} true" + (
-                f"; {finding.hint}" if finding.hint else ""
-            )
-            wrong |= dict.fromkeys(meant, said)
-    edges = tuple(
-        dataclasses.replace(edge, wrong=wrong[index]) if index in wrong else edge
-        for index, edge in enumerate(graph.edges)
-    )
-    return Graph(graph.nodes, edges, graph.output)
+        if finding.ok:
+            continue
+        match = _layer_matcher if _layers(finding) else _argument_matcher
+        is_match = match(finding, findings, graph)
+        wrong = f"{finding.verdict}: {finding.got:.4g} by hand, {finding.want:.4g} true"
+        if finding.hint:
+            wrong += f"; {finding.hint}"
+        matches = [k for k, edge in enumerate(edges) if edge.local is not None and is_match(edge)]
+        if not matches:
+            raise ValueError(_no_match(finding, findings, graph))
+        for k in matches:
+            edges[k] = dataclasses.replace(edges[k], wrong=wrong)
+    return Graph(graph.nodes, tuple(edges), graph.output)
 
 
 def _layers(finding: Any) -> list[str]:
-    """The scopes that a finding is of. The whole net is none: its paths are those of the net."""
+    """Return the scopes of a finding; none if it concerns the network as a whole."""
     return [layer for layer in finding.layer.split("/") if layer not in ("", "the whole net")]
 
 
-def _of_argument(finding: Any, findings: Iterable[Any], graph: Graph) -> Callable[[Edge], bool]:
-    """Which edges leave the argument that a finding of a whole function or layer is about."""
+def _argument_matcher(
+    finding: Any, findings: Iterable[Any], graph: Graph
+) -> Callable[[Edge], bool]:
+    """Return the predicate of edges that leave the argument of a finding."""
     names = [
         node.name for node in graph.nodes if node.kind == "argument" and node.adjoint is not None
     ]
-    found = _argument(
-        finding.path, [other.path for other in findings if other.layer == finding.layer], names
-    )
-    return lambda edge: edge.source == found
+    paths = [other.path for other in findings if other.layer == finding.layer]
+    argument = _match_argument(finding.path, paths, names)
+    return lambda edge: edge.source == argument
 
 
-def _argument(path: str, paths: Iterable[str], names: list[str]) -> str | None:
+def _match_argument(path: str, paths: list[str], names: list[str]) -> str | None:
     if path in names:
         return path
-    root, below = _split(path)
-    shapes, wanted = _below(names), _below(paths)[root]
-    alike = [name for name, inner in shapes.items() if inner == wanted]
-    ending = [name for name in names if below and name.endswith(below)]
-    return alike[0] + below if len(alike) == 1 else ending[0] if len(ending) == 1 else None
+    root, suffix = _split(path)
+    structure = _structures(paths)[root]
+    same = [name for name, other in _structures(names).items() if other == structure]
+    if len(same) == 1:
+        return same[0] + suffix
+    ending = [name for name in names if suffix and name.endswith(suffix)]
+    return ending[0] if len(ending) == 1 else None
 
 
 def _split(path: str) -> tuple[str, str]:
-    """The name of an argument, and where in it: "params", "['weight']"."""
+    """Split a path into the name of the argument and the rest: "params", "['weight']"."""
     root = re.split(r"[\[.]", path)[0]
     return root, path[len(root) :]
 
 
-def _below(paths: Iterable[str]) -> dict[str, set[str]]:
-    """For each argument the paths within it."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for root, inner in map(_split, paths):
-        found[root].add(inner)
-    return found
+def _structures(paths: Iterable[str]) -> dict[str, set[str]]:
+    """Return the set of paths inside each argument."""
+    structures: dict[str, set[str]] = defaultdict(set)
+    for root, suffix in map(_split, paths):
+        structures[root].add(suffix)
+    return structures
 
 
-def _of_layer(finding: Any, findings: Iterable[Any], graph: Graph) -> Callable[[Edge], bool]:
-    """Which edges enter a layer's scope with what a finding is about."""
-    layers, (root, leaf) = _layers(finding), _split(finding.path)
-    params = [
-        _split(other.path)[1]
-        for other in findings
-        if other.layer == finding.layer and _split(other.path)[0] == "params"
-    ]
+def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Callable[[Edge], bool]:
+    """Return the predicate of edges that enter the scope of a finding's layer from its argument."""
+    layers, (root, suffix) = _layers(finding), _split(finding.path)
+    of_layer = [_split(other.path) for other in findings if other.layer == finding.layer]
+    params = [inner for name, inner in of_layer if name == "params"] or [""]
 
-    def means(edge: Edge) -> bool:
+    def is_match(edge: Edge) -> bool:
         source, target = graph[edge.source], graph[edge.target]
-        if _holds(source.scope, layers) or not _holds(target.scope, layers):
+        if _in_scope(source.scope, layers) or not _in_scope(target.scope, layers):
             return False
         if root == "params":
-            return source.kind == "argument" and _ends(source.name, leaf)
-        return (
-            source.kind != "argument"
-            or source.name == finding.path
-            or not any(_ends(source.name, other) for other in params or [""])
-        )
+            return source.kind == "argument" and _is_parameter(source.name, suffix)
+        if source.kind != "argument" or source.name == finding.path:
+            return True
+        return not any(_is_parameter(source.name, inner) for inner in params)
 
-    return means
+    return is_match
 
 
-def _ends(name: str, leaf: str) -> bool:
-    """Whether an argument is the parameter of this path in some layer; the only one of a layer has an empty path."""
-    return name.endswith(leaf) if leaf else name != _split(name)[0]
+def _is_parameter(name: str, suffix: str) -> bool:
+    """Check whether an argument is the parameter `suffix` of a layer; "" is a layer's only one."""
+    return name.endswith(suffix) if suffix else name != _split(name)[0]
 
 
-def _holds(scope: str, layers: list[str]) -> bool:
-    """Whether a scope is within the layers, which stand in it in this order."""
+def _in_scope(scope: str, layers: list[str]) -> bool:
+    """Check whether a scope contains the layers in this order."""
     parts = iter(scope.split("/"))
     return all(layer in parts for layer in layers)
 
 
-def _unknown(finding: Any, findings: Iterable[Any], graph: Graph) -> str:
-    wanted = dict.fromkeys(_split(other.path)[0] for other in findings)
-    arguments = dict.fromkeys(
-        _split(node.name)[0] for node in graph.nodes if node.kind == "argument"
-    )
+def _no_match(finding: Any, findings: Iterable[Any], graph: Graph) -> str:
+    arguments = [node.name for node in graph.nodes if node.kind == "argument"]
+    in_check = _join(_split(other.path)[0] for other in findings)
+    in_graph = _join(_split(name)[0] for name in arguments)
     where = f" of layer {finding.layer!r}" if finding.layer else ""
+    remedy = "; give them the same names"
+    if _layers(finding):
+        scopes = _join(node.scope for node in graph.nodes if node.scope) or "none"
+        remedy = f" and has the scopes {scopes}; expand opens a box"
     return (
-        f"against finds {finding.path!r}{where} {finding.verdict}, but it is not clear which edge that is: the check calls the arguments "
-        f"{_listed(wanted)}, f calls them {_listed(arguments)}"
-        + (
-            f" and has the scopes {_listed(_scopes(graph))}; expand opens a box"
-            if _layers(finding)
-            else "; give them the same names"
-        )
+        f"against must match the edges of f, got a finding that is {finding.verdict} for "
+        f"{finding.path!r}{where} and matches none or several: the check calls the arguments "
+        f"{in_check}, f calls them {in_graph}{remedy}"
     )
 
 
-def _scopes(graph: Graph) -> list[str]:
-    return list(dict.fromkeys(node.scope for node in graph.nodes if node.scope)) or ["none"]
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(list(names)[:12])
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(list(dict.fromkeys(names))[:12])

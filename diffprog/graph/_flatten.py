@@ -1,15 +1,13 @@
-"""A program run on values, flat: every operation that was done, in order, with what it read.
+"""Run a program on values and record every operation in order, with all sub-programs flattened.
 
-The walk enters what a reader would want to see inside, on the values at hand:
+    jit, remat              inlined
+    cond                    the branch taken
+    scan, fori_loop         unrolled if short
+    while                   unrolled for as many steps as its condition holds
+    custom derivatives      one box with its rule, unless expanded
+    functions of jax.nn     one box, unless expanded; inlined where f takes derivatives itself
 
-    jit, remat                  inlined
-    cond                        the branch that was taken
-    scan, fori_loop             unrolled if it is short
-    while                       unrolled, as often as its condition holds
-    custom derivatives          a box that keeps its rule, unless it is opened
-    functions of jax.nn         a box, unless it is opened: a stretch of equations made by one call
-
-What depends on no argument is computed on the way and is no operation.
+Values that depend on no argument are computed but not recorded.
 """
 
 import functools
@@ -28,37 +26,34 @@ from diffprog._jaxpr import (
     Literal,
     as_function,
     jaxpr_as_fun,
-    scan_parameters,
     sub_jaxprs,
-    tap_name,
 )
 from diffprog.graph._format import operation_label
 from diffprog.graph._jax_nn_calls import (
-    INLINED,
-    RULED,
-    called,
-    compiled,
-    derived,
-    ends,
-    is_nn,
-    pieces,
-    readers,
+    CALL_PRIMITIVES,
+    CUSTOM_RULE_PRIMITIVES,
+    called_function,
+    count_reads,
+    group_boundary,
+    group_nn_calls,
+    is_derivative,
 )
 
-_LONGEST_WHILE = 10_000
+_MAX_WHILE_STEPS = 10_000
 
 
-class Operation(NamedTuple):
-    """Something done.
+class RecordedOperation(NamedTuple):
+    """An operation that was run.
 
     Attributes:
-        op, label, scope, kind: as of the nodes it makes.
-        run: from the inputs to the outputs, a differentiable function.
+        op, label, scope, kind: as of the nodes of its outputs.
+        run: differentiable function from inputs to outputs.
         inputs: values.
-        sources: where each input comes from, None for a constant that is no node.
-        outputs: places of what it made.
-        params: of the primitive; empty for a box.
-        known: the primitive or the function of jax.nn that it is; "" for a function of the user's, whatever its name.
+        sources: index of each input in `Recorder.values`, None for a constant that is no node.
+        outputs: indices of its outputs.
+        params: parameters of the primitive; empty for a box.
+        builtin: name of the primitive or `jax.nn` function; "" for a function of the user, whatever
+            its name, about which nothing is known.
     """
 
     op: str
@@ -70,188 +65,200 @@ class Operation(NamedTuple):
     sources: tuple[int | None, ...]
     outputs: tuple[int, ...]
     params: dict[str, Any]
-    known: str
+    builtin: str
 
 
-class Wire(NamedTuple):
-    """A value, and the place in `Tape.values` that makes it a node."""
+class TracedValue(NamedTuple):
+    """A value and its position in `Recorder.values`; None if it depends on no argument."""
 
     value: Any
-    place: int | None = None
+    id: int | None = None
 
 
-class Tape:
-    """What was done so far.
+class Recorder:
+    """Record of values and operations.
 
     Attributes:
-        values: by place.
-        taps: for places that a tap has named, the name and how often it had been given before.
-        tapped: how often each name was given.
-        operations: in order.
-        made: the places that they made.
-        opened: boxes to open, by name.
-        boxes: the names of all that were met, opened or not.
-        longest: the longest scan to unroll.
+        values: all recorded values.
+        taps: for each tapped index the name and the number of earlier taps of that name.
+        tap_counts: number of taps of each name.
+        operations: in the order they were run.
+        computed: indices of the outputs of operations.
+        boxes: names of all boxes met, expanded or not.
+        expanded: names of boxes to expand.
+        max_scan: length of the longest scan to unroll.
     """
 
-    def __init__(self, opened: frozenset[str], longest: int) -> None:
+    def __init__(self, expanded: frozenset[str], max_scan: int) -> None:
         self.values: list[Any] = []
         self.taps: dict[int, tuple[str, int]] = {}
-        self.tapped = Counter[str]()
-        self.operations: list[Operation] = []
-        self.made: set[int | None] = set()
+        self.tap_counts = Counter[str]()
+        self.operations: list[RecordedOperation] = []
+        self.computed: set[int | None] = set()
         self.boxes: set[str] = set()
-        self.opened, self.longest = opened, longest
+        self.expanded, self.max_scan = expanded, max_scan
 
-    def leaf(self, value: Any) -> Wire:
-        """A value that comes from outside."""
+    def add_value(self, value: Any) -> TracedValue:
+        """Record a value."""
         self.values.append(value)
-        return Wire(value, len(self.values) - 1)
+        return TracedValue(value, len(self.values) - 1)
 
-    def do(
+    def run(
         self,
         op: str,
-        run: Callable[..., Sequence[Any]],
-        wires: Sequence[Wire],
+        function: Callable[..., Sequence[Any]],
+        operands: Sequence[TracedValue],
         scope: str,
         label: str = "",
         kind: str = "operation",
         params: dict[str, Any] | None = None,
-        known: str | None = None,
-    ) -> list[Wire]:
-        """Run an operation and note it down."""
-        outputs = run(*(wire.value for wire in wires))
-        if all(wire.place is None for wire in wires):
-            return [Wire(output) for output in outputs]
-        made = [self.leaf(output) for output in outputs]
-        places = tuple(wire.place for wire in made if wire.place is not None)
-        inputs, sources = tuple(wire.value for wire in wires), tuple(wire.place for wire in wires)
-        known = op if known is None else known
+        builtin: str | None = None,
+    ) -> list[TracedValue]:
+        """Run an operation and record it if it depends on a recorded value."""
+        inputs = tuple(operand.value for operand in operands)
+        sources = tuple(operand.id for operand in operands)
+        results = function(*inputs)
+        if all(source is None for source in sources):
+            return [TracedValue(result) for result in results]
+        outputs = [self.add_value(result) for result in results]
+        indices = tuple(output.id for output in outputs if output.id is not None)
         self.operations.append(
-            Operation(
-                op, label or op, scope, kind, run, inputs, sources, places, params or {}, known
+            RecordedOperation(
+                op,
+                label or op,
+                scope,
+                kind,
+                function,
+                inputs,
+                sources,
+                indices,
+                params or {},
+                op if builtin is None else builtin,
             )
         )
-        self.made.update(places)
-        return made
+        self.computed.update(indices)
+        return outputs
 
 
-def unroll(
+def flatten_program(
     program: ClosedJaxpr | Jaxpr,
-    constants: Sequence[Wire],
-    arguments: Sequence[Wire],
-    tape: Tape,
+    constants: Sequence[TracedValue],
+    arguments: Sequence[TracedValue],
+    recorder: Recorder,
     scope: str = "",
-) -> list[Wire]:
-    """Run a program, with what it does on the tape; returns its outputs."""
+) -> list[TracedValue]:
+    """Run a program, record its operations and return its outputs."""
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    wires = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
 
-    def read(atom: Any) -> Wire:
-        return _literal(atom) if isinstance(atom, Literal) else wires[atom]
+    def read(atom: Any) -> TracedValue:
+        if isinstance(atom, Literal):
+            aval: Any = atom.aval
+            return TracedValue(jnp.asarray(atom.val, aval.dtype))
+        return values[atom]
 
-    read_by = readers(jaxpr)
-    for piece in pieces(jaxpr, tape.opened, tape.boxes):
-        here = _joined(scope, str(piece.equations[0].source_info.name_stack))
-        if piece.name:
-            operands, results = ends(piece.equations, read_by)
-            run = compiled(piece.equations, operands, results)
-            wires.update(
-                zip(
-                    results,
-                    tape.do(piece.name, run, [wires[v] for v in operands], here, kind="box"),
-                    strict=True,
-                )
-            )
+    reads = count_reads(jaxpr)
+    for equations, name in group_nn_calls(jaxpr, scope, recorder.expanded, recorder.boxes):
+        inner_scope = _join_scopes(scope, str(equations[0].source_info.name_stack))
+        if name:
+            operands, results = group_boundary(equations, reads)
+            run = as_function(equations, operands, results)
+            inputs = [values[variable] for variable in operands]
+            outputs = recorder.run(name, run, inputs, inner_scope, kind="box")
         else:
-            (equation,) = piece.equations
-            wires.update(
-                zip(
-                    equation.outvars,
-                    _do(equation, [read(atom) for atom in equation.invars], tape, here),
-                    strict=True,
-                )
-            )
+            results = equations[0].outvars
+            inputs = [read(atom) for atom in equations[0].invars]
+            outputs = _run_equation(equations[0], inputs, recorder, inner_scope)
+        values.update(zip(results, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _do(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
+def _run_equation(
+    equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
+) -> list[TracedValue]:
     primitive = equation.primitive.name
-    name, of_nn = called(equation), is_nn(equation)
-    if primitive in RULED:
-        name = _unless_private(name, scope)
-    if primitive in RULED or of_nn:
-        tape.boxes.add(name)
-    if primitive in INLINED | RULED and (
-        name in tape.opened or (primitive in INLINED and not of_nn)
-    ):
-        return _enter(sub_jaxprs(equation)[0], wires, tape, scope)
+    if primitive in CALL_PRIMITIVES | CUSTOM_RULE_PRIMITIVES:
+        return _run_call(equation, operands, recorder, scope)
     if primitive == "cond":
         branches = sub_jaxprs(equation)
-        taken = int(np.clip(int(wires[0].value), 0, len(branches) - 1))
-        return _enter(branches[taken], wires[1:], tape, scope)
-    if primitive == "scan" and scan_parameters(equation).length <= tape.longest:
-        return _scan(equation, wires, tape, scope)
-    if primitive == "while" and any(_inexact(variable) for variable in equation.outvars):
-        return _while(equation, wires, tape, scope)
-    if primitive == "convert_element_type" and _same_dtype(
-        equation.invars[0].aval, equation.outvars[0].aval
-    ):
-        return wires
+        taken = int(np.clip(int(operands[0].value), 0, len(branches) - 1))
+        return _enter(branches[taken], operands[1:], recorder, scope)
+    if primitive == "scan" and equation.params["length"] <= recorder.max_scan:
+        return _unroll_scan(equation, operands, recorder, scope)
+    # A loop over integers only has no derivative to show.
+    if primitive == "while" and any(map(_is_inexact, equation.outvars)):
+        return _unroll_while(equation, operands, recorder, scope)
     if primitive == "name":
-        return _tap(equation, wires, tape, scope)
-    if primitive in INLINED | RULED:
-        op, kind = (
-            (name or primitive, "rule") if primitive in RULED else (derived(name, equation), "box")
-        )
-        return tape.do(
-            op, as_function([equation]), wires, scope, kind=kind, known=op if of_nn else ""
-        )
-    constants = {slot: wire.value for slot, wire in enumerate(wires) if wire.place is None}
-    label = (
-        f"scan, {scan_parameters(equation).length} steps"
-        if primitive == "scan"
-        else operation_label(primitive, equation.params, constants)
-    )
-    return tape.do(
-        primitive, as_function([equation]), wires, scope, label, params=dict(equation.params)
-    )
+        return _tap(equation, operands, recorder, scope)
+    if primitive == "convert_element_type":
+        before: Any = equation.invars[0].aval
+        after: Any = equation.outvars[0].aval
+        if before.dtype == after.dtype:  # only the weak type changes
+            return operands
+    params = dict(equation.params)
+    if primitive == "scan":
+        label = f"scan, {params['length']} steps"
+    else:
+        constants = {k: operand.value for k, operand in enumerate(operands) if operand.id is None}
+        label = operation_label(primitive, params, constants)
+    run = as_function([equation])
+    return recorder.run(primitive, run, operands, scope, label, params=params)
+
+
+def _is_inexact(variable: Any) -> bool:
+    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+
+
+def _run_call(
+    equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
+) -> list[TracedValue]:
+    """Run the call of a function: as one box or, if it is expanded or only jitted, its body."""
+    primitive = equation.primitive.name
+    name, is_nn = called_function(equation)
+    is_nn = is_nn and not is_derivative(scope)
+    has_rule = primitive in CUSTOM_RULE_PRIMITIVES
+    if has_rule and name.startswith("_"):
+        # A private helper that runs any layer: the scope names the layer.
+        name = scope.rpartition("/")[2] or name
+    if has_rule or is_nn:
+        recorder.boxes.add(name)
+    if name in recorder.expanded or not (has_rule or is_nn):
+        return _enter(sub_jaxprs(equation)[0], operands, recorder, scope)
+    op, kind = name or primitive, "rule" if has_rule else "box"
+    run = as_function([equation])
+    return recorder.run(op, run, operands, scope, kind=kind, builtin=op if is_nn else "")
 
 
 def _enter(
-    program: ClosedJaxpr | Jaxpr, wires: Sequence[Wire], tape: Tape, scope: str
-) -> list[Wire]:
+    program: ClosedJaxpr | Jaxpr, operands: Sequence[TracedValue], recorder: Recorder, scope: str
+) -> list[TracedValue]:
     constants = [
-        tape.leaf(value) if np.size(value) > 1 else Wire(value)
+        recorder.add_value(value) if np.size(value) > 1 else TracedValue(value)
         for value in getattr(program, "consts", ())
     ]
-    return unroll(program, constants, wires, tape, scope)
+    return flatten_program(program, constants, operands, recorder, scope)
 
 
-def _scan(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
-    constants, carries, length, reverse, _ = scan_parameters(equation)
+def _unroll_scan(
+    equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
+) -> list[TracedValue]:
+    first_carry, carries = equation.params["num_consts"], equation.params["num_carry"]
+    constants, xs = operands[:first_carry], operands[first_carry + carries :]
+    carry = operands[first_carry : first_carry + carries]
     (body,) = sub_jaxprs(equation)
-    carry, xs = wires[constants : constants + carries], wires[constants + carries :]
-    order = reversed(range(length)) if reverse else range(length)
-    ys: dict[int, list[Wire]] = {}
-    for step in order:
-        here = _joined(scope, f"step {step}")
-        now = [
-            tape.do("index", functools.partial(_index, step), [x], here, f"[{step}]")[0] for x in xs
-        ]
-        outputs = _enter(body, [*wires[:constants], *carry, *now], tape, here)
+    steps = range(equation.params["length"])
+    ys: dict[int, list[TracedValue]] = {}
+    for step in reversed(steps) if equation.params["reverse"] else steps:
+        step_scope = _join_scopes(scope, f"step {step}")
+        index = functools.partial(_index, step)
+        rows = [recorder.run("index", index, [x], step_scope, f"[{step}]")[0] for x in xs]
+        outputs = _enter(body, [*constants, *carry, *rows], recorder, step_scope)
         carry, ys[step] = outputs[:carries], outputs[carries:]
-    stacked = [
-        tape.do("stack", _stack, list(rows), scope)[0]
-        for rows in zip(*(ys[step] for step in range(length)), strict=True)
-    ]
-    if length == 0:
-        stacked = [_nothing(variable) for variable in equation.outvars[carries:]]
-    return [*carry, *stacked]
-
-
-def _nothing(variable: Any) -> Wire:
-    return Wire(jnp.zeros(variable.aval.shape, variable.aval.dtype))
+    if not steps:
+        avals: list[Any] = [variable.aval for variable in equation.outvars[carries:]]
+        return [*carry, *(TracedValue(jnp.zeros(aval.shape, aval.dtype)) for aval in avals)]
+    columns = zip(*(ys[step] for step in steps), strict=True)
+    return [*carry, *(recorder.run("stack", _stack, column, scope)[0] for column in columns)]
 
 
 def _index(step: int, xs: Any) -> list[Any]:
@@ -262,51 +269,36 @@ def _stack(*rows: Any) -> list[Any]:
     return [jnp.stack(rows)]
 
 
-def _while(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
-    condition, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
-    first, second = (
-        equation.params["cond_nconsts"],
-        equation.params["cond_nconsts"] + equation.params["body_nconsts"],
-    )
-    holds = jaxpr_as_fun(condition)
-    carry = wires[second:]
-    for step in range(_LONGEST_WHILE + 1):
-        if not bool(holds(*(wire.value for wire in (*wires[:first], *carry)))[0]):
+def _unroll_while(
+    equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
+) -> list[TracedValue]:
+    params = equation.params
+    condition, body = jaxpr_as_fun(params["cond_jaxpr"]), params["body_jaxpr"]
+    first = params["cond_nconsts"]
+    second = first + params["body_nconsts"]
+    carry = operands[second:]
+    for step in range(_MAX_WHILE_STEPS + 1):
+        if not bool(condition(*(value.value for value in (*operands[:first], *carry)))[0]):
             return carry
-        carry = _enter(body, [*wires[first:second], *carry], tape, _joined(scope, f"step {step}"))
+        step_scope = _join_scopes(scope, f"step {step}")
+        carry = _enter(body, [*operands[first:second], *carry], recorder, step_scope)
     raise ValueError(
-        f"f must stop: its while loop has taken {_LONGEST_WHILE:,} steps, the most that are unrolled"
+        f"while loops of f must stop within {_MAX_WHILE_STEPS:,} steps, got one that does not"
     )
 
 
-def _same_dtype(before: Any, after: Any) -> bool:
-    """Whether a conversion does no more than forget that a number was weakly typed."""
-    return before.dtype == after.dtype
+def _tap(
+    equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
+) -> list[TracedValue]:
+    """Name a value; an argument or a value that has a name already is copied first."""
+    name, index = equation.params["name"], operands[0].id
+    if index not in recorder.computed or index in recorder.taps:
+        operands = recorder.run("name", as_function([equation]), operands, scope, "copy")
+    if operands[0].id is not None:
+        recorder.taps[operands[0].id] = name, recorder.tap_counts[name]
+    recorder.tap_counts[name] += 1
+    return operands
 
 
-def _unless_private(name: str, scope: str) -> str:
-    """The name of a function, or of the scope it was called in: a layer's, where the function is the one that runs any layer."""
-    return scope.rpartition("/")[2] or name if name.startswith("_") else name
-
-
-def _tap(equation: JaxprEqn, wires: list[Wire], tape: Tape, scope: str) -> list[Wire]:
-    """Give a tap's name to what it names; an argument, and what has a name already, is copied for it."""
-    name = tap_name(equation)
-    free = wires[0].place in tape.made and wires[0].place not in tape.taps
-    tapped = wires if free else tape.do("name", as_function([equation]), wires, scope, "copy")
-    if tapped[0].place is not None:
-        tape.taps[tapped[0].place] = name, tape.tapped[name]
-    tape.tapped[name] += 1
-    return tapped
-
-
-def _inexact(variable: Any) -> bool:
-    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
-
-
-def _literal(atom: Any) -> Wire:
-    return Wire(jnp.asarray(atom.val, atom.aval.dtype))
-
-
-def _joined(*scopes: str) -> str:
+def _join_scopes(*scopes: str) -> str:
     return "/".join(filter(None, scopes))

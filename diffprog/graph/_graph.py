@@ -1,17 +1,17 @@
-"""The graph of a computation, as a plain value: what was computed, what its derivatives are, and what follows from both.
+"""Computation graph as a plain value, with its paths and gates.
 
-A node h holds its value and its adjoint dJ/dh, J being the scalar output. An edge from a to b carries the local derivative db/da, which
-sends the adjoint back as a flow, dJ/db db/da. Two sums make all of backpropagation (lecture 004's influence diagram):
+A node h holds its value and its adjoint dJ/dh, where J is the scalar output. An edge from a to b
+holds the local derivative db/da and the flow dJ/db db/da that it sends back. Two sums make up
+backpropagation (the influence diagram of lecture 004):
 
-    dJ/da = sum over the edges a -> b of their flows           node and edge multiply, edges add
-    db/da = sum over the paths from a to b of the product      paths add
-            of their edges
+    dJ/da = Σ flows of the edges a -> b                                multiply by edges, add edges
+    db/da = Σ over the paths from a to b of the product of their edges             add paths
 """
 
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,16 +19,17 @@ import numpy as np
 from diffprog.graph._dot import to_dot
 from diffprog.graph._types import Array, Edge, Node, Summary
 
-_MOST_PATHS = 10_000
+_MAX_PATHS = 10_000
 
 
 class Path(NamedTuple):
-    """A way from one node to another.
+    """A directed path between two nodes.
 
     Attributes:
         nodes: names, both ends included.
-        edges: one fewer.
-        derivative: the product of the edges' local derivatives, of the last node's shape followed by the first one's.
+        edges: one fewer than nodes.
+        derivative: product of the local derivatives, of the last node's shape followed by the
+            first one's.
     """
 
     nodes: tuple[str, ...]
@@ -37,7 +38,7 @@ class Path(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """What an operation does to the adjoint that passes it (lecture 003), with the numbers that show it.
+    """A gate of lecture 003: an operation with a simple effect on the adjoint that passes it.
 
     Attributes:
         node: its name.
@@ -46,7 +47,7 @@ class Gate(NamedTuple):
         sources: names of its operands that are nodes.
         values: their values.
         locals: the local derivatives.
-        flows: what each gets of `upstream`.
+        flows: the share of `upstream` that each operand receives.
     """
 
     node: str
@@ -67,11 +68,11 @@ _GATES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in the order they were computed, arguments first, and edges in the order of their targets. Made by `trace`.
+    """Computation graph of a scalar function, made by `trace`.
 
     Attributes:
-        nodes: with the names as keys too: `graph["x"]`.
-        edges: from operand to operation.
+        nodes: in order of computation, arguments first. `graph["x"]` is the node of that name.
+        edges: from operand to operation, in the order of their targets.
         output: the name of the node J.
     """
 
@@ -80,9 +81,11 @@ class Graph:
     output: str
 
     def __getitem__(self, name: str) -> Node:
-        """The node called `name`."""
+        """Return the node called `name`."""
         if name not in self._by_name:
-            raise KeyError(f"no node is called {name!r}; there are {_listed(self._by_name)}")
+            names = list(self._by_name)
+            known = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
+            raise KeyError(f"no node is called {name!r}; the nodes are {known}")
         return self._by_name[name]
 
     def __repr__(self) -> str:
@@ -94,145 +97,130 @@ class Graph:
 
     @functools.cached_property
     def _out(self) -> dict[str, list[Edge]]:
-        return _gathered(self.edges, "source")
+        edges = defaultdict(list)
+        for edge in self.edges:
+            edges[edge.source].append(edge)
+        return dict(edges)
 
     @functools.cached_property
     def _in(self) -> dict[str, list[Edge]]:
-        return _gathered(self.edges, "target")
+        edges = defaultdict(list)
+        for edge in self.edges:
+            edges[edge.target].append(edge)
+        return dict(edges)
 
     def out_edges(self, name: str) -> tuple[Edge, ...]:
-        """The edges that leave a node: where its value is read."""
+        """Return the edges that leave a node, one for each operation that reads its value."""
         return tuple(self._out.get(self[name].name, ()))
 
     def in_edges(self, name: str) -> tuple[Edge, ...]:
-        """The edges that enter a node: its operands, by slot."""
+        """Return the edges that enter a node, one for each operand, by slot."""
         return tuple(self._in.get(self[name].name, ()))
 
     def paths(self, a: str, b: str | None = None) -> list[Path]:
-        """Every path from a to b with the product of its edges; the sum of the products is the total derivative db/da.
+        """Return every path from a to b with its derivative; they add up to the total db/da.
 
-        Paths through integers and keys carry no derivative and are left out; what `stop_gradient` cuts carries zeros.
+        Edges without a derivative (of integers and keys) are not followed. A path through a cut of
+        `stop_gradient` has derivative zero.
 
         Args:
-            a, b: names of nodes; b is the output if it is left out.
+            a, b: names of nodes; b defaults to the output.
 
         Raises:
-            KeyError: no such node.
-            ValueError: a or b without derivatives; more than ten thousand paths; a derivative that is large, where b is not a scalar.
+            KeyError: a or b is not a node.
+            ValueError: a or b has no adjoint; there are more than 10,000 paths; or b is not a
+                scalar and db/da has more than 2**20 entries.
 
         Source: lecture 004, the distributed chain rule.
 
         >>> from diffprog.graph import trace
-        >>> [(path.nodes, path.derivative.item()) for path in trace(lambda x: x * x, 3.0).paths("x")]
+        >>> square = trace(lambda x: x * x, 3.0)
+        >>> [(path.nodes, path.derivative.item()) for path in square.paths("x")]
         [(('x', 'mul'), 3.0), (('x', 'mul'), 3.0)]
         """
         start, end = self[a], self[self.output if b is None else b]
         for node in (start, end):
             if node.adjoint is None:
                 raise ValueError(
-                    f"a and b must be nodes with derivatives, got {node.name!r} of {node.value.dtype}"
+                    f"a and b must be real or complex, got {node.name!r} of {node.value.dtype}"
                 )
-        count = self._count_paths(start.name, end.name)
-        if count[start.name] > _MOST_PATHS:
+        counts = self._count_paths(end.name)
+        if counts[start.name] > _MAX_PATHS:
             raise ValueError(
-                f"there are {count[start.name]:,} paths from {start.name!r} to {end.name!r}, {_MOST_PATHS:,} are the most listed"
+                f"a and b must have at most {_MAX_PATHS:,} paths between them, got "
+                f"{counts[start.name]:,} paths from {start.name!r} to {end.name!r}"
             )
         if end.value.size > 1 and end.value.size * start.value.size > 2**20:
             shape = [*end.value.shape, *start.value.shape]
             raise ValueError(
-                f"b must be a scalar, or the derivative small: d {end.name!r} / d {start.name!r} has the shape {shape}"
+                "b must be a scalar, or db/da have at most 2**20 entries, got shape "
+                f"{shape} for d {end.name!r} / d {start.name!r}"
             )
-        one = np.eye(end.value.size, dtype=end.value.dtype).reshape(end.value.shape * 2)
-        return [
-            _multiplied(edges, one, start, end)
-            for edges in self._walks(start.name, end.name, count)
-        ]
+        return [_multiply_edges(edges, start, end) for edges in self._walk(a, end.name, counts)]
 
     def gates(self) -> list[Gate]:
-        """The operations that lecture 003 calls gates: sums distribute the adjoint, maxima route it, products switch it.
+        """Return the gates of lecture 003, in order of computation.
+
+        Sums distribute the adjoint, maxima and minima route it, products switch it.
 
         >>> from diffprog.graph import trace
         >>> [(gate.kind, gate.flows) for gate in trace(lambda x, y: x * y, 3.0, -4.0).gates()]
         [('switcher', (array(-4., dtype=float32), array(3., dtype=float32)))]
         """
-        gates = [
-            (node, self.in_edges(node.name))
-            for node in self.nodes
-            if node.op in _GATES and node.adjoint is not None
-        ]
-        return [
-            self._gate(node, [edge for edge in edges if edge.local is not None])
-            for node, edges in gates
-        ]
+        gates = []
+        for node in self.nodes:
+            if node.op in _GATES and node.adjoint is not None:
+                edges = [edge for edge in self.in_edges(node.name) if edge.local is not None]
+                sources = tuple(edge.source for edge in edges)
+                gates.append(
+                    Gate(
+                        node.name,
+                        _GATES[node.op],
+                        node.adjoint,
+                        sources,
+                        tuple(self[source].value for source in sources),
+                        tuple(edge.local for edge in edges),
+                        tuple(edge.flow for edge in edges),
+                    )
+                )
+        return gates
 
     def to_dot(self) -> str:
         """Return the graph in the DOT language of Graphviz; equal graphs give equal bytes."""
         return to_dot(self.nodes, self.edges)
 
-    def _gate(self, node: Node, edges: list[Edge]) -> Gate:
-        sources = tuple(edge.source for edge in edges)
-        values = tuple(self[source].value for source in sources)
-        return Gate(
-            node.name,
-            _GATES[node.op],
-            node.adjoint,
-            sources,
-            values,
-            tuple(edge.local for edge in edges),
-            tuple(edge.flow for edge in edges),
-        )
-
-    def _count_paths(self, a: str, b: str) -> dict[str, int]:
-        """The number of paths to b from every node. Nodes are in order, so each is counted after all that it reaches."""
-        count = dict.fromkeys(self._by_name, 0) | {b: 1}
+    def _count_paths(self, b: str) -> dict[str, int]:
+        """Count the paths to b from every node, last node first."""
+        counts = dict.fromkeys(self._by_name, 0) | {b: 1}
         for node in reversed(self.nodes):
             if node.name != b:
-                count[node.name] = sum(
-                    count[edge.target]
-                    for edge in self._out.get(node.name, ())
-                    if edge.local is not None
-                )
-        return count
+                edges = [e for e in self._out.get(node.name, ()) if e.local is not None]
+                counts[node.name] = sum(counts[edge.target] for edge in edges)
+        return counts
 
-    def _walks(self, a: str, b: str, count: dict[str, int]) -> Iterator[tuple[Edge, ...]]:
-        ways: list[tuple[str, tuple[Edge, ...]]] = [(a, ())]
-        while ways:
-            name, edges = ways.pop()
+    def _walk(self, a: str, b: str, counts: dict[str, int]) -> Iterator[tuple[Edge, ...]]:
+        """Yield the edges of every path from a to b, depth first."""
+        stack: list[tuple[str, tuple[Edge, ...]]] = [(a, ())]
+        while stack:
+            name, edges = stack.pop()
             if name == b:
                 yield edges
                 continue
             onward = [
-                edge
-                for edge in self._out.get(name, ())
-                if edge.local is not None and count[edge.target]
+                e for e in self._out.get(name, ()) if e.local is not None and counts[e.target]
             ]
-            ways += [(edge.target, (*edges, edge)) for edge in reversed(onward)]
+            stack += [(edge.target, (*edges, edge)) for edge in reversed(onward)]
 
 
-def _gathered(edges: Iterable[Edge], end: str) -> dict[str, list[Edge]]:
-    gathered = defaultdict(list)
-    for edge in edges:
-        gathered[getattr(edge, end)].append(edge)
-    return dict(gathered)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
-
-
-def _multiplied(edges: tuple[Edge, ...], one: Array, start: Node, end: Node) -> Path:
-    """The product of the edges, from the path's end, so that rows of the end's size are all there is to carry."""
-    rows = one.reshape(-1, *end.value.shape)
+def _multiply_edges(edges: tuple[Edge, ...], start: Node, end: Node) -> Path:
+    """Return the path with the product of its edges, multiplied from the end as in reverse mode."""
+    rows = np.eye(end.value.size, dtype=end.value.dtype).reshape(-1, *end.value.shape)
     for edge in reversed(edges):
-        rows = _pulled(edge, rows)
+        if isinstance(edge.local, Summary):
+            assert edge.pull is not None
+            rows = np.stack([edge.pull(row) for row in rows])
+        else:
+            assert edge.local is not None
+            rows = np.tensordot(rows, edge.local, rows.ndim - 1)
     derivative = np.reshape(rows, end.value.shape + start.value.shape)
     return Path((start.name, *(edge.target for edge in edges)), edges, derivative)
-
-
-def _pulled(edge: Edge, rows: Array) -> Array:
-    if isinstance(edge.local, Summary):
-        assert edge.pull is not None
-        return np.stack([edge.pull(row) for row in rows])
-    assert edge.local is not None
-    return np.tensordot(rows, edge.local, rows.ndim - 1)

@@ -1,19 +1,18 @@
-"""Side effects, as far as they can be seen: a function is run twice, and both runs must do the same and leave nothing behind.
+"""Trace a function to its jaxpr, and refuse functions that are not pure or return no float scalar.
 
-    effects that JAX knows of                       debug prints, input and output callbacks
-    a traced value that outlives its run            appended to a list, set as an attribute
-    another program the second time                 a count or a random number that is computed with
-    a variable that the second run leaves changed   a count that is not: globals, closures, lists, dicts, sets, attributes, small arrays
+The function is traced twice. Side effects show as
 
-The first run may fill a cache; it is the second that must change nothing. What a run writes elsewhere, by `print` or to a file, or changes
-deep within an object, cannot be seen; nor can what is done by a function under `jit`, which JAX does not run again.
+    effects that JAX records                    debug prints, callbacks
+    a traced value that outlives its trace      stored in a list, an attribute or a global
+    another program the second time             a counter or a random number in the computation
+
+Other side effects, such as `print` or a counter that no result depends on, do not change the graph
+and are not detected; nor are those of a function under `jit`, which JAX does not run again.
 """
 
 import contextlib
-import inspect
-import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,153 +21,150 @@ import numpy as np
 
 from diffprog._jaxpr import ClosedJaxpr
 
-_SMALL = 2**16  # bytes of an array whose numbers are remembered
-_PLAIN = (bool, int, float, complex, str, bytes)
 
+def trace_pure(f: Callable[..., Any], args: tuple[Any, ...]) -> ClosedJaxpr:
+    """Return the jaxpr of a pure function that returns one float scalar.
 
-def without_side_effects(
-    f: Callable[..., Any], run: Callable[[], tuple[ClosedJaxpr, Any]]
-) -> tuple[ClosedJaxpr, Any]:
-    """What `run` gives, which traces f; run twice.
+    Args:
+        f: the function.
+        args: pytrees; their arrays and numbers are the arguments of the jaxpr.
 
     Raises:
-        TypeError: a side effect.
+        TypeError: f is not written in JAX or has a side effect.
+        ValueError: f does not return one float scalar.
     """
-    program, returned = run()
+    leaves, treedef = jax.tree.flatten(args)
+    arrays = [leaf for leaf in leaves if not is_code(leaf)]
+
+    def make_jaxpr() -> tuple[ClosedJaxpr, Any]:
+        # A new function each time: JAX caches the jaxpr of a function that it has seen.
+        def run(*arrays: Any) -> Any:
+            values = iter(arrays)
+            filled = [leaf if is_code(leaf) else next(values) for leaf in leaves]
+            returned = f(*jax.tree.unflatten(treedef, filled))
+            _require_numbers(returned)
+            return returned
+
+        return jax.make_jaxpr(run, return_shape=True)(*arrays)
+
+    program, returned = _trace_once(make_jaxpr)
     if program.effects:
-        raise _error(f"has {', '.join(sorted(map(str, program.effects)))}", "take it out of f")
-    before = _state(f)
-    again = _run_again(f, run)
-    changed = [
-        name
-        for name, after in _state(f).items()
-        if name in before and not _same_contents(before[name], after)
-    ]
-    if str(program) != str(again) or not all(map(_same, program.consts, again.consts)):
-        raise _error(
+        raise _impure(f"has {', '.join(sorted(map(str, program.effects)))}", "take it out of f")
+    # JAX does not copy NumPy arrays that f closes over; a copy shows if f writes into them.
+    constants = [c if isinstance(c, jax.Array) else np.array(c) for c in program.consts]
+    again = _trace_again(f, make_jaxpr)
+    if str(program) != str(again) or not all(map(_same_array, constants, again.consts)):
+        raise _impure(
             "does something else in a second run",
             "pass what changes as an argument, and random numbers through a key",
         )
-    if changed:
-        raise _error(
-            f"changes {', '.join(map(repr, changed))}",
-            "return what it computes, and keep count outside",
-        )
-    return program, returned
+    _require_float_scalar(returned)
+    return program
 
 
-# Functions that kept no traced value when they were checked for it: that takes a garbage collection, a tenth of a second.
-_TIGHT: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _run_again(f: Callable[..., Any], run: Callable[[], tuple[ClosedJaxpr, Any]]) -> ClosedJaxpr:
-    known = False
-    with contextlib.suppress(TypeError):
-        known = f in _TIGHT
+def _trace_once(make_jaxpr: Callable[[], Any]) -> tuple[ClosedJaxpr, Any]:
     try:
-        with contextlib.nullcontext() if known else jax.checking_leaks():
-            again, _ = run()
+        return make_jaxpr()
+    except jax.errors.UnexpectedTracerError:
+        raise
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            "f must be a JAX function, got one that needs the numbers in its arguments while it is "
+            "traced: use jnp for np and math, jnp.where or lax.cond for if, lax.while_loop for "
+            f"while. JAX says: {reason}"
+        ) from error
+    except TypeError as error:
+        if "immutable" not in str(error):
+            raise
+        raise _impure(
+            "changes an array in place", "write x = x.at[index].set(value) for x[index] = value"
+        ) from error
+
+
+# Functions known to store no traced value; the check takes a garbage collection, about 0.1 s.
+_LEAK_FREE: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _trace_again(f: Callable[..., Any], make_jaxpr: Callable[[], Any]) -> ClosedJaxpr:
+    checked = False
+    with contextlib.suppress(TypeError):  # f is not hashable
+        checked = f in _LEAK_FREE
+    # The first trace is not checked, as it may fill caches.
+    try:
+        with contextlib.nullcontext() if checked else jax.checking_leaks():
+            program, _ = make_jaxpr()
     except jax.errors.UnexpectedTracerError as error:
-        raise _error(
+        raise _impure(
             "uses a traced value of its last run", "return the value, or name it with dp.tap"
         ) from error
     except Exception as error:
         if not str(error).startswith("Leaked"):
             raise
-        kept = "keeps a traced value beyond its run (in a list, an attribute or a global)"
-        raise _error(kept, "return the value, or name it with dp.tap") from error
-    with contextlib.suppress(TypeError):
-        _TIGHT.add(f)
-    return again
+        raise _impure(
+            "keeps a traced value beyond its run (in a list, an attribute or a global)",
+            "return the value, or name it with dp.tap",
+        ) from error
+    with contextlib.suppress(TypeError):  # f is not hashable or has no weak references
+        _LEAK_FREE.add(f)
+    return program
 
 
-def _error(does: str, instead: str) -> TypeError:
-    return TypeError(f"f must have no side effects, got one that {does}: {instead}")
+def _impure(does: str, remedy: str) -> TypeError:
+    return TypeError(f"f must have no side effects, got one that {does}: {remedy}")
 
 
-def _same(a: Any, b: Any) -> bool:
+def is_code(leaf: Any) -> bool:
+    """Check whether a leaf of the arguments is a function, such as a module's activation."""
+    return callable(leaf) and not hasattr(leaf, "dtype")
+
+
+def _same_array(a: Any, b: Any) -> bool:
+    """Check whether two arrays are equal, NaN included; random keys are not compared."""
     if a is b or jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return True
     return np.array_equal(a, b, equal_nan=bool(jnp.issubdtype(a.dtype, jnp.inexact)))
 
 
-def _state(f: Callable[..., Any]) -> dict[str, list[Any]]:
-    """The variables that f and the functions it calls can reach, each with what it holds."""
-    state: dict[str, list[Any]] = {}
-    waiting, seen = [("f", f)], set[int]()
-    while waiting:
-        name, value = waiting.pop()
-        state.setdefault(name, [value, *_contents(value)])
-        for function in _functions(value):
-            if id(function) not in seen:
-                seen.add(id(function))
-                waiting += held_by(function).items()
-    return state
+def _require_numbers(returned: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(returned):
+        if not (isinstance(leaf, (bool, int, float, complex)) or hasattr(leaf, "dtype")):
+            raise ValueError(
+                f"f must return one float scalar, got {type(leaf).__name__} for "
+                f"f(...){jax.tree_util.keystr(path)}"
+            )
 
 
-def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """The Python functions that run when a value is called."""
-    value = getattr(value, "func", value)
-    value = inspect.unwrap(value) if callable(value) else value
-    if inspect.ismethod(value):
-        value = value.__func__
-    elif not isinstance(value, type) and inspect.isfunction(getattr(type(value), "__call__", None)):
-        value = type(value).__call__
-    if inspect.isfunction(value):
-        yield value
-
-
-def held_by(function: types.FunctionType) -> dict[str, Any]:
-    """What a function holds in its closure, and what it may read of its module's globals but for functions of others."""
-    held = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # not assigned yet
-            held[name] = cell.cell_contents
-    known = function.__globals__
-    found = {
-        name: known[name]
-        for name in _names(function.__code__)
-        if name in known and name not in held
+def _require_float_scalar(returned: Any) -> None:
+    leaves = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(returned)
     }
-    return held | {
-        name: value
-        for name, value in found.items()
-        if getattr(value, "__globals__", known) is known
-    }
+    if list(leaves) != [""]:
+        problem = _describe_outputs(type(returned).__name__, leaves)
+    elif returned.shape != ():
+        index = ", ".join("0" for _ in returned.shape)
+        problem = (
+            f"{_describe(returned)}; take its sum, f(...).sum(), or one entry, f(...)[{index}]"
+        )
+    elif not jnp.issubdtype(returned.dtype, jnp.floating):
+        problem = f"{_describe(returned)}, which has no derivative"
+    else:
+        return
+    raise ValueError(f"f must return one float scalar, got {problem}")
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+def _describe_outputs(container: str, leaves: dict[str, Any]) -> str:
+    """Describe several outputs and how to select one, preferably a float scalar."""
+    if not leaves:
+        return f"{container} without a number in it; return what is to be differentiated"
+    floats = [path for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    path = min(floats or leaves, key=lambda path: leaves[path].ndim)
+    kinds = [_describe(leaf) for leaf in leaves.values()]
+    kinds = kinds[:4] + ["..."] * (len(kinds) > 4)
+    selection = f"f(...){path}" + (".sum()" if leaves[path].shape else "")
+    return f"{container} of {len(leaves)} ({', '.join(kinds)}); take one, {selection}"
 
 
-def _contents(value: Any) -> list[Any]:
-    """What a variable's value holds, one level deep."""
-    match value:
-        case list() | tuple():
-            return list(value)
-        case dict():
-            return [*value, *value.values()]
-        case set():
-            return sorted(value, key=id)
-        case np.ndarray():
-            return [value.tobytes()] if value.nbytes <= _SMALL else []
-        case types.ModuleType() | type() | types.FunctionType():
-            return []
-        case types.MethodType():
-            return _contents(value.__self__)
-        case _:
-            held = getattr(value, "__dict__", {})
-            return [*held, *held.values()] if isinstance(held, dict) else []
-
-
-def _same_contents(before: list[Any], after: list[Any]) -> bool:
-    return len(before) == len(after) and all(map(_unchanged, before, after))
-
-
-def _unchanged(before: Any, after: Any) -> bool:
-    return before is after or (
-        isinstance(before, _PLAIN) and type(before) is type(after) and before == after
-    )
+def _describe(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,8 +1,9 @@
-"""Derivatives of a list of operations: a local one for each operand, and what they send back from the output.
+"""Reverse pass over recorded operations: adjoints of all values and local derivatives of all edges.
 
-From the last operation to the first, an operation with inputs a_i and outputs b_k turns the adjoints dJ/db_k, by then complete, into flows
-dJ/db_k db_k/da_i, and the adjoint of a value is the sum of the flows that reach it. An adjoint that nothing has reached is a zero which is
-not multiplied with anything, as in JAX: 0 times an infinite derivative stays out.
+From the last operation to the first, an operation with inputs a_i and outputs b_k turns the
+adjoints dJ/db_k, which are complete by then, into flows dJ/db_k db_k/da_i. The adjoint of a value
+is the sum of the flows that reach it. As in JAX, an adjoint that no flow has reached is a symbolic
+zero that is never multiplied, so that zero times an infinite derivative does not give NaN.
 """
 
 import functools
@@ -14,15 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.graph._flatten import Operation
-from diffprog.graph._jacobian_norms import is_diagonal, norms_of, ones, unit
+from diffprog.graph._flatten import RecordedOperation
+from diffprog.graph._jacobian_norms import Pull, is_diagonal, jacobian_norms, ones, unit_rows
 from diffprog.graph._types import Summary, preserve_x64
 
-_FULL = 1024  # entries of a derivative that is listed
+_MAX_STORED = 1024  # entries of a local derivative that is stored
 
 
-class Derivative(NamedTuple):
-    """The derivative of one output of an operation with respect to one input, and the flow along it, None where it is zero."""
+class LocalDerivative(NamedTuple):
+    """Derivative of one output of an operation with respect to one of its inputs.
+
+    Attributes:
+        slot: position of the input.
+        output: position of the output.
+        local: the derivative, an array or a `Summary`.
+        flow: adjoint of the output times `local`; None if it is zero.
+        pull: function that multiplies any adjoint of the output with `local`.
+    """
 
     slot: int
     output: int
@@ -31,141 +40,111 @@ class Derivative(NamedTuple):
     pull: Callable[[Any], Any]
 
 
-def differentiable(value: Any) -> bool:
-    """Whether a value has an adjoint."""
+def is_differentiable(value: Any) -> bool:
+    """Check whether a value is real or complex, so that it has an adjoint."""
     return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
 
 
-def derivatives(
-    operations: Sequence[Operation], values: Sequence[Any], output: int
-) -> tuple[dict[int, Any], list[list[Derivative]]]:
-    """The adjoint of each place, where there is one, and the derivatives of each operation."""
+def reverse_pass(
+    operations: Sequence[RecordedOperation], values: Sequence[Any], output: int
+) -> tuple[dict[int, Any], list[list[LocalDerivative]]]:
+    """Differentiate `values[output]` with respect to all values.
+
+    Returns:
+        The adjoints by index of the value, without those that are zero, and the local derivatives
+        of each operation.
+    """
     adjoints: dict[int, Any] = {output: ones(values[output])}
-    found: list[list[Derivative]] = []
+    derivatives: list[list[LocalDerivative]] = []
     for operation in reversed(operations):
-        of_operation = _of_operation(
-            operation,
-            [values[place] for place in operation.outputs],
-            [adjoints.get(p) for p in operation.outputs],
-        )
-        for derivative in of_operation:
-            source = operation.sources[derivative.slot]
-            if derivative.flow is not None and source is not None:
-                adjoints[source] = (
-                    adjoints[source] + derivative.flow if source in adjoints else derivative.flow
-                )
-        found.append(of_operation)
-    return adjoints, found[::-1]
+        outputs = [values[index] for index in operation.outputs]
+        output_adjoints = [adjoints.get(index) for index in operation.outputs]
+        of_operation = _differentiate(operation, outputs, output_adjoints)
+        for slot, _, _, flow, _ in of_operation:
+            source = operation.sources[slot]
+            if flow is not None and source is not None:
+                adjoints[source] = adjoints[source] + flow if source in adjoints else flow
+        derivatives.append(of_operation)
+    return adjoints, derivatives[::-1]
 
 
-def _of_operation(
-    operation: Operation, outputs: list[Any], adjoints: list[Any]
-) -> list[Derivative]:
+def _differentiate(
+    operation: RecordedOperation, outputs: list[Any], adjoints: list[Any]
+) -> list[LocalDerivative]:
     slots = [
-        k
-        for k, source in enumerate(operation.sources)
-        if source is not None and differentiable(operation.inputs[k])
+        slot
+        for slot, source in enumerate(operation.sources)
+        if source is not None and is_differentiable(operation.inputs[slot])
     ]
-    made = [k for k, output in enumerate(outputs) if differentiable(output)]
-    if not slots or not made:
+    positions = [k for k, output in enumerate(outputs) if is_differentiable(output)]
+    if not slots or not positions:
         return []
-
-    def run(*inputs: Any) -> list[Any]:
-        given = dict(zip(slots, inputs, strict=True))
-        results = operation.run(*(given.get(k, value) for k, value in enumerate(operation.inputs)))
-        return [results[k] for k in made]
-
-    pull_all = _vjp(operation, run, [operation.inputs[slot] for slot in slots])
-    zeros = (
-        [np.zeros(outputs[k].shape, outputs[k].dtype) for k in made] if len(made) > 1 else [None]
-    )
-    found = []
-    for position, k in enumerate(made):
-        pull = functools.partial(_pull, pull_all, zeros, position)
+    zeros = [jnp.zeros_like(outputs[k]) for k in positions] if len(positions) > 1 else [None]
+    pull_all = _vjp(operation, slots, positions)
+    derivatives = []
+    for rank, k in enumerate(positions):
+        pull = jax.tree_util.Partial(functools.partial(_pull_output, rank), pull_all, zeros)
         adjoint = None if operation.op == "stop_gradient" else adjoints[k]
         flows = [None] * len(slots) if adjoint is None else pull(adjoint)
-        for place, (slot, local) in enumerate(
-            zip(slots, _locals(operation, slots, outputs[k], pull), strict=True)
-        ):
-            found.append(
-                Derivative(
-                    slot,
-                    k,
-                    local,
-                    flows[place],
-                    functools.partial(_pull_one, pull, outputs[k].dtype, place),
-                )
+        locals_ = _local_derivatives(operation, slots, outputs[k], pull)
+        for place, slot in enumerate(slots):
+            pull_input = functools.partial(_pull_input, pull, outputs[k].dtype, place)
+            derivatives.append(
+                LocalDerivative(slot, k, locals_[place], flows[place], preserve_x64(pull_input))
             )
-    return found
+    return derivatives
 
 
-def _pull(pull_all: Any, zeros: list[Any], position: int, adjoint: Any) -> tuple[Any, ...]:
-    return pull_all([*zeros[:position], adjoint, *zeros[position + 1 :]])
+def _vjp(operation: RecordedOperation, slots: list[int], positions: list[int]) -> Pull:
+    """Return the function from the adjoints of some outputs to those of some inputs."""
+
+    def run(*inputs: Any) -> list[Any]:
+        given = list(operation.inputs)
+        for slot, value in zip(slots, inputs, strict=True):
+            given[slot] = value
+        results = operation.run(*given)
+        return [results[k] for k in positions]
+
+    try:
+        _, pull = jax.vjp(run, *(operation.inputs[slot] for slot in slots))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"f must be differentiable, but its operation {operation.op!r} is not: give it a "
+            "derivative with jax.custom_vjp, or apply stop_gradient to its operands. "
+            f"JAX says: {reason}"
+        ) from error
+    return pull
 
 
-def _pull_one(pull: Any, dtype: Any, place: int, adjoint: Any) -> np.ndarray:
+def _pull_output(rank: int, pull_all: Pull, zeros: list[Any], adjoint: Any) -> Any:
+    return pull_all([*zeros[:rank], adjoint, *zeros[rank + 1 :]])
+
+
+def _pull_input(pull: Pull, dtype: Any, place: int, adjoint: Any) -> np.ndarray:
     return np.asarray(pull(np.asarray(adjoint, dtype))[place])
 
 
-def _vjp(operation: Operation, run: Callable[..., Any], inputs: list[Any]) -> Callable[[Any], Any]:
-    try:
-        return preserve_x64(jax.vjp(run, *inputs)[1])
-    except (TypeError, ValueError, NotImplementedError) as error:
-        said = str(error).partition("\n")[0]
-        raise TypeError(
-            f"f must be differentiable, but its operation {operation.op!r} is not: give it a derivative with jax.custom_vjp, or cut it off "
-            f"with stop_gradient on what it reads. JAX says: {said}"
-        ) from error
-
-
-def _locals(
-    operation: Operation, slots: list[int], output: Any, pull: Callable[[Any], Any]
+def _local_derivatives(
+    operation: RecordedOperation, slots: list[int], output: Any, pull: Pull
 ) -> list[Any]:
-    """The local derivative of one output with respect to each of the inputs at `slots`."""
+    """Return the derivative of one output with respect to each of the inputs in `slots`."""
     inputs = [operation.inputs[slot] for slot in slots]
     if any(jnp.iscomplexobj(array) for array in (output, *inputs)):
         return [Summary((*output.shape, *value.shape), lambda: math.nan) for value in inputs]
-    small = [output.size * value.size <= _FULL for value in inputs]
-    listed = _listed(operation, inputs, output, pull, small)
-    norms = norms_of(operation, slots, output, pull)
-    return [
-        np.zeros((*output.shape, *value.shape), output.dtype)
-        if output.size * value.size == 0
-        else whole
-        if keep
-        else norm
-        for value, whole, keep, norm in zip(inputs, listed, small, norms, strict=True)
-    ]
-
-
-def _listed(
-    operation: Operation,
-    inputs: list[Any],
-    output: Any,
-    pull: Callable[[Any], Any],
-    small: list[bool],
-) -> list[Any]:
-    """The derivatives that are small, all entries."""
-    if output.size == 0 or not any(
-        keep and value.size for keep, value in zip(small, inputs, strict=True)
-    ):
-        return [None] * len(inputs)
-    if is_diagonal(operation, inputs, output):
-        return [
-            np.diag(np.asarray(flow).ravel()).reshape(output.shape * 2)
-            for flow in pull(ones(output))
-        ]
-    rows = _rows(output, pull, small)
-    return [
-        np.asarray(row).reshape((*output.shape, *value.shape)) if keep else None
-        for row, value, keep in zip(rows, inputs, small, strict=True)
-    ]
-
-
-def _rows(output: Any, pull: Callable[[Any], Any], wanted: list[bool]) -> list[Any]:
-    """The Jacobians, a row for each entry of the output, of the inputs that are wanted."""
-    if output.size == 1:
-        return list(pull(ones(output)))
-    return jax.vmap(
-        lambda row: [flow if keep else None for flow, keep in zip(pull(row), wanted, strict=True)]
-    )(unit(output))
+    derivatives: list[Any] = list(jacobian_norms(operation, slots, output, pull))
+    sizes = [output.size * value.size for value in inputs]
+    if any(0 < size <= _MAX_STORED for size in sizes):
+        if is_diagonal(operation, inputs, output):
+            rows = [np.diag(np.asarray(flow).ravel()) for flow in pull(ones(output))]
+        elif output.size == 1:
+            rows = pull(ones(output))
+        else:
+            rows = jax.vmap(pull)(unit_rows(output))
+    for place, (value, size) in enumerate(zip(inputs, sizes, strict=True)):
+        shape = (*output.shape, *value.shape)
+        if size == 0:
+            derivatives[place] = np.zeros(shape, output.dtype)
+        elif size <= _MAX_STORED:
+            derivatives[place] = np.asarray(rows[place]).reshape(shape)
+    return derivatives

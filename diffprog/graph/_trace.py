@@ -1,4 +1,4 @@
-"""From a function and its arguments to its graph."""
+"""Trace a function on given arguments to its computation graph."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog import _validation
-from diffprog.graph._check_overlay import marked
-from diffprog.graph._flatten import Operation, Tape, Wire
-from diffprog.graph._flatten import unroll as unrolled
+from diffprog.graph._check_overlay import mark_wrong_edges
+from diffprog.graph._flatten import RecordedOperation, Recorder, flatten_program
 from diffprog.graph._graph import Graph
-from diffprog.graph._inputs import constant_names, named_leaves, traced
-from diffprog.graph._reverse_pass import Derivative, derivatives, differentiable
+from diffprog.graph._inputs import constant_names, named_leaves
+from diffprog.graph._purity import trace_pure
+from diffprog.graph._reverse_pass import LocalDerivative, is_differentiable, reverse_pass
 from diffprog.graph._types import Edge, Node
 
-_NAMES = {"dot_general": "matmul", "conv_general_dilated": "conv", "logistic": "sigmoid"}
+_SHORT_NAMES = {"dot_general": "matmul", "conv_general_dilated": "conv", "logistic": "sigmoid"}
 
 
 def trace(
@@ -27,117 +27,109 @@ def trace(
     unroll: int = 32,
     against: Any = None,
 ) -> Graph:
-    """The graph of J = f(*args): every operation with its value, its adjoint dJ/dvalue and the local derivatives of its operands.
+    """Trace J = f(*args) to a graph of its values, adjoints dJ/dvalue and local derivatives.
 
-    f is run once, operation by operation, on the values given: `jit` and remat are inlined, the branch of a `cond` that is taken is the one
-    shown, short scans and all `while` loops are unrolled (so a `while` has a derivative here). A function with a derivative rule of its own
-    is one node whose derivative is that rule; so is a function of `jax.nn`. `stop_gradient` is a cut: a local derivative of zero. What does
-    not lead to the output is left out, but for the arguments.
+    f is run once on the given values, operation by operation. `jit` and remat are inlined, of a
+    `cond` the branch taken is shown, short scans and all `while` loops are unrolled (so a `while`
+    has a derivative here). A function with a custom derivative is one node whose derivative is its
+    rule; a function of `jax.nn` is one node too. `stop_gradient` is a cut, with local derivative
+    zero. Operations that do not lead to the output are left out; arguments never are.
 
-    Side effects are refused where two runs of f's Python code show them: a list that grows, a global that is counted up, a traced value
-    that is kept, another result the second time. `print` and what is written to files cannot be seen.
+    f must be pure. It is traced twice, and refused if a debug print or callback, a traced value
+    that it stores, or a different program in the second trace shows that it is not.
 
     Args:
-        f: a JAX function without side effects that returns one float scalar.
-        args: pytrees of arrays and numbers; functions among their leaves, as modules have them, are held.
-        expand: names of boxes to open, "softmax". An opened custom derivative shows the derivatives of its body in place of the rule.
-        unroll: the longest scan to unroll; a longer one is one node.
-        against: a report of `diffprog.checks`. Where it finds a hand-written derivative wrong, the edge is marked: it leaves the argument
-            that the finding names, by its path or, where f calls it otherwise, the only one of its structure; or it enters the scope that
-            is called as the finding's layer.
+        f: a pure JAX function that returns one float scalar.
+        args: pytrees of arrays and numbers. Functions among their leaves, such as the activation
+            of a module, are kept as they are.
+        expand: names of boxes to expand, "softmax". An expanded function with a custom derivative
+            shows the derivatives of its body instead of its rule.
+        unroll: length of the longest scan to unroll, default 32; a longer one is one node.
+        against: a report of `diffprog.checks`. Edges whose hand-written derivative it finds wrong
+            are marked: those that leave the argument of a finding, identified by its path or, if f
+            calls it otherwise, by its structure; or those that enter the scope called like the
+            finding's layer.
 
     Raises:
-        TypeError: f is not callable, not written in JAX, has side effects or no derivative; arguments that f does not take, or that are not
-            arrays.
-        ValueError: an output that is not one float scalar; arguments that are not finite; no box to open of that name; a finding that is of
-            no argument or layer, or of several.
+        TypeError: f is not callable, not written in JAX, not pure or not differentiable; or it
+            does not take these arguments, or they are no arrays.
+        ValueError: f does not return one float scalar; an argument is not finite; no box has a
+            name in `expand`; or a finding concerns no argument or layer, or several.
 
     Source: lecture 003, computation graphs; lecture 004, influence diagrams.
 
     >>> graph = trace(lambda x, y, z: (x + y) * z, -2.0, 5.0, -4.0)
-    >>> [(node.name, node.value.item(), node.adjoint.item()) for node in graph.nodes]
-    [('x', -2.0, -4.0), ('y', 5.0, -4.0), ('z', -4.0, 3.0), ('add', 3.0, -4.0), ('mul', -12.0, 1.0)]
+    >>> [(node.name, node.value.item(), node.adjoint.item()) for node in graph.nodes[2:]]
+    [('z', -4.0, 3.0), ('add', 3.0, -4.0), ('mul', -12.0, 1.0)]
     """
     _validation.function("f", f)
     _validation.integer("unroll", unroll, low=0)
-    opened = _opened(expand)
-    named = named_leaves(f, args)
-    program = traced(f, args)
-    tape = Tape(opened, unroll)
-    constants = [tape.leaf(value) for value in program.consts]
-    arguments = [tape.leaf(jnp.asarray(leaf)) for leaf in named.values()]
-    (output,) = unrolled(program, constants, arguments, tape)
-    _require_met(opened, tape.boxes)
-    last = tape.leaf(output.value).place if output.place is None else output.place
-    names = {**_places(arguments, named), **_places(constants, constant_names(f, program.consts))}
-    graph = _graph(tape, len(constants), names, last)
-    return graph if against is None else marked(graph, against)
+    expanded = _box_names(expand)
+    leaves = named_leaves(f, args)
+    program = trace_pure(f, args)
+    recorder = Recorder(expanded, unroll)
+    constants = [recorder.add_value(value) for value in program.consts]
+    arguments = [recorder.add_value(jnp.asarray(leaf)) for leaf in leaves.values()]
+    (output,) = flatten_program(program, constants, arguments, recorder)
+    for name in sorted(expanded - recorder.boxes):
+        boxes = ", ".join(map(repr, sorted(recorder.boxes))) or "none"
+        raise ValueError(f"expand must name boxes of f, got {name!r}; the boxes are {boxes}")
+    index = recorder.add_value(output.value).id if output.id is None else output.id
+    # Constants have the first indices, arguments the next.
+    constant_of = dict(enumerate(constant_names(f, program.consts)))
+    argument_of = dict(enumerate(leaves, start=len(constants)))
+    graph = _build_graph(recorder, constant_of, argument_of, index)
+    return graph if against is None else mark_wrong_edges(graph, against)
 
 
-def _opened(expand: Any) -> frozenset[str]:
-    names = (
-        [expand]
-        if isinstance(expand, str)
-        else list(expand)
-        if isinstance(expand, Iterable)
-        else [expand]
-    )
+def _box_names(expand: Any) -> frozenset[str]:
+    several = isinstance(expand, Iterable) and not isinstance(expand, str)
+    names = list(expand) if several else [expand]
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"expand must be the name of a box or several names, got {expand!r}")
     return frozenset(names)
 
 
-def _require_met(opened: frozenset[str], boxes: set[str]) -> None:
-    for name in sorted(opened - boxes):
-        raise ValueError(
-            f"expand must name boxes of f, got {name!r}; there are {', '.join(map(repr, sorted(boxes))) or 'none'}"
-        )
+def _build_graph(
+    recorder: Recorder, constants: dict[int, str], arguments: dict[int, str], output: Any
+) -> Graph:
+    """Return the graph of all arguments and of the values that lead to the output.
 
-
-def _places(wires: list[Wire], names: Iterable[str]) -> dict[Any, str]:
-    return {wire.place: name for wire, name in zip(wires, names, strict=True)}
-
-
-def _graph(tape: Tape, constants: int, names: dict[int, str], output: Any) -> Graph:
-    """Nodes and edges of what leads to the output, and of all arguments. The first places are the constants."""
-    operations, live = _leading_to(output, tape.operations)
-    adjoints, found = derivatives(operations, tape.values, output)
-    made = {
-        place: operation for operation in operations for place in operation.outputs if place in live
-    }
-    leaves = [place for place in names if place >= constants or place in live]
-    # A number that depends on no argument, and arrays inside the programs that f calls.
-    leaves += sorted(live - made.keys() - set(leaves))
-    called = _called(leaves, made, tape, constants, names)
-    nodes = [
-        _leaf(
-            called[place],
-            place in names and place >= constants,
-            tape.values[place],
-            adjoints.get(place),
-        )
-        for place in leaves
-    ]
-    nodes += [
-        _made(
-            called[place],
-            operation,
-            tape.values[place],
-            adjoints.get(place),
-            tape.taps.get(place, ("",))[0],
-        )
-        for place, operation in made.items()
-    ]
+    Args:
+        recorder: values and operations.
+        constants, arguments: names by index.
+        output: index of J.
+    """
+    operations, live = _live_operations(output, recorder.operations)
+    adjoints, derivatives = reverse_pass(operations, recorder.values, output)
+    producers = {index: op for op in operations for index in op.outputs if index in live}
+    leaves = [index for index in (*constants, *arguments) if index in arguments or index in live]
+    # Values that depend on no argument, and array constants of inner programs.
+    leaves += sorted(live - producers.keys() - set(leaves))
+    names = _node_names(recorder, constants, arguments, leaves, producers)
+    nodes = []
+    for index in (*leaves, *producers):
+        value = recorder.values[index]
+        adjoint = _dense(adjoints.get(index), value) if is_differentiable(value) else None
+        if index in producers:
+            tap = recorder.taps.get(index, ("",))[0]
+            op, label, scope, kind = producers[index][:4]
+        else:
+            kind = op = "argument" if index in arguments else "constant"
+            label, scope, tap = names[index], "", ""
+        nodes.append(Node(names[index], op, _to_numpy(value), adjoint, label, scope, tap, kind))
     edges = [
         edge
-        for operation, of_it in zip(operations, found, strict=True)
-        for edge in _edges(operation, of_it, called)
+        for operation, of_operation in zip(operations, derivatives, strict=True)
+        for edge in _edges(operation, of_operation, names)
     ]
-    return Graph(tuple(nodes), tuple(edges), called[output])
+    return Graph(tuple(nodes), tuple(edges), names[output])
 
 
-def _leading_to(output: int, operations: list[Operation]) -> tuple[list[Operation], set[int]]:
-    """The operations that the output depends on, and the places they read and make."""
+def _live_operations(
+    output: int, operations: list[RecordedOperation]
+) -> tuple[list[RecordedOperation], set[int]]:
+    """Return the operations that lead to the output and the indices they read, in order."""
     live, kept = {output}, []
     for operation in reversed(operations):
         if not live.isdisjoint(operation.outputs):
@@ -146,79 +138,61 @@ def _leading_to(output: int, operations: list[Operation]) -> tuple[list[Operatio
     return kept[::-1], live
 
 
-def _called(
-    leaves: list[int], made: dict[int, Operation], tape: Tape, constants: int, names: dict[int, str]
+def _node_names(
+    recorder: Recorder,
+    constants: dict[int, str],
+    arguments: dict[int, str],
+    leaves: list[int],
+    producers: dict[int, RecordedOperation],
 ) -> dict[int, str]:
-    """The name of each node. An argument keeps its path, a tap its name or, used several times, "h#0" as `diffprog.nodes` has it; what
-    else would share a name gets a number, "mul:0"."""
-    fixed = {place: names[place] for place in leaves if place in names and place >= constants}
-    taken = set(fixed.values())
-    for place in made.keys() & tape.taps.keys():
-        name, count = tape.taps[place]
-        fixed[place] = name if tape.tapped[name] == 1 and name not in taken else f"{name}#{count}"
-    others = {place: names.get(place, "constant") for place in leaves if place not in fixed}
-    others |= {
-        place: _NAMES.get(operation.op, operation.op)
-        for place, operation in made.items()
-        if place not in fixed
-    }
-    return fixed | _numbered(others, set(fixed.values()))
+    """Return a unique name for each node.
+
+    An argument keeps its path. A tap keeps its name or, if used several times or taken by an
+    argument, is numbered as in `diffprog.nodes`, "h#0". Other nodes have the name of their
+    operation, numbered if it is not unique, "mul:0".
+    """
+    fixed = dict(arguments)
+    reserved = set(arguments.values())
+    for index in producers.keys() & recorder.taps.keys():
+        name, count = recorder.taps[index]
+        unique = recorder.tap_counts[name] == 1 and name not in reserved
+        fixed[index] = name if unique else f"{name}#{count}"
+    others = {index: constants.get(index, "constant") for index in leaves if index not in fixed}
+    for index, operation in producers.items():
+        if index not in fixed:
+            others[index] = _SHORT_NAMES.get(operation.op, operation.op)
+    totals = Counter(others.values()) + Counter(set(fixed.values()))
+    counts = Counter[str]()
+    for index, name in others.items():
+        fixed[index] = name if totals[name] == 1 else f"{name}:{counts[name]}"
+        counts[name] += 1
+    return fixed
 
 
-def _numbered(names: dict[int, str], taken: set[str]) -> dict[int, str]:
-    """Names, with a number where several are alike or one is taken."""
-    count, seen = Counter(names.values()) + Counter(taken), Counter[str]()
-    numbered = {}
-    for place, name in names.items():
-        numbered[place] = name if count[name] == 1 else f"{name}:{seen[name]}"
-        seen[name] += 1
-    return numbered
-
-
-def _leaf(name: str, argument: bool, value: Any, adjoint: Any) -> Node:
-    kind = "argument" if argument else "constant"
-    return Node(name, kind, _array(value), _adjoint(value, adjoint), name, kind=kind)
-
-
-def _made(name: str, operation: Operation, value: Any, adjoint: Any, tap: str) -> Node:
-    return Node(
-        name,
-        operation.op,
-        _array(value),
-        _adjoint(value, adjoint),
-        operation.label,
-        operation.scope,
-        tap,
-        operation.kind,
-    )
-
-
-def _adjoint(value: Any, adjoint: Any) -> Any:
-    if not differentiable(value):
-        return None
-    return np.zeros(np.shape(value), value.dtype) if adjoint is None else _array(adjoint)
-
-
-def _edges(operation: Operation, found: list[Derivative], called: dict[int, str]) -> Iterator[Edge]:
-    """An edge for each operand that is a node, into each output that is one."""
-    known = {(derivative.slot, derivative.output): derivative for derivative in found}
-    for k, place in enumerate(operation.outputs):
+def _edges(
+    operation: RecordedOperation, derivatives: list[LocalDerivative], names: dict[int, str]
+) -> Iterator[Edge]:
+    """Yield an edge from each operand that is a node into each output that is one."""
+    by_ends = {(derivative.slot, derivative.output): derivative for derivative in derivatives}
+    for k, index in enumerate(operation.outputs):
         for slot, source in enumerate(operation.sources):
-            if source is not None and place in called:
-                yield _edge(called[source], called[place], slot, operation, known.get((slot, k)))
+            if source is None or index not in names:
+                continue
+            ends = names[source], names[index], slot
+            derivative = by_ends.get((slot, k))
+            if derivative is None:
+                yield Edge(*ends, None)
+            else:
+                flow = _dense(derivative.flow, operation.inputs[slot])
+                cut = operation.op == "stop_gradient"
+                yield Edge(*ends, derivative.local, flow, derivative.pull, cut)
 
 
-def _edge(
-    source: str, target: str, slot: int, operation: Operation, found: Derivative | None
-) -> Edge:
-    if found is None:
-        return Edge(source, target, slot, None)
-    value = operation.inputs[slot]
-    flow = np.zeros(value.shape, value.dtype) if found.flow is None else _array(found.flow)
-    return Edge(
-        source, target, slot, found.local, flow, found.pull, operation.op == "stop_gradient"
-    )
+def _dense(adjoint: Any, value: Any) -> Any:
+    """Return an adjoint as an array, zeros like `value` for None."""
+    return np.zeros(np.shape(value), value.dtype) if adjoint is None else _to_numpy(adjoint)
 
 
-def _array(value: Any) -> Any:
-    return value if jnp.issubdtype(value.dtype, jax.dtypes.extended) else np.asarray(value)
+def _to_numpy(value: Any) -> Any:
+    is_key = jnp.issubdtype(value.dtype, jax.dtypes.extended)
+    return value if is_key else np.asarray(value)

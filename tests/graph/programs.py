@@ -1,4 +1,4 @@
-"""Programs of every kind, with arguments, for the tests of their graphs."""
+"""Programs of each kind with arguments, for tests of their graphs."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def product(x, y, z):
     return (x + y) * z
 
 
-def squared(W, x):
+def squared_norm(W, x):
     return jnp.sum((W @ x) ** 2)
 
 
@@ -42,7 +42,7 @@ def recurrent(params, xs):
     return (h**2).sum() + ys.sum()
 
 
-def backwards(xs):
+def reverse_scan(xs):
     end, ys = lax.scan(lambda c, x: (jnp.sin(c) * x, c + x), jnp.float64(0.5), xs, reverse=True)
     return end + (ys * jnp.arange(3)).sum()
 
@@ -51,19 +51,19 @@ def long_scan(x):
     return lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=100)[0].sum()
 
 
-def branched(x):
+def conditional(x):
     return lax.cond(x[0] > 0, lambda x: jnp.sin(x).sum(), lambda x: jnp.cos(x).prod(), x)
 
 
-def stopped(x):
+def cut(x):
     return (lax.stop_gradient(jnp.exp(x)) * x).sum() + lax.stop_gradient(jnp.sin(x)).sum()
 
 
-def wrapped(x):
+def jit_and_remat(x):
     return jax.jit(lambda x: jax.checkpoint(lambda x: jnp.sin(jnp.sin(x)))(x))(x).sum()
 
 
-def ruled(x):
+def custom_rules(x):
     return (hundredfold(x) * jax.nn.relu(x - x)).sum() + hundredfold(x).sum()
 
 
@@ -73,15 +73,15 @@ def many_outputs(x):
     return a @ b + top.sum() + x[index[0]] + jnp.where(x > 0, x, 2 * x).max()
 
 
-def drawn(x, key, weight):
+def random_weights(x, key, weight):
     return (x * jax.random.normal(key, x.shape)).sum() * weight
 
 
-def derived(x):
+def derivative_of_softmax(x):
     return jnp.sum(jax.grad(lambda x: jax.nn.softmax(x)[0])(x) ** 2)
 
 
-def images(kernel, x):
+def convolution(kernel, x):
     y = lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -91,7 +91,7 @@ def images(kernel, x):
     return jax.nn.log_softmax(y.reshape(2, -1)).mean() + y.max()
 
 
-def empty(x, y):
+def empty_arrays(x, y):
     return lax.associative_scan(jnp.multiply, x).sum() + y.sum() * x[0]
 
 
@@ -100,19 +100,19 @@ PROGRAMS = {
     f.__name__: (f, args)
     for f, *args in [
         (product, -2.0, 5.0, -4.0),
-        (squared, W, X),
+        (squared_norm, W, X),
         (activations, X),
         (recurrent, PARAMS, X),
-        (backwards, X),
+        (reverse_scan, X),
         (long_scan, X),
-        (branched, X),
-        (stopped, X),
-        (wrapped, X),
-        (ruled, X),
+        (conditional, X),
+        (cut, X),
+        (jit_and_remat, X),
+        (custom_rules, X),
         (many_outputs, X),
-        (drawn, X, jax.random.key(3), 2),
-        (derived, X),
-        (empty, X, np.zeros((2, 0))),
-        (images, _RNG.normal(size=(3, 3, 1, 4)), _RNG.normal(size=(2, 8, 8, 1))),
+        (random_weights, X, jax.random.key(3), 2),
+        (derivative_of_softmax, X),
+        (empty_arrays, X, np.zeros((2, 0))),
+        (convolution, _RNG.normal(size=(3, 3, 1, 4)), _RNG.normal(size=(2, 8, 8, 1))),
     ]
-} | {"branched, the other way": (branched, [-X])}
+} | {"branched, the other way": (conditional, [-X])}

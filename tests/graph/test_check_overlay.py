@@ -1,4 +1,4 @@
-"""A report of a check, drawn: the edges whose hand-written derivative is wrong, and no others."""
+"""Exactly the edges with a wrong hand-written derivative are marked."""
 
 import jax
 import jax.numpy as jnp
@@ -16,31 +16,27 @@ LAYER = bp.affine(3, 2)
 INPUTS = np.linspace(-1, 1, 12).reshape(4, 3)
 
 
-def grad_of(name):
-    return lambda x, y, z: {"right": (z, z, x + y), "wrong": (z, -z, x + y)}[name]
-
-
 def test_a_wrong_hand_written_derivative_marks_its_edges():
-    args, f = (jnp.float64(-2.0), jnp.float64(5.0), jnp.float64(-4.0)), product
-    report = checked(f, grad_of("wrong"), args)
-    graph = trace(f, *args, against=report)
-    assert [(edge.source, edge.target) for edge in graph.edges if edge.wrong] == [("y", "add")]
+    args = (jnp.float64(-2.0), jnp.float64(5.0), jnp.float64(-4.0))
+    correct = lambda x, y, z: (z, z, x + y)
+    wrong = lambda x, y, z: (z, -z, x + y)
+    options = {"key": jax.random.key(0), "argnums": (0, 1, 2)}
+    report = check_grad(product, wrong, *args, **options)
+    graph = trace(product, *args, against=report)
+    assert wrong_edges(product, *args, against=report) == [("y", "add")]
     assert "wrong" in graph.out_edges("y")[0].wrong
-    assert not any(
-        edge.wrong for edge in trace(f, *args, against=checked(f, grad_of("right"), args)).edges
-    )
+    report = check_grad(product, correct, *args, **options)
+    assert wrong_edges(product, *args, against=report) == []
 
 
-def checked(f, grad_f, args):
-    return check_grad(f, grad_f, *args, key=jax.random.key(0), argnums=(0, 1, 2))
-
-
-def test_a_finding_of_a_layer_marks_what_enters_its_scope():
+def test_a_finding_of_a_layer_marks_edges_into_its_scope():
     def f(params, x):
         with jax.named_scope("affine1"):
             x = params["affine1"]["weight"] @ x + params["affine1"]["bias"]
         with jax.named_scope("tanh1"):
             return jnp.tanh(x).sum()
+
+    params = {"affine1": {"weight": W, "bias": np.ones(2)}}
 
     def marked(layer, path):
         report = Report(
@@ -49,8 +45,7 @@ def test_a_finding_of_a_layer_marks_what_enters_its_scope():
                 Finding("x", "ok", (), 1.0, 1.0, 0.0, 1e-9),
             )
         )
-        graph = trace(f, {"affine1": {"weight": W, "bias": np.ones(2)}}, X, against=report)
-        return [(edge.source, edge.target) for edge in graph.edges if edge.wrong]
+        return wrong_edges(f, params, X, against=report)
 
     assert marked("affine1", "params['weight']") == [("params['affine1']['weight']", "matmul")]
     assert marked("affine1", "x") == [("x", "matmul")]
@@ -58,17 +53,17 @@ def test_a_finding_of_a_layer_marks_what_enters_its_scope():
     with pytest.raises(ValueError, match="conv7"):
         marked("conv7", "x")
     with pytest.raises(TypeError, match="against must be a report"):
-        trace(f, {"affine1": {"weight": W, "bias": np.ones(2)}}, X, against=3)
+        trace(f, params, X, against=3)
 
 
-def red(f, *args, against):
+def wrong_edges(f, *args, against):
     return [
         (edge.source, edge.target) for edge in trace(f, *args, against=against).edges if edge.wrong
     ]
 
 
 def doubled(layer, leaf):
-    """The layer with twice the derivative of one leaf of its parameters, or of its input."""
+    """Return the layer with twice the derivative of one parameter or of its input."""
 
     def backward(params, residuals, dy):
         dparams, dx = layer.backward(params, residuals, dy)
@@ -89,7 +84,7 @@ def theta():
 
 @pytest.fixture(scope="module")
 def reports(theta):
-    """By the leaf that is wrong."""
+    """Reports of a layer, by the leaf with a wrong derivative."""
     with jax.enable_x64(True):
         return {
             leaf: check_layer(doubled(LAYER, leaf), theta, INPUTS, key=jax.random.key(0))
@@ -99,19 +94,23 @@ def reports(theta):
 
 @pytest.mark.slow
 def test_arguments_may_have_other_names_and_another_order(reports, theta):
-    assert red(loss, theta, INPUTS, against=reports["weight"]) == [("theta['weight']", "transpose")]
-    assert red(loss, theta, INPUTS, against=reports["x"]) == [("inputs", "matmul")]
-    assert red(lambda u, v: loss(v, u), INPUTS, theta, against=reports["x"]) == [("u", "matmul")]
+    assert wrong_edges(loss, theta, INPUTS, against=reports["weight"]) == [
+        ("theta['weight']", "transpose")
+    ]
+    assert wrong_edges(loss, theta, INPUTS, against=reports["x"]) == [("inputs", "matmul")]
+    assert wrong_edges(lambda u, v: loss(v, u), INPUTS, theta, against=reports["x"]) == [
+        ("u", "matmul")
+    ]
 
 
-def test_parameters_may_lie_deeper(reports, theta):
-    assert red(
+def test_parameters_may_be_nested_deeper(reports, theta):
+    assert wrong_edges(
         lambda p, x: loss(p["first"], x), {"first": theta}, INPUTS, against=reports["weight"]
     ) == [("p['first']['weight']", "transpose")]
 
 
 @pytest.mark.parametrize("leaf", ["weight", "x"])
-def test_what_could_be_two_arguments_is_refused_with_the_names(reports, theta, leaf):
+def test_ambiguous_arguments_are_refused(reports, theta, leaf):
     f = lambda one, two, a, b: loss(one, a) + loss(two, b)
     with pytest.raises(
         ValueError, match="the check calls the arguments params, x, f calls them one, two, a, b"
@@ -127,13 +126,13 @@ def test_what_could_be_two_arguments_is_refused_with_the_names(reports, theta, l
         ("x", [("i", "matmul:0"), ("tanh", "matmul:1")]),
     ],
 )
-def test_a_net_is_marked_where_its_layers_are_wrong(leaf, expected):
+def test_a_network_is_marked_in_its_wrong_layers(leaf, expected):
     first = bp.affine(3, 3) if leaf == "weight" else doubled(bp.affine(3, 3), leaf)
     net = bp.chain([first, bp.tanh(), doubled(LAYER, leaf)])
     params = net.init(jax.random.key(0))
     report = check_net(net, params, INPUTS, key=jax.random.key(0))
     assert (
-        red(lambda t, i: (net.forward(t, i)[0] ** 2).sum(), params, INPUTS, against=report)
+        wrong_edges(lambda t, i: (net.forward(t, i)[0] ** 2).sum(), params, INPUTS, against=report)
         == expected
     )
     with pytest.raises(ValueError, match="has the scopes chain\\(3 layers\\); expand opens a box"):
@@ -142,9 +141,9 @@ def test_a_net_is_marked_where_its_layers_are_wrong(leaf, expected):
         )
 
 
-def test_arguments_called_like_operations_are_found():
+def test_arguments_may_be_called_like_operations():
     def f(add, max):
         return (add + max) * add
 
     report = check_grad(f, lambda add, max: 1.0, 2.0, 3.0, key=jax.random.key(0))
-    assert red(f, 2.0, 3.0, against=report) == [("add", "add:0"), ("add", "mul")]
+    assert wrong_edges(f, 2.0, 3.0, against=report) == [("add", "add:0"), ("add", "mul")]

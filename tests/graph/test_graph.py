@@ -1,4 +1,4 @@
-"""What follows from a graph: paths that add up to total derivatives, gates with their numbers."""
+"""Paths of a graph add up to total derivatives; gates carry their numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.usefixtures("float64")
 X = np.array([0.3, -0.7, 1.1])
 
 
-def fanned(x):
+def sum_of_powers(x):
     u, v = tap(3 * x**3, "u"), tap(x**2, "v")
     return u + v
 
 
-def test_the_lectures_sum_of_two_paths():
-    """Row 2.4: r(t) = u + v with u = 3 t^3 and v = t^2; dr/dt = 9 t^2 + 2 t."""
-    paths = trace(fanned, 0.7).paths("x")
+def test_two_paths_of_the_lecture_add_up():
+    """Lecture 004: r(t) = u + v with u = 3 t^3 and v = t^2; dr/dt = 9 t^2 + 2 t."""
+    paths = trace(sum_of_powers, 0.7).paths("x")
     assert [path.nodes[-2] for path in paths] == ["u", "v"]
     np.testing.assert_allclose([path.derivative for path in paths], [9 * 0.49, 1.4])
     np.testing.assert_allclose(sum(path.derivative for path in paths), 5.81)
@@ -46,7 +46,7 @@ def test_paths_between_arrays_add_up_to_the_jacobian():
     )
 
 
-def test_paths_go_through_large_derivatives_too():
+def test_paths_pass_large_derivatives():
     graph = trace(lambda W, x: jnp.tanh(W @ x).sum(), np.ones((40, 50)) / 50, np.ones(50))
     (path,) = graph.paths("W")
     np.testing.assert_allclose(path.derivative, graph["W"].adjoint, rtol=1e-12)
@@ -80,15 +80,15 @@ def test_paths_of_any_graph_add_up_to_the_adjoint(program):
 
 
 def test_a_path_from_a_node_to_itself_is_empty():
-    (path,) = trace(fanned, 0.7).paths("u", "u")
+    (path,) = trace(sum_of_powers, 0.7).paths("u", "u")
     assert (path.nodes, path.edges, path.derivative.item()) == (("u",), (), 1.0)
 
 
-def test_no_path_no_derivative():
-    assert trace(fanned, 0.7).paths("u", "v") == []
+def test_unconnected_nodes_have_no_path():
+    assert trace(sum_of_powers, 0.7).paths("u", "v") == []
 
 
-def test_long_chains_are_walked_and_too_many_paths_refused():
+def test_long_paths_are_found_and_too_many_paths_refused():
     def f(x):
         for _ in range(600):
             x = jnp.sin(x)
@@ -102,7 +102,7 @@ def test_long_chains_are_walked_and_too_many_paths_refused():
             x = x + x
         return x
 
-    with pytest.raises(ValueError, match="there are 1,099,511,627,776 paths"):
+    with pytest.raises(ValueError, match="got 1,099,511,627,776 paths"):
         trace(doubling, 0.5).paths("x")
 
 
@@ -115,7 +115,7 @@ def test_paths_of_unknown_nodes_and_of_integers_are_refused():
 
 
 def test_gates_of_the_lecture():
-    """Row 3.1: add distributes, max routes, multiply switches."""
+    """Lecture 003: a sum distributes, a maximum routes, a product switches."""
     graph = trace(lambda x, y, z: jnp.maximum(x + y, z) * z, -2.0, 5.0, 1.0)
     add, router, switcher = graph.gates()
     assert (add.kind, add.upstream, add.sources, add.flows) == (
@@ -147,13 +147,13 @@ def test_a_difference_distributes_with_a_sign_and_a_reduction_routes():
 
 
 def test_edges_and_nodes_are_found_by_name():
-    graph = trace(fanned, 0.7)
+    graph = trace(sum_of_powers, 0.7)
     assert [edge.target for edge in graph.out_edges("x")] == ["integer_pow", "v"]
     assert [edge.source for edge in graph.in_edges(graph.output)] == ["u", "v"]
     assert repr(graph) == f"<Graph of 'add': {len(graph.nodes)} nodes, {len(graph.edges)} edges>"
 
 
 def test_a_graph_is_no_pytree():
-    graph = trace(fanned, 0.7)
+    graph = trace(sum_of_powers, 0.7)
     assert jax.tree.leaves(graph) == [graph]
     assert jax.tree.leaves(graph.nodes[0]) == [graph.nodes[0]]

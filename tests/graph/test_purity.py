@@ -1,6 +1,4 @@
-"""What cannot be traced is refused at the call, with what to do: bad input, functions that are not JAX's, side effects."""
-
-import functools
+"""Functions that are not pure JAX functions of one float scalar, and bad arguments, are refused."""
 
 import equinox as eqx
 import jax
@@ -13,66 +11,27 @@ from tests.graph.programs import X
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-KEPT, SHAPES, CACHE = [], [], {}
-CALLS = []
-COUNT = 0
+STORED, CACHE, CALLS = [], {}, []
 BUFFER = np.zeros(3)
 
 
-def keeps(x):
-    KEPT.append(x)
+def stores_a_tracer(x):
+    STORED.append(x)
     return x.sum()
 
 
-def counts(x):
+def caches_a_tracer(x):
+    return CACHE.setdefault("x", x * 2).sum()
+
+
+def multiplies_by_a_counter(x):
     CALLS.append(1)
     return x.sum() * len(CALLS)
 
 
-def counts_silently(x):
-    global COUNT
-    COUNT += 1
-    return x.sum()
-
-
-def calls_one_that_counts(x):
-    return counts_silently(x) * 2
-
-
-def keeps_shapes(x):
-    SHAPES.append(x.shape)
-    return x.sum()
-
-
-def writes_into_an_array(x):
+def multiplies_by_a_buffer(x):
     BUFFER[0] += 1
-    return x.sum()
-
-
-def caches_a_traced_value(x):
-    return CACHE.setdefault("x", x * 2).sum()
-
-
-def closure():
-    calls = 0
-
-    def f(x):
-        nonlocal calls
-        calls += 1
-        return x.sum()
-
-    return f
-
-
-class Counter:
-    calls = 0
-
-    def __call__(self, x):
-        self.calls += 1
-        return x.sum()
-
-    def method(self, x):
-        return self(x)
+    return (x * BUFFER).sum()
 
 
 def prints(x):
@@ -80,12 +39,12 @@ def prints(x):
     return x.sum()
 
 
-def assigns(x):
+def assigns_in_place(x):
     x[0] = 1.0
     return x.sum()
 
 
-def called_back(x):
+def calls_back(x):
     return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x).sum()
 
 
@@ -93,19 +52,12 @@ def called_back(x):
     ("f", "message"),
     [
         (lambda x: np.random.default_rng().normal() * x.sum(), "second run"),
-        (keeps, "keeps a traced value"),
-        (Counter(), "changes 'f'"),
-        (Counter().method, "changes 'f'"),
-        (functools.partial(counts_silently), "changes 'COUNT'"),
-        (closure(), "changes 'calls'"),
-        (counts, "second run"),
-        (counts_silently, "changes 'COUNT'"),
-        (calls_one_that_counts, "changes 'COUNT'"),
-        (keeps_shapes, "changes 'SHAPES'"),
-        (writes_into_an_array, "changes 'BUFFER'"),
-        (caches_a_traced_value, "traced value of its last run|second run"),
+        (multiplies_by_a_counter, "second run"),
+        (multiplies_by_a_buffer, "second run"),
+        (stores_a_tracer, "keeps a traced value"),
+        (caches_a_tracer, "traced value of its last run|second run"),
         (prints, "has Debug"),
-        (assigns, r"x.at\[index\].set"),
+        (assigns_in_place, r"x.at\[index\].set"),
     ],
 )
 def test_side_effects_are_refused(f, message):
@@ -113,7 +65,7 @@ def test_side_effects_are_refused(f, message):
         trace(f, X)
 
 
-def test_a_cache_that_is_filled_once_is_none():
+def test_filling_a_cache_of_constants_is_allowed():
     cache = {}
 
     def f(x):
@@ -123,11 +75,9 @@ def test_a_cache_that_is_filled_once_is_none():
     np.testing.assert_array_equal(trace(f, X)["x"].adjoint, [0, 1, 1])
 
 
-def test_random_numbers_of_a_key_are_none():
-    assert (
-        trace(lambda x: (x * jax.random.normal(jax.random.key(0), (3,))).sum(), X).output
-        == "reduce_sum"
-    )
+def test_random_numbers_from_a_key_are_allowed():
+    graph = trace(lambda x: (x * jax.random.normal(jax.random.key(0), (3,))).sum(), X)
+    assert graph.output == "reduce_sum"
 
 
 @pytest.mark.parametrize(
@@ -193,14 +143,14 @@ def test_random_numbers_of_a_key_are_none():
         ),
         (lambda x, n: x.sum() * n, (X, 2**70), ValueError, "n must fit into"),
         (
-            called_back,
+            calls_back,
             (X,),
             TypeError,
             "f must be differentiable, but its operation 'pure_callback' is not",
         ),
     ],
 )
-def test_bad_input_is_named(f, args, error, message):
+def test_errors_name_what_came(f, args, error, message):
     with pytest.raises(error, match=message):
         trace(f, *args)
 
@@ -215,29 +165,29 @@ def test_traced_arguments_are_refused():
 @pytest.mark.parametrize(
     ("expand", "error", "message"),
     [
-        ("sofmax", ValueError, "got 'sofmax'; there are 'softmax'"),
-        (["softmax", "exp"], ValueError, "got 'exp'; there are 'softmax'"),
+        ("sofmax", ValueError, "got 'sofmax'; the boxes are 'softmax'"),
+        (["softmax", "exp"], ValueError, "got 'exp'; the boxes are 'softmax'"),
         (3, TypeError, "expand must be the name of a box or several names, got 3"),
         ([3], TypeError, r"expand must be the name of a box or several names, got \[3\]"),
     ],
 )
-def test_boxes_to_open_must_be_there(expand, error, message):
+def test_boxes_to_expand_must_exist(expand, error, message):
     with pytest.raises(error, match=message):
         trace(lambda x: jax.nn.softmax(x)[0], X, expand=expand)
 
 
-def test_errors_of_f_itself_come_through():
+def test_errors_of_f_pass_through():
     with pytest.raises(ZeroDivisionError):
         trace(lambda x: x / (1 // 0), 1.0)
 
 
-def test_unroll_must_be_a_count():
+def test_unroll_must_not_be_negative():
     with pytest.raises(ValueError, match="unroll"):
         trace(lambda x: x, 1.0, unroll=-1)
 
 
 @pytest.mark.slow
-def test_modules_with_code_in_them_are_arguments():
+def test_modules_with_functions_in_them_are_arguments():
     net = eqx.nn.MLP(3, "scalar", 4, 1, activation=jnp.tanh, key=jax.random.key(0))
     graph = trace(lambda net, x: net(x), net, X)
     expected = eqx.filter_grad(lambda net: net(X))(net)

@@ -65,7 +65,8 @@ INTERACTIONS = """
 const report = {};
 const wait = () => new Promise(done => setTimeout(done, 30));
 const box = () => svg.getBoundingClientRect();
-const at = (type, Kind, x, y, more) => new Kind(type, { bubbles: true, cancelable: true, clientX: x, clientY: y, ...more });
+const at = (type, Kind, x, y, more) =>
+  new Kind(type, { bubbles: true, cancelable: true, clientX: x, clientY: y, ...more });
 (async () => {
   report.first = panel.querySelector("h2").textContent;
   const node = [...svg.querySelectorAll(".node")].find(group => group.dataset.name === "NAME");
@@ -76,7 +77,8 @@ const at = (type, Kind, x, y, more) => new Kind(type, { bubbles: true, cancelabl
   report.panel = panel.innerText;
   report.selected = svg.querySelectorAll(".selected").length;
   report.before = svg.getAttribute("viewBox");
-  svg.dispatchEvent(at("wheel", WheelEvent, box().left + box().width / 2, box().top + box().height / 2, { deltaY: -400 }));
+  const x = box().left + box().width / 2, y = box().top + box().height / 2;
+  svg.dispatchEvent(at("wheel", WheelEvent, x, y, { deltaY: -400 }));
   report.zoomed = svg.getAttribute("viewBox");
   svg.dispatchEvent(at("pointerdown", PointerEvent, 200, 200));
   window.dispatchEvent(at("pointermove", PointerEvent, 260, 230));
