@@ -271,6 +271,7 @@ def maxout(
 
     def forward(params: Any, x: Values) -> tuple[Values, Any]:
         z, linear_residuals = linear.forward(params, x)
+        # Unit-major: z[:, i, p] is piece p of unit i.
         z = z.reshape(len(z), outputs, pieces)
         y = z.max(-1)
         return y, (linear_residuals, z == y[..., None])

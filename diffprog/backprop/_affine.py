@@ -1,4 +1,4 @@
-"""The affine layer z = W x + b of lectures 000 and 004, for a batch of rows x."""
+"""Affine layer z = W x + b of lectures 000 and 004, for a batch of rows x."""
 
 from typing import Any
 
@@ -10,11 +10,15 @@ from jaxtyping import Array, Float
 from diffprog import _validation
 from diffprog.backprop._layer import Layer
 
+Weights = dict[str, Array]
+Inputs = Float[Array, "batch inputs"]
+Outputs = Float[Array, "batch outputs"]
+
 
 def affine(
     inputs: int, outputs: int, *, bias: bool = True, initializer: Initializer | None = None
 ) -> Layer:
-    """Affine layer.
+    """Affine (fully connected) layer.
 
         z_i = Σ_j W_ij x_j + b_i
         dx = dz W,    dW = dzᵀ x,    db = Σ_batch dz
@@ -49,22 +53,19 @@ def affine(
     )
     shapes = {"weight": (outputs, inputs)} | ({"bias": (outputs,)} if bias else {})
 
-    def init(key: jax.Array) -> dict[str, Array]:
+    def init(key: jax.Array) -> Weights:
+        # Initializers of `jax.nn` expect (fan-in, fan-out).
         weight = initialize(key, (inputs, outputs)).T
         params = {"weight": weight}
         return params | {"bias": jnp.zeros(outputs, weight.dtype)} if bias else params
 
-    def forward(
-        params: dict[str, Array], x: Float[Array, "batch inputs"]
-    ) -> tuple[Float[Array, "batch outputs"], Any]:
+    def forward(params: Weights, x: Inputs) -> tuple[Outputs, Any]:
         _check_input(x, inputs)
         _validation.entries("params", params, shapes)
         z = x @ params["weight"].T
         return (z + params["bias"] if bias else z), x
 
-    def backward(
-        params: dict[str, Array], x: Any, dz: Float[Array, "batch outputs"]
-    ) -> tuple[dict[str, Array], Any]:
+    def backward(params: Weights, x: Any, dz: Outputs) -> tuple[Weights, Inputs]:
         dparams = {"weight": dz.T @ x}
         if bias:
             dparams["bias"] = dz.sum(0)
@@ -99,21 +100,17 @@ def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | Non
     """
     plain = affine(inputs, outputs, initializer=initializer)
 
-    def init(key: jax.Array) -> dict[str, Array]:
+    def init(key: jax.Array) -> Weights:
         params = plain.init(key)
         return {"weight": jnp.concatenate([params["bias"][:, None], params["weight"]], 1)}
 
-    def forward(
-        params: dict[str, Array], x: Float[Array, "batch inputs"]
-    ) -> tuple[Float[Array, "batch outputs"], Any]:
+    def forward(params: Weights, x: Inputs) -> tuple[Outputs, Any]:
         _check_input(x, inputs)
         _validation.entries("params", params, {"weight": (outputs, inputs + 1)})
         y = jnp.concatenate([jnp.ones_like(x[:, :1]), x], 1)
         return y @ params["weight"].T, y
 
-    def backward(
-        params: dict[str, Array], y: Any, dz: Float[Array, "batch outputs"]
-    ) -> tuple[dict[str, Array], Any]:
+    def backward(params: Weights, y: Any, dz: Outputs) -> tuple[Weights, Inputs]:
         return {"weight": dz.T @ y}, dz @ params["weight"][:, 1:]
 
     return Layer(init, forward, backward, name=f"extended_affine({inputs}, {outputs})")

@@ -16,6 +16,8 @@ from diffprog import _validation
 from diffprog.backprop._activations import softmax
 from diffprog.backprop._layer import Layer, require_layer
 
+Weights = dict[str, Array]
+Batch = Float[Array, "batch ..."]
 Sequences = Float[Array, "batch length width"]
 
 
@@ -53,18 +55,15 @@ def embedding(count: int, width: int, *, initializer: Initializer | None = None)
         normal(1.0) if initializer is None else _validation.function("initializer", initializer)
     )
 
-    def forward(
-        params: dict[str, Array], ids: Integer[Array, "batch ..."]
-    ) -> tuple[Float[Array, "batch ... width"], Any]:
+    def forward(params: Weights, ids: Integer[Array, "batch ..."]) -> tuple[Batch, Any]:
         array = _validation.array("ids", ids)
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise TypeError(f"ids must be integers, got {array.dtype}{list(array.shape)}")
         _validation.within("ids", ids, 0, count - 1)
         return params["weight"][ids], ids
 
-    def backward(
-        params: dict[str, Array], ids: Any, dy: Float[Array, "batch ... width"]
-    ) -> tuple[dict[str, Array], None]:
+    def backward(params: Weights, ids: Any, dy: Batch) -> tuple[Weights, None]:
+        # `add` accumulates over repeated ids; `set` would keep the last one only.
         return {"weight": jnp.zeros_like(params["weight"]).at[ids].add(dy)}, None
 
     return Layer(
@@ -112,7 +111,7 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
     )
     scale, normalize = 1 / math.sqrt(width), softmax()
 
-    def init(key: jax.Array) -> dict[str, Array]:
+    def init(key: jax.Array) -> Weights:
         return {
             name: initialize(matrix_key, (width, width)).T
             for name, matrix_key in zip(
@@ -120,7 +119,7 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
             )
         }
 
-    def forward(params: dict[str, Array], x: Sequences) -> tuple[Sequences, Any]:
+    def forward(params: Weights, x: Sequences) -> tuple[Sequences, Any]:
         _validation.floating("x", x, rank=3)
         if x.shape[2] != width or x.shape[1] == 0:
             raise ValueError(
@@ -130,14 +129,13 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
         q, k, v = (x @ params[name].T for name in ("query", "key", "value"))
         scores = scale * q @ k.mT
         if causal:
+            # Masked before the softmax, so that the remaining weights sum to 1.
             scores = jnp.where(jnp.tri(x.shape[1], dtype=bool), scores, -jnp.inf)
         a, _ = normalize.forward((), scores)
         h = a @ v
         return h @ params["output"].T, (x, q, k, v, a, h)
 
-    def backward(
-        params: dict[str, Array], residuals: Any, dy: Sequences
-    ) -> tuple[dict[str, Array], Sequences]:
+    def backward(params: Weights, residuals: Any, dy: Sequences) -> tuple[Weights, Sequences]:
         x, q, k, v, a, h = residuals
         dh = dy @ params["output"]
         da, dv = dh @ v.mT, a.mT @ dh
@@ -185,14 +183,12 @@ def residual(layer: Layer) -> Layer:
     """
     require_layer("layer", layer)
 
-    def forward(params: Any, x: Float[Array, "batch ..."]) -> tuple[Float[Array, "batch ..."], Any]:
+    def forward(params: Any, x: Batch) -> tuple[Batch, Any]:
         y, residuals = layer.forward(params, x)
         _validation.same_shape(**{"x": x, f"{layer.name} of x": y})
         return x + y, residuals
 
-    def backward(
-        params: Any, residuals: Any, dy: Float[Array, "batch ..."]
-    ) -> tuple[Any, Float[Array, "batch ..."]]:
+    def backward(params: Any, residuals: Any, dy: Batch) -> tuple[Any, Batch]:
         dparams, dx = layer.backward(params, residuals, dy)
         return dparams, dy + dx
 

@@ -23,6 +23,7 @@ from diffprog import _validation
 from diffprog.backprop._layer import Layer
 
 Images = Float[Array, "batch height width channels"]
+Weights = dict[str, Array]
 Patches = Float[Array, "batch rows window columns window channels"]
 
 
@@ -72,7 +73,7 @@ def convolution(
     )
     shape = (window, window, inputs, outputs)
 
-    def init(key: jax.Array) -> dict[str, Array]:
+    def init(key: jax.Array) -> Weights:
         weight = initialize(key, shape)
         return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
 
@@ -80,14 +81,12 @@ def convolution(
         pads = lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
         return Geometry((stride, stride), tuple(pads), (1, 1), (1, 1))
 
-    def forward(params: dict[str, Array], x: Images) -> tuple[Images, Images]:
+    def forward(params: Weights, x: Images) -> tuple[Images, Images]:
         _check_images(x, window if padding == "VALID" else 1, inputs)
         _validation.entries("params", params, {"weight": shape, "bias": (outputs,)})
         return convolve(x, params["weight"], geometry(x)) + params["bias"], x
 
-    def backward(
-        params: dict[str, Array], x: Images, dz: Images
-    ) -> tuple[dict[str, Array], Images]:
+    def backward(params: Weights, x: Images, dz: Images) -> tuple[Weights, Images]:
         dx = input_gradient(params["weight"], x.shape[1:3], dz, geometry(x))
         dweight = kernel_gradient((window, window), x, dz, geometry(x))
         return {"weight": dweight, "bias": dz.sum((0, 1, 2))}, dx
@@ -143,6 +142,7 @@ def input_gradient(kernel: Array, sides: tuple[int, ...], dz: Array, geometry: G
     """
     flipped = jnp.flip(kernel, tuple(range(kernel.ndim - 2))).swapaxes(-1, -2)
     extents = _dilated_extents(sides, kernel.shape[:-2], dz.shape[1:-1], geometry)
+    # Pads that give exactly the spatial shape of x back; negative ones crop.
     pads = tuple((window - 1 - low, side + low - out) for low, side, window, out in extents)
     transposed = geometry._replace(strides=geometry.dilation, pads=pads, dilation=geometry.strides)
     return convolve(dz, _materialize(flipped), transposed)
@@ -157,6 +157,7 @@ def kernel_gradient(window: tuple[int, ...], x: Array, dz: Array, geometry: Geom
         dz: dJ/dz.
         geometry: of the forward convolution.
     """
+    # dW sums over the batch, as a convolution sums over input channels.
     examples_as_channels = _materialize(jnp.swapaxes(x, 0, -1))
     dz_as_kernel = _materialize(jnp.moveaxis(dz, 0, -2))
     extents = _dilated_extents(x.shape[1:-1], window, dz.shape[1:-1], geometry)
@@ -256,6 +257,7 @@ def average_pool(window: int = 2) -> Layer:
 
     def forward(params: tuple[()], x: Images) -> tuple[Images, Any]:
         _check_images(x, window)
+        # An empty array holds the shape of x; as residuals, integers would become traced arrays.
         return _split_patches(x, window).mean((2, 4)), jnp.zeros_like(x, shape=(0, *x.shape[1:]))
 
     def backward(params: tuple[()], like_x: Any, dy: Images) -> tuple[tuple[()], Images]:
@@ -297,9 +299,7 @@ def flatten() -> Layer:
     (2, 12)
     """
 
-    def forward(
-        params: tuple[()], x: Float[Array, "batch ..."]
-    ) -> tuple[Float[Array, "batch n"], Any]:
+    def forward(params: tuple[()], x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
         _validation.floating("x", x)
         return x.reshape(len(x), -1), jnp.zeros_like(x, shape=(0, *x.shape[1:]))
 

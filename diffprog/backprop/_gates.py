@@ -24,6 +24,8 @@ from diffprog import _validation
 from diffprog.backprop._layer import Layer
 
 Values = Float[Array, "batch ..."]
+Rows = Float[Array, "batch n"]
+Weights = dict[str, Array]
 
 
 def add() -> Layer:
@@ -126,11 +128,10 @@ def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
     min_length = max(map(max, positions)) + 1
 
     def membership(z: Values) -> np.ndarray:
+        # In NumPy, so that the mask is a constant of the traced program.
         return np.stack([np.isin(np.arange(z.shape[1]), subset) for subset in positions])
 
-    def forward(
-        params: tuple[()], z: Float[Array, "batch n"]
-    ) -> tuple[Float[Array, "batch subsets"], Any]:
+    def forward(params: tuple[()], z: Rows) -> tuple[Rows, Any]:
         _validation.floating("z", z, rank=2)
         if z.shape[1] < min_length:
             raise ValueError(
@@ -140,7 +141,7 @@ def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
         y = jnp.where(membership(z), z[:, None, :], -jnp.inf).max(-1)
         return y, (z, y)
 
-    def backward(params: tuple[()], residuals: Any, dy: Values) -> tuple[tuple[()], Values]:
+    def backward(params: tuple[()], residuals: Any, dy: Rows) -> tuple[tuple[()], Rows]:
         z, y = residuals
         is_largest = membership(z) & (z[:, None, :] == y[:, :, None])
         share = dy / is_largest.sum(-1, dtype=dy.dtype)
@@ -175,17 +176,13 @@ def pairwise_product() -> Layer:
     Array([[-6.,  2.]], dtype=float32)
     """
 
-    def forward(
-        params: tuple[()], z: Float[Array, "batch 2n"]
-    ) -> tuple[Float[Array, "batch n"], Any]:
+    def forward(params: tuple[()], z: Rows) -> tuple[Rows, Any]:
         _validation.floating("z", z, rank=2)
         if z.shape[1] % 2:
             raise ValueError(f"z must have shape (batch, 2 n), got {list(z.shape)}")
         return z[:, ::2] * z[:, 1::2], z
 
-    def backward(
-        params: tuple[()], z: Any, dy: Float[Array, "batch n"]
-    ) -> tuple[tuple[()], Float[Array, "batch 2n"]]:
+    def backward(params: tuple[()], z: Any, dy: Rows) -> tuple[tuple[()], Rows]:
         return (), jnp.stack([dy * z[:, 1::2], dy * z[:, ::2]], -1).reshape(z.shape)
 
     return Layer(lambda key: (), forward, backward, "pairwise_product")
@@ -227,20 +224,17 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
         lecun_normal() if initializer is None else _validation.function("initializer", initializer)
     )
 
-    def forward(
-        params: dict[str, Array], z: Float[Array, "batch inputs"]
-    ) -> tuple[Float[Array, "batch outputs"], Any]:
+    def forward(params: Weights, z: Rows) -> tuple[Rows, Any]:
         _check_powers(z, params["alpha"], inputs)
         return (z[:, :, None] ** params["alpha"]).prod(1), z
 
-    def backward(
-        params: dict[str, Array], z: Any, dy: Float[Array, "batch outputs"]
-    ) -> tuple[dict[str, Array], Any]:
+    def backward(params: Weights, z: Any, dy: Rows) -> tuple[Weights, Rows]:
         alpha, base = params["alpha"], z[:, :, None]
         powers = base**alpha
         # 0 * 0^-1 is NaN; where base and exponent are 0 the power is constant in z.
         slope = alpha * base ** jnp.where((base == 0) & (alpha == 0), 1, alpha - 1)
         dz = (dy[:, None, :] * slope * _product_of_others(powers)).sum(2)
+        # The inner `where` avoids NaN gradients of the logarithm in second derivatives.
         logarithm = jnp.log(jnp.where(z > 0, z, 1))
         return {"alpha": logarithm.T @ (dy * powers.prod(1))}, dz
 
@@ -252,9 +246,7 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
     )
 
 
-def _product_of_others(
-    factors: Float[Array, "batch inputs outputs"],
-) -> Float[Array, "batch inputs outputs"]:
+def _product_of_others(factors: Float[Array, "batch inputs outputs"]) -> Array:
     """For each factor, multiply all others along axis 1, without division."""
     one = jnp.ones_like(factors[:, :1])
     before = jnp.cumprod(jnp.concatenate([one, factors[:, :-1]], 1), 1)

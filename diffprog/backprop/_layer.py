@@ -1,4 +1,4 @@
-"""The layer: a function with a hand-written backward pass.
+"""Layer: a function with a hand-written backward pass.
 
 Lecture 000 draws a layer of a differentiable program as a box with three inputs, x_{l-1}, θ_l and
 dJ/dx_l, and three outputs,

@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, Integer
 from diffprog import _validation, losses
 from diffprog.backprop._layer import Layer, require_layer
 
+NoParams = tuple[()]
 PerExample = Float[Array, " batch"]
-Pair = tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]
+Labels = Integer[Array, " batch"]
+Pair = tuple[Array, Array]
 
 
 def half_squared_error() -> Layer:
@@ -34,13 +36,11 @@ def half_squared_error() -> Layer:
     Array([2.5], dtype=float32)
     """
 
-    def forward(params: tuple[()], x: tuple[Array, Array]) -> tuple[PerExample, Array]:
+    def forward(params: NoParams, x: Pair) -> tuple[PerExample, Array]:
         prediction, target = _check_pair(x)
         return losses.half_squared_error(prediction, target), prediction - target
 
-    def backward(
-        params: tuple[()], error: Any, dloss: PerExample
-    ) -> tuple[tuple[()], tuple[Array, Array]]:
+    def backward(params: NoParams, error: Any, dloss: PerExample) -> tuple[NoParams, Pair]:
         gradient = _broadcast(dloss, error) * error
         return (), (gradient, -gradient)
 
@@ -61,15 +61,11 @@ def softmax_cross_entropy() -> Layer:
     Array([0.], dtype=float32)
     """
 
-    def forward(
-        params: tuple[()], x: tuple[Array, Integer[Array, " batch"]]
-    ) -> tuple[PerExample, Any]:
+    def forward(params: NoParams, x: tuple[Array, Labels]) -> tuple[PerExample, Any]:
         logits, labels = _check_pair(x)
         return losses.softmax_cross_entropy(logits, labels), (jax.nn.softmax(logits), labels)
 
-    def backward(
-        params: tuple[()], residuals: Any, dloss: PerExample
-    ) -> tuple[tuple[()], tuple[Array, None]]:
+    def backward(params: NoParams, residuals: Any, dloss: PerExample) -> tuple[NoParams, Any]:
         y, labels = residuals
         onehot = jax.nn.one_hot(labels, y.shape[1], dtype=y.dtype)
         return (), (_broadcast(dloss, y) * (y - onehot), None)
@@ -93,11 +89,11 @@ def softmax_kl() -> Layer:
     Array([0.], dtype=float32)
     """
 
-    def forward(params: tuple[()], x: Pair) -> tuple[PerExample, Any]:
+    def forward(params: NoParams, x: Pair) -> tuple[PerExample, Any]:
         logits, target = _check_pair(x)
         return losses.softmax_kl(logits, target), (jax.nn.log_softmax(logits), target)
 
-    def backward(params: tuple[()], residuals: Any, dloss: PerExample) -> tuple[tuple[()], Pair]:
+    def backward(params: NoParams, residuals: Any, dloss: PerExample) -> tuple[NoParams, Pair]:
         log_y, target = residuals
         dloss, total = _broadcast(dloss, log_y), target.sum(1, keepdims=True)
         dlogits = dloss * (jnp.exp(log_y) * total - target)
@@ -119,13 +115,11 @@ def sigmoid_kl() -> Layer:
     Array([0.], dtype=float32)
     """
 
-    def forward(params: tuple[()], x: tuple[PerExample, PerExample]) -> tuple[PerExample, Any]:
+    def forward(params: NoParams, x: Pair) -> tuple[PerExample, Any]:
         logits, target = _check_pair(x)
         return losses.sigmoid_kl(logits, target), (logits, target)
 
-    def backward(
-        params: tuple[()], residuals: Any, dloss: PerExample
-    ) -> tuple[tuple[()], tuple[PerExample, PerExample]]:
+    def backward(params: NoParams, residuals: Any, dloss: PerExample) -> tuple[NoParams, Pair]:
         logits, target = residuals
         dtarget = _derivative_of_d_log_d(target) - _derivative_of_d_log_d(1 - target) - logits
         return (), (dloss * (jax.nn.sigmoid(logits) - target), dloss * dtarget)
@@ -182,6 +176,7 @@ def _reduce_over_examples(
     def forward(params: Any, x: Any) -> tuple[Float[Array, ""], Any]:
         per_example, residuals = loss.forward(params, x)
         _validation.floating(f"the output of {loss.name}", per_example, rank=1)
+        # The zeros keep the number of examples and the dtype for the backward pass.
         return reduce(per_example), (residuals, jnp.zeros_like(per_example))
 
     def backward(params: Any, residuals: Any, dloss: Float[Array, ""]) -> tuple[Any, Any]:
@@ -191,7 +186,7 @@ def _reduce_over_examples(
     return Layer(loss.init, forward, backward, f"{name} of {loss.name}")
 
 
-def _check_pair(x: Any) -> tuple[Array, Array]:
+def _check_pair(x: Any) -> Pair:
     if not isinstance(x, tuple) or len(x) != 2:
         raise TypeError(f"x must be a tuple (prediction, target), got {type(x).__name__}")
     return x
@@ -204,4 +199,5 @@ def _broadcast(dloss: PerExample, like: Array) -> Array:
 
 def _derivative_of_d_log_d(d: Array) -> Array:
     """Compute log d + 1, and 0 at d = 0."""
+    # The inner `where` keeps second derivatives finite at d = 0.
     return jnp.where(d == 0, 0, jnp.log(jnp.where(d == 0, 1, d)) + 1)

@@ -163,12 +163,13 @@ def _make_network(
         dparams, adjoints = run_backward(net, params_by_name(net, params), residuals, dy)
         return restore_structure(net, params, dparams), select(adjoints, inputs)
 
+    # `forward` and `backward` refer to `net`, for its parts and the messages of errors.
     net = Layer(init, forward, backward, name, parts, inputs)
     return net
 
 
 def run_forward(net: Layer, params: ByName, x: Any) -> tuple[ByName, ByName]:
-    """Return the value of every input and part, and the residuals of every part."""
+    """Run the forward pass of a network; return the values of all parts and their residuals."""
     values, residuals = _inputs_by_name(net, x), {}
     for part in net.parts:
         try:
@@ -177,13 +178,14 @@ def run_forward(net: Layer, params: ByName, x: Any) -> tuple[ByName, ByName]:
                     params[part.name], select(values, part.sources)
                 )
         except (TypeError, ValueError) as error:
+            # Raise again with the names of the part and its sources; keep the kind of error.
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(_misfit_message(net, part, values, error)) from error
     return values, residuals
 
 
 def run_backward(net: Layer, params: ByName, residuals: ByName, dy: Any) -> tuple[ByName, ByName]:
-    """Return the parameter gradient of every part, and the adjoint of every input and part."""
+    """Run the backward pass of a network; return all parameter gradients and adjoints."""
     dparams: ByName = {}
     adjoints: ByName = dict.fromkeys((*net.inputs, *(part.name for part in net.parts)))
     adjoints[net.parts[-1].name] = dy

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from diffprog import _validation
 from diffprog.backprop._layer import Layer
 
+Weights = dict[str, Array]
 Values = Float[Array, "batch *axes features"]
 
 
@@ -87,10 +88,10 @@ def _norm(
     _validation.integer("features", features, low=1)
     epsilon = _validation.number("epsilon", epsilon, above=0)
 
-    def init(key: jax.Array) -> dict[str, Array]:
+    def init(key: jax.Array) -> Weights:
         return {"scale": jnp.ones(features), "shift": jnp.zeros(features)}
 
-    def forward(params: dict[str, Array], x: Values) -> tuple[Values, Any]:
+    def forward(params: Weights, x: Values) -> tuple[Values, Any]:
         _validation.floating("x", x)
         if x.ndim < 2 or x.shape[-1] != features:
             raise ValueError(
@@ -100,13 +101,12 @@ def _norm(
         _validation.entries("params", params, {"scale": (features,), "shift": (features,)})
         axes = axes_of(x)
         centered = x - x.mean(axes, keepdims=True)
+        # From centered values: mean(x²) - mean(x)² would cancel for a large mean.
         inverse = 1 / jnp.sqrt((centered**2).mean(axes, keepdims=True) + epsilon)
         h = centered * inverse
         return params["scale"] * h + params["shift"], (h, inverse)
 
-    def backward(
-        params: dict[str, Array], residuals: Any, dy: Values
-    ) -> tuple[dict[str, Array], Values]:
+    def backward(params: Weights, residuals: Any, dy: Values) -> tuple[Weights, Values]:
         h, inverse = residuals
         axes, positions = axes_of(h), tuple(range(h.ndim - 1))
         dh = dy * params["scale"]

@@ -125,6 +125,7 @@ def _check(test: GradientUnderTest, key: Array) -> Report:
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     notes: list[str] = []
     asymmetry = 0.0
+    # Correctness is decided in float64; only the measurement of precision uses the given dtypes.
     with jax.enable_x64(True):
         test = cast_constants(test, np.float64)
         variables = cast(test.variables, jnp.float64)
@@ -137,6 +138,7 @@ def _check(test: GradientUnderTest, key: Array) -> Report:
                 "arguments; it is checked to that accuracy only"
             )
         dy = random_cotangent(test, variables, rng)
+        # A trace with equal constants may still be random, by a callback: compare the numbers too.
         given = evaluate_point(test, "given", variables, dy, unit_roundoff)
         second_call = value_and_gradient(test, variables, dy)[1]
         if properties.varies or not bitwise_equal(given.got, second_call):
@@ -162,6 +164,7 @@ def _check(test: GradientUnderTest, key: Array) -> Report:
             )
             for path in variables
         ]
+        # A wrong first derivative makes the second one wrong as well, which is no new finding.
         if test.function_with_rule is not None and all(finding.ok for finding in findings):
             second_order, asymmetry = check_second_order(test, generic or given, rng)
             findings += second_order
@@ -228,6 +231,7 @@ def _check_precision(test: GradientUnderTest, report: Report, dy: Any) -> Report
             set(measured) - set(precision), key=lambda entry: (entry.dtype, entry.path)
         )
     ]
+    # The other dtypes are reported but do not change the verdict.
     own_dtype = {path: str(jnp.result_type(leaf)) for path, leaf in test.variables.items()}
     too_large = {
         entry.path: entry

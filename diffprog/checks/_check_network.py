@@ -50,6 +50,7 @@ def check_net(net: Layer, params: Any, x: Any, *, key: Array) -> Report:
         _check_part(part, params_of[part.name], select(values, part.sources), part_key)
         for part, part_key in zip(net.parts, keys[1:], strict=True)
     ]
+    # A wrong part makes the whole network wrong as well, which is no new finding.
     if all(report.ok for report in reports):
         whole = check_layer(net, params, x, key=keys[0])
         reports.append(_add_layer_name("the whole net", whole))

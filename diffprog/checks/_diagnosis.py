@@ -90,7 +90,7 @@ def diagnose_shape(got: tuple[int, ...], want: tuple[int, ...]) -> str:
 def _transformations(
     got: np.ndarray, want: np.ndarray, sizes: set[int], matches: _Matches
 ) -> Iterator[str]:
-    """Yield the transformations of the correct gradient that match."""
+    """Yield the signs, factors, transposes and flips that explain the wrong gradient."""
     if not got.any():
         yield "detached: the gradient is zero"
         return
@@ -99,6 +99,7 @@ def _transformations(
     factor = float((got * want).sum() / (want * want).sum()) if want.any() else math.nan
     if math.isfinite(factor) and matches(factor * want):
         yield f"a constant factor {factor:.6g}{_explain_factor(factor, sizes)}"
+    # `matches` compares shapes too, so non-square transposes are rejected.
     for axes in itertools.permutations(range(want.ndim)):
         if axes != tuple(range(want.ndim)) and matches(want.transpose(axes)):
             yield "transposed" if want.ndim == 2 else f"transposed: axes {axes}"
@@ -121,7 +122,7 @@ def _explain_factor(factor: float, sizes: set[int]) -> str:
 def _altered_functions(
     test: GradientUnderTest, variables: Variables, dy: Any, path: str, matches: _Matches
 ) -> Iterator[str]:
-    """Yield the alterations of the function whose gradient matches."""
+    """Yield the alterations of the function that explain the wrong gradient."""
     for name, leaf in variables.items():
         if name == path:
             continue
@@ -139,6 +140,7 @@ def _altered_functions(
     if len(edges) <= _MAX_EDGES:
         consumers = _count_consumers(program)
         for number, edge in enumerate(edges):
+            # One compiled program for all edges: the switches are an argument of it.
             switches = np.ones(len(edges))
             switches[number] = 0
             gradient = _switched_gradient(test.function, variables, test.fixed, dy, switches)
@@ -150,7 +152,7 @@ def _altered_functions(
 
 
 def _describe_edge(edge: _Edge, consumers: Counter[Any]) -> str:
-    """Name the edge whose cotangent is missing."""
+    """Describe the edge of the computation graph along which no gradient flows back."""
     _, equation, operand = edge
     target = equation.primitive.name
     if len(equation.invars) > 1:
@@ -216,7 +218,7 @@ def _evaluate_switched(
 def _diagonal_gradient(
     test: GradientUnderTest, variables: Variables, dy: Any, path: str
 ) -> np.ndarray | None:
-    """Evaluate dy_i df_i/dx_i; None unless f has a single small output of the shape of the leaf."""
+    """Compute the gradient from the Jacobian's diagonal; None if it is large or not square."""
     outputs, leaf = jax.tree.leaves(dy), variables[path]
     if len(outputs) != 1 or outputs[0].shape != leaf.shape or outputs[0].size > _MAX_JACOBIAN:
         return None

@@ -27,12 +27,13 @@ from diffprog.program import Program
 
 NOT_TRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
 _STEP_RATIO, _STEP_COUNT = 4.0, 10
+# Powers of two: with a direction of a power of two, steps along a coordinate are exact.
 _STEPS = 2.0**-3 * _STEP_RATIO ** -np.arange(_STEP_COUNT)
 _SAFETY = 10.0  # the distance of two table entries only estimates the error
 
 
 class Estimate(NamedTuple):
-    """A number and a bound of its error."""
+    """An estimate and a bound of its error."""
 
     value: float
     error: float
@@ -54,7 +55,7 @@ class DirectionalDerivatives(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The one-sided derivatives in ascending order: the interval of subgradients."""
+        """Interval of subgradients: the one-sided derivatives in ascending order."""
         return min(self.right.value, self.left.value), max(self.right.value, self.left.value)
 
 
@@ -71,6 +72,7 @@ def random_cotangent(
         raise TypeError(
             f"the function must return float arrays, got {wrong[0].dtype}{list(wrong[0].shape)}"
         )
+    # Gradient functions differentiate f itself; a layer with one output may have any cotangent.
     if len(leaves) == 1 and leaves[0].shape == () and test.function_with_rule is None:
         return jax.tree.unflatten(treedef, [np.ones((), leaves[0].dtype)])
     return jax.tree.unflatten(
@@ -79,7 +81,7 @@ def random_cotangent(
 
 
 def cast_cotangent(test: GradientUnderTest, variables: Variables, dy: Any) -> Any:
-    """Cast a cotangent to the dtypes that y has at these variables."""
+    """Cast a cotangent to the dtypes of the outputs of the function at these variables."""
     shapes = jax.eval_shape(test.function, variables, test.fixed)
     return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), dy, shapes)
 
@@ -87,7 +89,7 @@ def cast_cotangent(test: GradientUnderTest, variables: Variables, dy: Any) -> An
 def value_and_gradient(
     test: GradientUnderTest, variables: Variables, dy: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Evaluate y and the gradient under test, jitted unless the gradient is written in NumPy."""
+    """Evaluate the function and the gradient under test, under jit if both are written in JAX."""
     try:
         return _value_and_gradient(test.function, test.gradient, variables, test.fixed, dy)
     except NOT_TRACEABLE:
@@ -96,7 +98,7 @@ def value_and_gradient(
 
 
 def reference_gradient(test: GradientUnderTest, variables: Variables, dy: Any) -> Variables:
-    """Evaluate dy df/dv by `jax.vjp`."""
+    """Compute the reference gradient dy df/dv by `jax.vjp`."""
     return _reference_gradient(test.function, variables, test.fixed, dy)
 
 
@@ -108,14 +110,14 @@ def random_direction(variables: Variables, path: str, rng: np.random.Generator) 
 
 
 def embed_direction(variables: Variables, path: str, direction: np.ndarray) -> Variables:
-    """Extend the direction of one leaf to all variables by zeros."""
+    """Extend a direction of one leaf to all variables, with zeros for the others."""
     return {other: np.zeros_like(leaf) for other, leaf in variables.items()} | {path: direction}
 
 
 def coordinate_direction(
     variables: Variables, path: str, index: tuple[int, ...]
 ) -> tuple[Variables, float]:
-    """The direction along one element, and its length: the magnitude of the element or its leaf."""
+    """Return the direction along one element, and its length, about the magnitude of the leaf."""
     leaf = variables[path]
     length = _round_to_power_of_two(max(abs(float(leaf[index])), magnitude(leaf)))
     direction = np.zeros_like(leaf)
@@ -136,15 +138,16 @@ def directional_derivatives(
     *,
     unit_roundoff: float = 2.0**-53,
 ) -> DirectionalDerivatives:
-    """Estimate the derivatives of dy f along a direction by extrapolated finite differences."""
-    right, left, rounding = (
+    """Estimate central and one-sided directional derivatives by extrapolated differences."""
+    right, left, scale = (
         np.asarray(row)
         for row in _one_sided_differences(
             test.function, variables, test.fixed, dy, direction, _STEPS
         )
     )
     with np.errstate(all="ignore"):
-        noise = 8 * unit_roundoff * (rounding + (np.abs(right) + np.abs(left)) / _STEPS)
+        # Each difference has a handful of roundings: in f twice, in v + h d, and in the products.
+        noise = 8 * unit_roundoff * (scale + (np.abs(right) + np.abs(left)) / _STEPS)
         return DirectionalDerivatives(
             _extrapolate((right + left) / 2, noise, 2),
             _extrapolate(right, noise, 1),
@@ -160,7 +163,7 @@ def partial_derivatives(
     index: tuple[int, ...],
     unit_roundoff: float,
 ) -> DirectionalDerivatives:
-    """Estimate the derivatives of dy f with respect to one element of a leaf."""
+    """Estimate central and one-sided derivatives with respect to one element of a leaf."""
     direction, length = coordinate_direction(variables, path, index)
     along = directional_derivatives(test, variables, dy, direction, unit_roundoff=unit_roundoff)
     # Division by the length is exact: it is a power of two.
@@ -180,6 +183,7 @@ def _extrapolate(row: np.ndarray, noise: np.ndarray, power: int) -> Estimate:
     best = Estimate(float("nan"), float("inf"))
     for order in range(1, len(row)):
         factor = _STEP_RATIO ** (power * order)
+        # Cancels the error term of this order in h, as each step is a factor below the previous.
         finer = (factor * row[1:] - row[:-1]) / (factor - 1)
         noise = (factor * noise[1:] + noise[:-1]) / (factor - 1)
         errors = _SAFETY * np.maximum(np.abs(finer - row[1:]), np.abs(finer - row[:-1])) + noise
@@ -234,7 +238,7 @@ def _one_sided_differences(
     direction: Variables,
     steps: Array,
 ) -> tuple[Array, Array, Array]:
-    """Return r(h), l(h), and the magnitude of the terms in their numerators divided by h."""
+    """Compute one-sided difference quotients at all steps, and the scale of their rounding."""
     ys = values_along(
         function, variables, fixed, direction, jnp.concatenate([steps, -steps, jnp.zeros(1)])
     )

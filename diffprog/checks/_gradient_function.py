@@ -1,4 +1,4 @@
-"""The gradient under test: a function y = f(v) and a candidate for its product dy df/dv.
+"""Gradient under test: a function y = f(v) and a candidate for its product dy df/dv.
 
 A layer's backward pass, a gradient function and a whole network all reduce to this form. The
 variables v are the float arrays among the arguments, keyed by the path that reports print, such as
@@ -50,7 +50,7 @@ class _Slot(NamedTuple):
 
 
 def layer_under_test(layer: Layer, params: Any, x: Any) -> GradientUnderTest:
-    """Build the test of a layer's backward pass."""
+    """Build a `GradientUnderTest` from a layer's backward pass."""
     variables, fixed, merge = split_arrays({"params": params, "x": x})
 
     def function(variables: Variables, fixed: dict[str, Any]) -> Any:
@@ -59,6 +59,7 @@ def layer_under_test(layer: Layer, params: Any, x: Any) -> GradientUnderTest:
     def gradient(variables: Variables, fixed: dict[str, Any], dy: Any) -> Variables:
         params, x = merge(variables, fixed)
         dparams, dx = layer.backward(params, layer.forward(params, x)[1], dy)
+        # Inputs without a derivative have dx None, and None has no leaf.
         return leaves_by_path({"params": dparams, "x": dx})
 
     def function_with_rule(variables: Variables, fixed: dict[str, Any]) -> Any:
@@ -75,7 +76,7 @@ def function_under_test(
     arguments: dict[str, Any],
     argnums: int | tuple[int, ...],
 ) -> GradientUnderTest:
-    """Build the test of a gradient function with respect to the arguments `argnums`."""
+    """Build a `GradientUnderTest` from a function and its gradient function."""
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     names = [tuple(arguments)[number] for number in numbers]
     variables, _, _ = split_arrays({name: arguments[name] for name in names})

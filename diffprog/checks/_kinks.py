@@ -59,6 +59,7 @@ def kinks_along(test: GradientUnderTest, variables: Variables, direction: Variab
     kinks = []
     for name, branches in here.items():
         changed = after[name].branch != before[name].branch
+        # Only the nearest kinks are reported, so a bounded number of candidates is enough.
         kinks += [_kink(name, branches, index) for index in np.argwhere(changed)[:100]]
     return sorted(kinks, key=lambda kink: kink.margin)
 
@@ -140,6 +141,7 @@ def _clamp(equation: JaxprEqn, low: Array, x: Array, high: Array) -> Branches:
 
 
 def _rounding(equation: JaxprEqn, a: Array) -> Branches:
+    # floor and ceil jump at integers, round halfway between them.
     shifted = a - 0.5 if equation.primitive.name == "round" else a
     return Branches(jnp.abs(shifted - jnp.round(shifted)), evaluate_equation(equation, [a])[0])
 
@@ -149,7 +151,7 @@ def _extremum(equation: JaxprEqn, a: Array) -> Branches:
     rows = jnp.moveaxis(a, axes, range(-len(axes), 0))
     rows = rows.reshape(*rows.shape[: a.ndim - len(axes)], -1)
     rows = -rows if equation.primitive.name in ("reduce_min", "argmin") else rows
-    if rows.shape[-1] < 2:
+    if rows.shape[-1] < 2:  # no competitor
         return Branches(jnp.full(rows.shape[:-1], jnp.inf), jnp.zeros(rows.shape[:-1]))
     top = jax.lax.top_k(rows, 2)[0]
     return Branches(top[..., 0] - top[..., 1], jnp.argmax(rows, -1))

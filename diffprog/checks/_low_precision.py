@@ -24,7 +24,10 @@ _SLACK = 4.0  # the spread is of autodiff's formula, not the rule's, and of four
 def measure_precision(
     test: GradientUnderTest, paths: list[str], dy: Any
 ) -> tuple[list[Precision], list[str]]:
-    """Measure error and bound of each leaf in each dtype; also notes on what is not comparable."""
+    """Measure the error of a gradient in lower precision, and its bound.
+
+    Returns one entry per leaf and dtype, and notes on dtypes in which nothing is comparable.
+    """
     precision, notes = [], []
     for dtype in DTYPES:
         try:
@@ -42,12 +45,14 @@ def _precision_in(
     dtype: str, test: GradientUnderTest, paths: list[str], dy: Any
 ) -> list[Precision]:
     rounded, info = cast(test.variables, dtype), jnp.finfo(dtype)
+    # Constants are rounded to the dtype, then widened: both evaluations see the same numbers.
     test = cast_constants(cast_constants(test, dtype), np.float64)
     low_dy = jax.tree.map(lambda leaf: leaf.astype(dtype), dy)
     y, got, branches = _evaluate_below_float64(cast_constants(test, dtype), rounded, low_dy)
     with jax.enable_x64(True):
         wide = cast(rounded, np.float64)
         wide_dy = cast_cotangent(test, wide, low_dy)
+        # On another branch the function has another gradient, not an inexact one.
         kink = first_branch_change(find_branches(test, wide), branches)
         if kink is not None:
             raise _NotComparableError(f"rounding changes the branch of {kink}")

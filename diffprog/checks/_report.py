@@ -145,6 +145,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
         finding.layer,
         f"{finding.path}{order}{point}",
         str(finding.index) if len(finding.index) != 1 else f"({finding.index[0]})",
+        # Adding 0.0 prints -0 as 0.
         f"{finding.got + 0.0:.7g}",
         f"{finding.want + 0.0:.7g}",
         f"{_ratio(finding.error, finding.tolerance):.2g}",

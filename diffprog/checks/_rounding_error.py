@@ -61,7 +61,7 @@ def rounding_spread(
     unit_roundoff: float,
     smallest_subnormal: float = 0.0,
 ) -> RoundingSpread:
-    """Estimate the rounding error of y and of dy df/dv.
+    """Estimate the rounding error of a function and its gradient by random perturbations.
 
     Args:
         test: the function.
@@ -104,7 +104,7 @@ def _perturbed_vjp(
     smallest_subnormal: Array,
     salt: Array,
 ) -> tuple[Any, Variables]:
-    """Evaluate y and dy df/dv with perturbed arithmetic; `bits` 0 leaves it exact."""
+    """Evaluate a function and its gradient in perturbed arithmetic; exact if `bits` is 0."""
 
     def value_and_vjp(
         variables: Variables, fixed: dict[str, Any], dy: Any
@@ -123,6 +123,7 @@ def _perturbed_vjp(
     variables = {path: perturb(leaf, salt) for path, leaf in variables.items()}
     program, shape = jax.make_jaxpr(value_and_vjp, return_shape=True)(variables, fixed, dy)
     handlers: dict[Path, Handler] = {
+        # Another salt per equation, so that equal numbers get independent errors.
         site.path: functools.partial(evaluate_perturbed, salt + np.uint64(97 * number))
         for number, site in enumerate(innermost_equations(program))
         if site.equation.primitive.name not in _EXACT_PRIMITIVES
@@ -159,6 +160,7 @@ def _perturb(
     noise = _hash(wide, salt)
     usable = (wide != 0) & jnp.isfinite(wide)
     width = jnp.clip(bits + round(math.log2(terms) / 2), 0, 51)
+    # An arithmetic shift keeps the sign: noise of width + 1 bits in units of the last place.
     offset = jnp.where(usable & (bits > 0), noise >> (63 - width), 0)
     as_integer = jax.lax.bitcast_convert_type(wide, jnp.int64)
     perturbed = jax.lax.bitcast_convert_type(as_integer + offset, jnp.float64)
@@ -167,7 +169,7 @@ def _perturb(
 
 
 def _hash(number: Array, salt: Array) -> Array:
-    """Hash floats to pseudorandom integers of 64 bits (splitmix64)."""
+    """Hash floats to pseudorandom integers of 64 bits, as splitmix64 does."""
     bits = jax.lax.bitcast_convert_type(number, jnp.uint64) ^ (salt * np.uint64(0x9E3779B97F4A7C15))
     for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         bits = (bits ^ (bits >> np.uint64(31))) * np.uint64(factor)

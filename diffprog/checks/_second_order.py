@@ -24,7 +24,10 @@ _SLACK, _PERTURBATION = 2.0**12, 2.0**-30
 def check_second_order(
     test: GradientUnderTest, point: TestPoint, rng: np.random.Generator
 ) -> tuple[list[Finding], float]:
-    """Return findings for the leaves where H u is wrong, and the relative asymmetry of H."""
+    """Check a Hessian-vector product of a hand-written rule, and the symmetry of its Hessian.
+
+    Returns a finding for each leaf that is wrong, and the relative asymmetry.
+    """
     assert test.function_with_rule is not None
     variables = point.variables
     u, w = ({path: random_direction(variables, path, rng) for path in variables} for _ in range(2))
@@ -32,6 +35,7 @@ def check_second_order(
         test.function_with_rule, variables, test.fixed, point.dy, u, w
     )
     want, _ = _hessian_vector_products(test.function, variables, test.fixed, point.dy, u, w)
+    # The sensitivity of H u to a relative perturbation of v sets the tolerance.
     perturbed_variables = {
         path: leaf * (1 + _PERTURBATION * np.sin(1e3 * u[path])) for path, leaf in variables.items()
     }
@@ -52,7 +56,7 @@ def check_second_order(
 def _hessian_vector_products(
     f: Program, variables: Variables, fixed: dict[str, Any], dy: Any, u: Variables, w: Variables
 ) -> tuple[Variables, Variables]:
-    """Evaluate H u and H w."""
+    """Compute the products H u and H w of the Hessian with two vectors."""
 
     def phi(variables: Variables) -> Array:
         y = f(variables, fixed)
@@ -62,6 +66,7 @@ def _hessian_vector_products(
         )
 
     _, hessian_vector_product = jax.linearize(jax.grad(phi), variables)
+    # Linearized once, applied to both vectors.
     both = jax.vmap(hessian_vector_product)(jax.tree.map(lambda *pair: jnp.stack(pair), u, w))
     return jax.tree.map(lambda leaf: leaf[0], both), jax.tree.map(lambda leaf: leaf[1], both)
 

@@ -134,7 +134,7 @@ def _remainders(
     path: str,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, float]:
-    """Evaluate R(h) along a random direction of one leaf, and its rounding error."""
+    """Compute the Taylor remainders along a random direction of one leaf, and their rounding."""
     direction = random_direction(variables, path, rng)
     if not np.isfinite(gradient).all():
         return np.full(len(_STEPS), np.nan), np.nan
@@ -143,6 +143,7 @@ def _remainders(
     values = np.asarray(_values_along(test.function, variables, test.fixed, embedded, steps))
     products = gradient * direction
     smallest_change = float(np.abs(products).sum()) * _STEPS[-1]
+    # f is evaluated twice, and the linear term is subtracted.
     rounding = 2.0**-53 * (2 * np.abs(values[-1]) + smallest_change)
     return np.abs(values[:-1] - values[-1] - _STEPS * float(products.sum())), float(rounding)
 

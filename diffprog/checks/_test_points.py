@@ -1,4 +1,4 @@
-"""The points at which gradients are compared, and the tolerance of each element there.
+"""Points at which gradients are compared, and the tolerance of each element there.
 
 The given point may hide a mistake: at zeros, ones and symmetric weights wrong formulas are right.
 So there is a second, generic point: random signs, and magnitudes drawn log-uniformly around the
@@ -32,7 +32,7 @@ _ATTEMPTS = 4
 
 
 class TestPoint(NamedTuple):
-    """The gradients at one point.
+    """Gradient under test, reference gradient and tolerance at one point.
 
     Attributes:
         name: "given" or "generic".
@@ -60,12 +60,13 @@ class TestPoint(NamedTuple):
 def evaluate_point(
     test: GradientUnderTest, name: str, variables: Variables, dy: Any, unit_roundoff: float
 ) -> TestPoint:
-    """Evaluate both gradients and the tolerances at one point."""
+    """Evaluate the gradient under test, the reference gradient and the tolerance at one point."""
     reference = reference_gradient(test, variables, dy)
     want = {path: np.asarray(leaf) for path, leaf in reference.items()}
     y, got = value_and_gradient(test, variables, dy)
     perturbation = max(_PERTURBATION, unit_roundoff)
     spread = rounding_spread(test, variables, dy, perturbation).gradient
+    # Three digits of slack are too many for a function that computes in float32 or below.
     slack = FORMULA_SLACK if unit_roundoff < _PERTURBATION else ULPS
     tolerance = {
         path: _tolerance(leaf, np.asarray(spread[path]) / perturbation, unit_roundoff, slack)
@@ -95,6 +96,7 @@ def generic_point(
     point.
     """
     best, fewest = None, len(given.want) + 1
+    # The last attempt keeps the given signs, for functions such as log and sqrt.
     for random_signs in [True] * _ATTEMPTS + [False]:
         variables = {
             path: _scatter(leaf, random_signs, rng) for path, leaf in given.variables.items()
@@ -111,7 +113,7 @@ def generic_point(
 
 
 def _scatter(leaf: np.ndarray, random_signs: bool, rng: np.random.Generator) -> np.ndarray:
-    """Sample magnitudes over two and a half decades around the magnitude of the leaf."""
+    """Sample magnitudes over 2.5 decades around that of the leaf, with random or given signs."""
     size = magnitude(leaf) * 10 ** rng.uniform(-2.0, 0.5, leaf.shape)
     return np.asarray(
         size * (rng.choice([-1.0, 1.0], leaf.shape) if random_signs else np.sign(leaf))

@@ -1,4 +1,4 @@
-"""The verdict on one leaf at one point.
+"""Verdict on the gradient of one leaf at one point.
 
 The gradient under test is compared with autodiff element by element. Where they differ by more than
 rounding, finite differences along that coordinate decide. Where they agree, both may still be
@@ -33,7 +33,7 @@ _MIN_DISAGREEMENT = 1e-6  # relative, for finite differences to refute both othe
 def check_leaf(
     test: GradientUnderTest, point: TestPoint, path: str, rng: np.random.Generator
 ) -> Finding:
-    """Compare the three gradients of one leaf."""
+    """Compare the gradient of one leaf with autodiff and finite differences at one point."""
     want, tolerance = point.want[path], point.tolerance[path]
     if path not in point.got:
         index, zeros = (0,) * want.ndim, np.zeros_like(want)
@@ -137,6 +137,7 @@ def _resolve_element(
     if got_agrees and not autodiff_agrees:
         hint = f"jax.grad gives {want:.6g} here"
         return _finding(point, path, "autodiff-wrong", index, got, central, hint)
+    # The derivative shown as wanted is autodiff's, unless finite differences contradict it.
     if not autodiff_agrees and np.isfinite(central.value):
         return _finding(point, path, "wrong", index, got, central)
     if np.isfinite(want):
@@ -164,6 +165,7 @@ def _kink_finding(
         nearer = Estimate(low if value < low else high, margin)
         return _finding(point, path, "invalid-kink", index, got, nearer, hint, (low, high))
     want = float(point.want[path][index])
+    # A small step crosses the kink, but the point itself is not at it: the gradient is unique.
     agrees = abs(value - want) <= point.tolerance[path][index]
     if agrees and kinks and kinks[0].margin > KINK_MARGIN:
         return _finding(point, path, "ok", index, got)
@@ -183,6 +185,7 @@ def _confirm(
         finding = _confirm_along_random_direction(test, point, path, got, rng)
         if finding is not None:
             return finding
+    # A generic point is almost surely away from kinks, so the random direction is enough there.
     if point.name == "given":
         finding = worst(
             [
@@ -238,6 +241,7 @@ def _confirm_along_random_direction(
 
     if not is_refuted_along(direction):
         return None
+    # Invariant: the disagreement is within elements low .. high - 1.
     low, high = 0, direction.size
     while high - low > 1:
         middle = (low + high) // 2

@@ -56,7 +56,7 @@ LAYERS = {
     "dropout": (bp.dropout(0.4), ((5, 4), prng_key)),
     "embedding": (bp.embedding(4, 3), ids(5, 2, below=4)),
     "attention": (bp.attention(4), (2, 3, 4)),
-    "causal attention": (bp.attention(4, causal=True), (2, 3, 4)),
+    "attention, causal": (bp.attention(4, causal=True), (2, 3, 4)),
     "residual": (bp.residual(bp.affine(4, 4)), (5, 4)),
     "flatten": (bp.flatten(), IMAGE),
     "max_pool": (bp.max_pool(2), IMAGE),
@@ -72,8 +72,8 @@ LAYERS = {
     "softmax_cross_entropy": (bp.softmax_cross_entropy(), ((5, 4), ids(5, below=4))),
     "softmax_kl": (bp.softmax_kl(), ((5, 4), distributions(5, 4))),
     "sigmoid_kl": (bp.sigmoid_kl(), ((5,), uniform(5))),
-    "sum of a loss": (bp.sum_over_examples(bp.half_squared_error()), ((5, 4), (5, 4))),
-    "mean of a loss": (
+    "sum_over_examples": (bp.sum_over_examples(bp.half_squared_error()), ((5, 4), (5, 4))),
+    "mean_over_examples": (
         bp.mean_over_examples(bp.softmax_cross_entropy()),
         ((5, 4), ids(5, below=4)),
     ),
@@ -223,13 +223,19 @@ def test_keeps_the_dtype(name, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves((y, gradients))} == {jnp.dtype(dtype)}
 
 
+def test_every_exported_layer_has_a_row():
+    others = {"Gradients", "Layer", "Part", "deltas", "differentiable", "log_softmax_jacobian"}
+    others |= {"numerator_layout", "overdots", "softmax_jacobian", "value_and_grads"}
+    assert {name.split()[0].rstrip(",") for name in LAYERS} == set(bp.__all__) - others
+
+
 def test_every_layer_has_a_name():
     names = {name: layer.name for name, (layer, _) in LAYERS.items()}
     assert "layer" not in names.values()
     assert names["affine"] == "affine(4, 3)"
     assert names["leaky_relu"] == "leaky_relu(0.1)"
     assert names["convolution 3"] == "convolution(2, 3, 3)"
-    assert names["mean of a loss"] == "mean of softmax_cross_entropy"
+    assert names["mean_over_examples"] == "mean of softmax_cross_entropy"
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])

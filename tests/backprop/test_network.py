@@ -144,10 +144,10 @@ def test_fan_out_equals_the_copy_gate():
     )
     copied = bp.chain([bp.affine(WIDTH, WIDTH), bp.copy(2), bp.multiply()])
     x, y = normal(2, WIDTH), normal(2, WIDTH, seed=3)
-    found = bp.value_and_grads(fan_out, LOSS, {"h": weights, "y": ()}, x, y)
+    result = bp.value_and_grads(fan_out, LOSS, {"h": weights, "y": ()}, x, y)
     other = bp.value_and_grads(copied, LOSS, (weights, (), ()), x, y)
-    assert_close(found.dparams["h"], other.dparams[0], 1e-5)
-    assert_close(found.dx, other.dx, 1e-5)
+    assert_close(result.dparams["h"], other.dparams[0], 1e-5)
+    assert_close(result.dx, other.dx, 1e-5)
     assert_close(
         other.adjoints["affine1"], other.adjoints["copy1"][0] + other.adjoints["copy1"][1], 1e-6
     )
@@ -157,19 +157,19 @@ def test_value_and_grads_returns_every_value_and_adjoint():
     net = bp.chain([bp.affine(2, WIDTH), bp.tanh(), bp.affine(WIDTH, 2)])
     with jax.enable_x64(True):
         params, x, y = sample_params(net), normal(4, 2), normal(4, 2, seed=2)
-        found = bp.value_and_grads(net, LOSS, params, x, y)
-        assert_close(found.value, losses.half_squared_error(found.values["affine2"], y).sum())
-        assert_close(found.adjoints["affine2"], found.values["affine2"] - y)
-        assert_close(found.adjoints["tanh1"], found.adjoints["affine2"] @ params[2]["weight"])
+        result = bp.value_and_grads(net, LOSS, params, x, y)
+        assert_close(result.value, losses.half_squared_error(result.values["affine2"], y).sum())
+        assert_close(result.adjoints["affine2"], result.values["affine2"] - y)
+        assert_close(result.adjoints["tanh1"], result.adjoints["affine2"] @ params[2]["weight"])
         assert_close(
-            found.adjoints["affine1"], found.adjoints["tanh1"] * (1 - found.values["tanh1"] ** 2)
+            result.adjoints["affine1"], result.adjoints["tanh1"] * (1 - result.values["tanh1"] ** 2)
         )
-        assert_close(found.adjoints["x"], found.dx)
+        assert_close(result.adjoints["x"], result.dx)
         numerical = gradients.numerical(
             lambda params: losses.half_squared_error(net.forward(params, x)[0], y).sum()
         )(params)
-        assert_close(found.dparams, numerical, 1e-8)
-    assert list(found.values) == list(found.adjoints) == ["x", "affine1", "tanh1", "affine2"]
+        assert_close(result.dparams, numerical, 1e-8)
+    assert list(result.values) == list(result.adjoints) == ["x", "affine1", "tanh1", "affine2"]
 
 
 @pytest.mark.slow
@@ -183,12 +183,12 @@ def test_inputs_without_a_derivative_have_gradient_none():
     net = bp.dag(nodes, output="y", inputs=("ids", "key"))
     x = (jnp.array([[1, 1], [0, 4]]), jax.random.key(3))
     params, y = net.init(jax.random.key(0)), jnp.ones((2, 2, WIDTH))
-    found = bp.value_and_grads(net, LOSS, params, x, y)
-    assert found.dx == (None, None)
+    result = bp.value_and_grads(net, LOSS, params, x, y)
+    assert result.dx == (None, None)
     cost = lambda params: losses.half_squared_error(bp.differentiable(net)(params, x), y).sum()
-    assert_close(found.dparams, jax.grad(cost)(params), 1e-6)
+    assert_close(result.dparams, jax.grad(cost)(params), 1e-6)
     plain = lambda params: losses.half_squared_error(net.forward(params, x)[0], y).sum()
-    assert_close(found.dparams, jax.grad(plain)(params), 1e-5)
+    assert_close(result.dparams, jax.grad(plain)(params), 1e-5)
 
 
 def test_a_node_consumed_as_integers_has_zero_gradient():
@@ -198,12 +198,12 @@ def test_a_node_consumed_as_integers_has_zero_gradient():
         lambda params, residuals, dy: ({"scale": dy.sum()}, dy),
     )
     net = bp.chain([rounded, bp.embedding(3, 2)])
-    found = bp.value_and_grads(
+    result = bp.value_and_grads(
         net, LOSS, net.init(jax.random.key(0)), jnp.array([0.0, 2.0]), jnp.ones((2, 2))
     )
-    assert found.dparams[0] == {"scale": 0}
-    assert found.dx is None
-    assert found.dparams[1]["weight"].any()
+    assert result.dparams[0] == {"scale": 0}
+    assert result.dx is None
+    assert result.dparams[1]["weight"].any()
 
 
 @pytest.mark.slow
