@@ -79,8 +79,8 @@ def dream(
 
     >>> from diffprog.visualization import logit
     >>> grey, key = jnp.full((4, 4, 1), 0.5), jax.random.key(0)
-    >>> found = dream(lambda x: x, logit(0), grey, key=key, tile=(2, 2), octaves=1, steps=1)
-    >>> round(float(found.image.mean()), 3)
+    >>> result = dream(lambda x: x, logit(0), grey, key=key, tile=(2, 2), octaves=1, steps=1)
+    >>> round(float(result.image.mean()), 3)
     0.51
     """
     f = program(f)

@@ -9,21 +9,8 @@ per image. A list of units makes a batch with one image per unit. Objectives of 
 image by image, `a + b`, `a - b`, `a * b`, also with a number or one number per image. An objective
 of one image composes with a batch of any size.
 
-An objective of your own is a function values -> (batch,). Pass a function of f's output directly,
-or use `custom` for one of other nodes:
-
->>> from diffprog import tap
->>> from diffprog.visualization import pixels, visualize
->>> def f(x):
-...     h = tap(jnp.stack([x, 1 - x], axis=-1), "h")
-...     return h.sum((1, 2, 3))
->>> contrast = custom(lambda h: h[..., 0].std((1, 2, 3)), "h", name="contrast")
->>> found = visualize(f, contrast, pixels((1, 2, 1)), key=jax.random.key(0), steps=100)
->>> print(f"{found.names[0]} {found.scores[0]:.2f}")
-contrast 0.50
-
-A function that returns an `Objective` (like those below) can also take unit indices or other data
-for each image, which are then arguments of the compiled program and not constants in it.
+Objectives of your own: a function of f's output can be passed directly, `custom` makes one of a
+function of other nodes, and an `Objective` can have its own units and data for each image.
 """
 
 import dataclasses
@@ -54,6 +41,16 @@ class Objective:
         score: `score(values, data) -> (batch,)`, where values[k] of shape (batch, ...) answers
             requests[k].
         names: description of the objective of each image.
+
+    A new kind of objective is a function that returns one. What `score` closes over is compiled
+    in; `requests` and `data` are arguments of the compiled program.
+
+    >>> def peak(node, units):
+    ...     score = lambda values, data: values[0].max((1, 2))
+    ...     names = tuple(f"peak of {node}[{unit}]" for unit in units)
+    ...     return Objective((Request(node, jnp.asarray(units)),), (), score, names)
+    >>> (peak("conv2", [3, 5]) - 0.1 * logit(7)).names
+    ('peak of conv2[3] - logit[7] * 0.1', 'peak of conv2[5] - logit[7] * 0.1')
     """
 
     requests: tuple[Request, ...]
@@ -110,8 +107,7 @@ class Objective:
 def _combine(
     a: Objective, sign: str, operation: Callable[[Any, Any], Any], other: Any
 ) -> Objective:
-    # The closures below hold scores and not objectives: whatever a score closes over is compiled
-    # in, and units and weights must not be.
+    # Close over scores, not objectives: units and weights must not be compiled in.
     score_a = a.score
     if not isinstance(other, Objective):
         a, numbers = _with_numbers(a, other)
@@ -379,9 +375,12 @@ def custom(score: Callable[..., Scores], *nodes: str, name: str = "custom") -> O
         nodes: taps or operations; none for the output of the program.
         name: description of the objective.
 
-    >>> margin = custom(lambda logits: logits[:, 3] - logits.std(1), name="margin")
-    >>> margin.score([jnp.eye(4)], ())
-    Array([-0.4330127, -0.4330127, -0.4330127,  0.5669873], dtype=float32)
+    >>> from diffprog.visualization import pixels, visualize
+    >>> f = lambda x: x.reshape(len(x), -1)
+    >>> spread = custom(lambda outputs: outputs.std(1), name="spread")
+    >>> result = visualize(f, spread, pixels((1, 2, 1)), key=jax.random.key(0), steps=100)
+    >>> print(result)
+    spread: 0.5
     >>> sparse = custom(lambda h: -jnp.abs(h).mean((1, 2, 3)), "conv2")
     >>> (channel("conv2", [3, 5]) + 0.1 * sparse).names
     ('conv2[3] + custom * 0.1', 'conv2[5] + custom * 0.1')

@@ -101,8 +101,8 @@ def optimize(
     """
     active, frozen, state = jnp.ones(len(keys), bool), variables, variables
     endings, histories = ["steps"] * len(keys), [np.zeros((0, len(keys)))]
-    never_improved = np.full(len(keys), np.inf)
-    previous = never_improved
+    infinite = np.full(len(keys), np.inf)
+    previous = infinite
 
     def freeze(finished: Bool[np.ndarray, "batch"], ending: str) -> None:
         nonlocal active, frozen
@@ -130,7 +130,7 @@ def optimize(
             failed = np.asarray(active) & ~np.isfinite(image_costs[-1])
             freeze(failed if failed.any() else np.asarray(active), "nonfinite")
         window = np.concatenate(costs)
-        mean = window.mean(0) if len(window) and not use_straight_through else never_improved
+        mean = window.mean(0) if len(window) and not use_straight_through else infinite
         freeze(np.asarray(active) & np.isfinite(mean) & (mean >= previous), "plateau")
         previous = mean
 

@@ -143,9 +143,7 @@ def _read(
     return output, [value(name, indices) for name, indices in zip(names, units, strict=True)]
 
 
-def _evaluate_and_keep(
-    equation: JaxprEqn, inputs: Sequence[Any], given: None
-) -> tuple[list[Any], Any]:
+def _evaluate_and_keep(equation: JaxprEqn, inputs: Sequence[Any], _: None) -> tuple[list[Any], Any]:
     outputs = evaluate_equation(equation, inputs)
     return outputs, outputs[0]
 

@@ -116,8 +116,8 @@ def visualize(
 
     >>> from diffprog.visualization import logit, pixels
     >>> f = lambda x: x.reshape(len(x), -1)
-    >>> found = visualize(f, logit([2, 0]), pixels((1, 3, 1)), steps=100, key=jax.random.key(0))
-    >>> print(found.images[:, 0, :, 0].argmax(1), found.names)
+    >>> result = visualize(f, logit([2, 0]), pixels((1, 3, 1)), steps=99, key=jax.random.key(0))
+    >>> print(result.images[:, 0, :, 0].argmax(1), result.names)
     [2 0] ('logit[2]', 'logit[0]')
     """
     _validation.key("key", key)

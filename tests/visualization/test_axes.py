@@ -52,7 +52,7 @@ def test_finds_the_images_when_both_operands_have_them():
     np.testing.assert_allclose(got, gram(X[:2]).T, rtol=1e-5, atol=1e-6)
 
 
-def test_program_of_a_fixed_batch_size():
+def test_accepts_programs_of_one_batch_size():
     def three_images(units):
         return lambda x: x.reshape(3, 12) @ jnp.tile(WEIGHTS, (6, units // 3))
 

@@ -22,7 +22,7 @@ def test_every_part_is_evaluated_on_every_image():
     np.testing.assert_allclose(got, means[[1, 0, 1]] - means[0], rtol=1e-4, atol=1e-6)
 
 
-def test_objectives_without_units_or_with_data():
+def test_accepts_objectives_without_units_or_with_data():
     assert vis.scores(f, vis.deep_dream("h"), X).shape == (1, 300)
     vectors = jnp.array([[1.0, 0.0], [0.0, -1.0]])
     means = 3 * np.asarray(X).mean((1, 2)).T

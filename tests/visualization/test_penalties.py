@@ -88,7 +88,7 @@ def test_the_gradient_of_l1_is_zero_at_zero():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 1), (4, 1, 3)], ids=str)
-def test_images_of_one_row_or_column(shape):
+def test_smoothing_penalties_are_finite_on_one_row_or_column(shape):
     x = jnp.arange(float(np.prod(shape))).reshape(shape)
     assert np.isfinite([total_variation(x), blur(x)]).all()
 

@@ -96,7 +96,7 @@ select = jax.vmap(lambda h, unit: h[..., unit])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_value_and_gradient_of_a_tap(name):
+def test_taps_have_the_value_and_gradient_of_nodes_read(name):
     f = lambda x: tap(PROGRAMS[name](x), "h")
     units = UNITS % jax.eval_shape(f, jnp.asarray(IMAGES)).shape[-1]
     assert_same(
@@ -144,7 +144,7 @@ def network():
 PHOTOS = np.cos(np.arange(4 * 8 * 8 * 3.0)).reshape(4, 8, 8, 3)
 
 
-def test_several_requests_of_several_nodes():
+def test_reads_several_units_and_whole_nodes():
     f, units, others = network(), jnp.asarray([0, 5, 2, 7]), jnp.asarray([7, 7, 0, 1])
     whole, values = nodes.read(f, ["conv2", "conv:1", "hidden3"])(PHOTOS)
     expected = [

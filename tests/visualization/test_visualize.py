@@ -151,7 +151,7 @@ def test_other_units_weights_and_keys_do_not_recompile(caplog):
     assert not [record for record in caplog.records if "Compiling" in record.message]
 
 
-def test_history_and_scores():
+def test_scores_are_the_objective_of_the_final_images():
     result = vis.visualize(linear, vis.logit([0, 1]), vis.pixels(SHAPE), key=KEY, steps=7)
     assert result.history.shape == (7, 2)
     np.testing.assert_allclose(
@@ -278,7 +278,7 @@ def test_accepts_a_function_of_the_output():
 
 
 @pytest.mark.slow
-def test_flax_model_without_taps():
+def test_visualizes_a_flax_model_without_taps():
     import flax.linen
 
     class Net(flax.linen.Module):
