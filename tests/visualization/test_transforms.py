@@ -254,5 +254,5 @@ def test_rejects_bad_images_and_keys(transform, key):
         transform(jnp.zeros((8, 8, 1), int), key)
     with pytest.raises(ValueError, match="image must have rank 3"):
         transform(jnp.zeros((2, 8, 8, 1)), key)
-    with pytest.raises(TypeError, match="key must be a random key"):
+    with pytest.raises(TypeError, match="key must be a PRNG key"):
         transform(image(), 0)
