@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+# There is no public constructor of jaxprs: others are made from this one by `replace`.
 _EMPTY = jax.make_jaxpr(lambda: ())().jaxpr
 
 Path: TypeAlias = tuple[int, ...]
@@ -325,6 +326,7 @@ def _cond(
     equation: JaxprEqn, bodies: list[Any], side_inputs: ByPath, inputs: list[Any]
 ) -> tuple[Sequence[Any], ByPath]:
     index, *operands = inputs
+    # All branches must return one structure: each gets zeros for the side outputs of the others.
     zeros: ByPath = {}
     for body in bodies:
         zeros |= jax.tree.map(jnp.zeros_like, jax.eval_shape(body, side_inputs, *operands)[1])
@@ -340,6 +342,7 @@ def _cond(
 def _custom_rule(
     equation: JaxprEqn, bodies: list[Any], side_inputs: ByPath, inputs: list[Any]
 ) -> tuple[Sequence[Any], ByPath]:
+    # XLA removes whatever the second evaluation computes beyond the side outputs.
     return evaluate_equation(equation, inputs), bodies[0](side_inputs, *inputs)[1]
 
 

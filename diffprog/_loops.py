@@ -140,6 +140,7 @@ def _step_at(step: Program, state: Any, xs: Any, k: Any) -> tuple[Any, Any]:
 
 
 def _input_at(xs: Any, k: Any) -> Any:
+    # One dtype for Python integers and loop counters, so that the step is traced once.
     k = jnp.asarray(k, jnp.int32)
     return k if xs is None else jax.tree.map(lambda leaf: leaf[k], xs)
 

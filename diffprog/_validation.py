@@ -84,7 +84,7 @@ def finite(name: str, tree: Any) -> None:
     """Check that no float leaf of a pytree has a NaN or an infinity."""
     for path, leaf in tree_leaves_with_path(tree):
         x = array(name + keystr(path), leaf)
-        if not jnp.issubdtype(x.dtype, jnp.inexact):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):  # NumPy does not know bfloat16 and keys
             continue
         numbers = values(x)
         if numbers is None or np.isfinite(numbers).all():
@@ -243,6 +243,7 @@ def entries(name: str, value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Non
 def key(name: str, value: Any) -> None:
     """Check that `value` is one PRNG key, typed or raw."""
     dtype = getattr(value, "dtype", None)
+    # A raw key, from jax.random.PRNGKey, is a uint32 array of two numbers.
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed and not (dtype == jnp.uint32 and value.shape[-1:] == (2,)):
         got = type(value).__name__ if dtype is None else _dtype_and_shape(value)

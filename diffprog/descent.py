@@ -33,6 +33,7 @@ from diffprog.program import Program, program
 Ending = Literal["steps", "until", "nonfinite"]
 
 _CHUNK_SECONDS = 0.5
+# Auxiliary outputs are kept for all steps of a chunk, so chunks that have them are short.
 _FIRST_CHUNK, _LARGEST_CHUNK, _LARGEST_CHUNK_WITH_AUX = 32, 1024, 32
 
 
@@ -291,6 +292,7 @@ def run_in_chunks(
             state, info = run_chunk(chunk)
             state, costs = distributed.shard_like(chunk.state, state), np.asarray(info.cost)
             ending, at = _find_ending(np.append(previous_cost, costs), until)
+            # After the last step there is no cost that would show a variable that is not finite.
             if ending is None and inputs.ends_at(chunk.stop) and not _is_finite(state.variable):
                 ending, at = "nonfinite", count
             if ending is not None:
@@ -336,7 +338,7 @@ def init_state(descent: Descent, start: Any, *, name: str = "start") -> State:
     variable = start.variable if isinstance(start, State) else start
     _validation.floating_leaves(name, variable)
     _validation.concrete(name, variable, "inside jit, grad or vmap loop over descent.step")
-    if not _is_finite(variable):
+    if not _is_finite(variable):  # a fast check; the slow one below names the leaf
         _validation.finite(name, variable)
     if not all(np.size(leaf) for leaf in jax.tree.leaves(variable)):
         raise ValueError(f"{name} must hold numbers, got an array of size 0")

@@ -132,6 +132,7 @@ def _with_fast_rule(
     function = _fast_function(equation)
     assert function is not None
     (wrapper,) = jax.make_jaxpr(function)(*(atom.aval for atom in equation.invars)).eqns
+    # The rest of the equation, with its name scope and source line, stays.
     wrapped = equation.replace(primitive=wrapper.primitive, params=wrapper.params)
     return evaluate_equation(wrapped, inputs), None
 
@@ -172,6 +173,7 @@ def _fast_convolution(equation: JaxprEqn) -> Callable[..., Array] | None:
     groups = params["feature_group_count"], params["batch_group_count"]
     if groups != (1, 1) or params["out_sharding"] is not None:
         return None
+    # lhs_spec is (batch, channels, *spatial), rhs_spec (out channels, in channels, *spatial).
     lhs_spec, rhs_spec, (first, last, *out) = convolution_dimensions(equation)
     (batch, channels, *sides), (outputs, inputs, *window) = lhs_spec, rhs_spec
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "precision")
@@ -274,6 +276,7 @@ def _window_argmax(
     """Return the number of the first position in each window that holds its maximum y."""
     padded = lax.pad(x, np.array(-np.inf, x.dtype), [(*pads, 0) for pads in windows.padding])
     argmax = jnp.full(y.shape, len(windows.positions), jnp.uint8)
+    # In reverse order, so that the first of equal maxima overwrites the others.
     for k, position in reversed(list(enumerate(windows.positions))):
         limits = [
             start + (count - 1) * stride + 1
@@ -289,6 +292,7 @@ def _scatter_disjoint(
 ) -> Array:
     """Compute dJ/dx of max-pooling if the windows do not overlap."""
     lengths, zero = windows.lengths, np.array(0, dy.dtype)
+    # x as (windows_1, positions_1, windows_2, positions_2, ...)
     tiled = [side for pair in zip(dy.shape, lengths, strict=True) for side in pair]
     own_position = jnp.arange(len(windows.positions), dtype=argmax.dtype).reshape(
         [side for length in lengths for side in (1, length)]
@@ -323,6 +327,7 @@ def _scatter(
     windows: _Windows, position: tuple[int, ...], dy: Array, shape: tuple[int, ...]
 ) -> Array:
     """Place dy at one position of every window in an array of zeros."""
+    # Negative padding crops what lies in the padding of the pooling.
     axes = zip(position, windows.padding, shape, dy.shape, windows.strides, strict=True)
     padding = [
         (start - low, side + low - start - (count - 1) * stride - 1, stride - 1)

@@ -103,6 +103,7 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
 
 @functools.partial(jax.jit, static_argnames="names")
 def _adjoints(f: Program, names: tuple[str, ...] | None, args: tuple[Any, ...]) -> dict[str, Array]:
+    # dJ/dh is the gradient with respect to a δ that is added to h, at δ = 0.
     names = tuple(nodes.differentiable(f, *args)) if names is None else names
     _, values = jax.eval_shape(nodes.read(f, names), *args)
     zeros = {name: jnp.zeros(value.shape, value.dtype) for name, value in values.items()}
@@ -187,7 +188,7 @@ def jacobian(f: Function) -> Function:
                 f"scalar, got y of rank {y.ndim} by x of rank {x.ndim}"
             )
         dy_dx = _jacobian(program(f), x)
-        if x.ndim == 2:
+        if x.ndim == 2:  # JAX gives dy/dX_ij at (i, j), the numerator layout at (j, i)
             return dy_dx.T
         return dy_dx.reshape(y.shape if y.ndim == 2 else (y.size, x.size))
 

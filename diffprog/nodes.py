@@ -260,7 +260,7 @@ def _run(
     for name, site in changed.items():
         _validate_value(f"{argument}[{name!r}]", values[name], site)
     side_inputs = {site.path: values[name] for name, site in changed.items()}
-    if len(side_inputs) < len(changed):
+    if len(side_inputs) < len(changed):  # two names of one node, such as "Conv_0" and "conv:0"
         raise ValueError(
             f"{argument} must have one array for each node, got two for one node among "
             f"{', '.join(map(repr, changed))}"

@@ -161,6 +161,7 @@ def _bisect(
         fit = fits(middle)
         return jnp.where(fit, middle, low), jnp.where(fit, high, middle)
 
+    # About 8 halvings find the exponent, and one each the bits of the mantissa.
     steps = jnp.finfo(low.dtype).nmant + 8
     return jax.lax.stop_gradient(jax.lax.fori_loop(0, steps, halve, (low, high))[0])
 
@@ -181,6 +182,7 @@ def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
     )
     # If nothing is clipped, low is the solution.
     s = jax.lax.cond(jnp.any(low * fixed_size > fixed_room), bisect, lambda: low)
+    # Closed form: the free coordinates fill the length that the clipped ones leave.
     free = s * size < room
     squares = jnp.square(jnp.minimum(s * size, room) / epsilon)
     remaining, moving = 1 - _sum(jnp.where(free, 0, squares)), _sum(jnp.where(free, squares, 0))
@@ -224,6 +226,7 @@ def _within_ball(length: Callable[[_Flat], _PerExample], project: _Project) -> _
 def _room(r: _Flat, x: _Flat, low: Float[Array, ""], high: Float[Array, ""]) -> _Flat:
     """Return how far x can move towards the side of r so that the rounded sum is in the box."""
     gap = jnp.where(r < 0, low, high) - x
+    # Rounding of the difference can put x + gap one float outside of the box.
     outside = (x + gap < low) | (x + gap > high)
     return jnp.abs(jnp.where(outside, jnp.nextafter(gap, jnp.zeros_like(gap)), gap))
 
