@@ -6,9 +6,8 @@
 Squares hold extreme values, since the strongest perturbations lie on the surface of the ball:
 
     linf    every channel of the square is +ε or -ε
-    l2, l1  a second square is set to zero, and the norm that is left of ε goes into the first,
-    along
-            r / ||r|| + h / ||h|| on it, with h = +1 in one half of the square and -1 in the other
+    l2, l1  a second square is set to zero, and the norm that is left of ε goes into the first, in
+            the direction r / ||r|| + h / ||h||, with h = +1 in one half of it and -1 in the other
 
 The share p_k of the image that a square covers is halved nine times: coarse changes come first,
 single pixels last. In l2 the smallest side is two, since one pixel alone cannot hold an even share
