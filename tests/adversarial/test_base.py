@@ -287,7 +287,7 @@ def test_a_program_must_return_logits(key, f):
 def test_the_program_must_be_callable_and_the_key_a_key(key):
     with pytest.raises(TypeError, match="callable"):
         make()(3, X, Y, key=key)
-    with pytest.raises(TypeError, match="key must be a random key"):
+    with pytest.raises(TypeError, match="key must be a PRNG key"):
         make()(F, X, Y, key=0)
 
 
