@@ -181,8 +181,8 @@ def _run_equation(
         return _run_call(equation, operands, recorder, scope)
     if primitive == "cond":
         branches = sub_jaxprs(equation)
-        taken = int(np.clip(int(operands[0].value), 0, len(branches) - 1))
-        return _enter(branches[taken], operands[1:], recorder, scope)
+        index = int(np.clip(int(operands[0].value), 0, len(branches) - 1))
+        return _enter(branches[index], operands[1:], recorder, scope)
     if primitive == "scan" and equation.params["length"] <= recorder.max_scan:
         return _unroll_scan(equation, operands, recorder, scope)
     # A loop over integers only has no derivative to show.

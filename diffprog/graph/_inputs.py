@@ -70,19 +70,19 @@ def _require_array(name: str, leaf: Any) -> None:
 def constant_names(f: Callable[..., Any], constants: list[Any]) -> list[str]:
     """Return the names of arrays that f holds in its closure, its globals or its own leaves.
 
-    An array that is found in none of them is called "constant".
+    Arrays that none of them holds are called "constant".
     """
     function = inspect.unwrap(f)
-    held: list[tuple[str, Any]] = []
+    variables: list[tuple[str, Any]] = []
     if inspect.isfunction(function):
         with contextlib.suppress(ValueError):  # a variable of the closure is not assigned yet
-            variables = inspect.getclosurevars(function)
-            held = [*variables.nonlocals.items(), *variables.globals.items()]
+            closure = inspect.getclosurevars(function)
+            variables = [*closure.nonlocals.items(), *closure.globals.items()]
     else:
-        held = [("", f)]
+        variables = [("", f)]
     arrays = [
         (name, leaf)
-        for name, leaf in _flatten_with_paths(held)
+        for name, leaf in _flatten_with_paths(variables)
         if isinstance(leaf, jax.Array | np.ndarray)
     ]
 

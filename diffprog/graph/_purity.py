@@ -37,7 +37,7 @@ def trace_pure(f: Callable[..., Any], args: tuple[Any, ...]) -> ClosedJaxpr:
     arrays = [leaf for leaf in leaves if not is_code(leaf)]
 
     def make_jaxpr() -> tuple[ClosedJaxpr, Any]:
-        # A new function each time: JAX caches the jaxpr of a function that it has seen.
+        # A new function each time: JAX caches the jaxpr of a function object.
         def run(*arrays: Any) -> Any:
             values = iter(arrays)
             filled = [leaf if is_code(leaf) else next(values) for leaf in leaves]

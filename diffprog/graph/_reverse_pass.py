@@ -86,12 +86,11 @@ def _differentiate(
         pull = jax.tree_util.Partial(functools.partial(_pull_output, rank), pull_all, zeros)
         adjoint = None if operation.op == "stop_gradient" else adjoints[k]
         flows = [None] * len(slots) if adjoint is None else pull(adjoint)
-        locals_ = _local_derivatives(operation, slots, outputs[k], pull)
+        jacobians = _local_derivatives(operation, slots, outputs[k], pull)
         for place, slot in enumerate(slots):
             pull_input = functools.partial(_pull_input, pull, outputs[k].dtype, place)
-            derivatives.append(
-                LocalDerivative(slot, k, locals_[place], flows[place], preserve_x64(pull_input))
-            )
+            values = slot, k, jacobians[place], flows[place]
+            derivatives.append(LocalDerivative(*values, preserve_x64(pull_input)))
     return derivatives
 
 

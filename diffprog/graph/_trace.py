@@ -130,12 +130,12 @@ def _live_operations(
     output: int, operations: list[RecordedOperation]
 ) -> tuple[list[RecordedOperation], set[int]]:
     """Return the operations that lead to the output and the indices they read, in order."""
-    live, kept = {output}, []
+    live, used = {output}, []
     for operation in reversed(operations):
         if not live.isdisjoint(operation.outputs):
             live.update(source for source in operation.sources if source is not None)
-            kept.append(operation)
-    return kept[::-1], live
+            used.append(operation)
+    return used[::-1], live
 
 
 def _node_names(
@@ -147,8 +147,8 @@ def _node_names(
 ) -> dict[int, str]:
     """Return a unique name for each node.
 
-    An argument keeps its path. A tap keeps its name or, if used several times or taken by an
-    argument, is numbered as in `diffprog.nodes`, "h#0". Other nodes have the name of their
+    An argument keeps its path. A tap keeps its name or, if it is used several times or equals that
+    of an argument, is numbered as in `diffprog.nodes`, "h#0". Other nodes have the name of their
     operation, numbered if it is not unique, "mul:0".
     """
     fixed = dict(arguments)

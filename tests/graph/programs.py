@@ -115,4 +115,4 @@ PROGRAMS = {
         (empty_arrays, X, np.zeros((2, 0))),
         (convolution, _RNG.normal(size=(3, 3, 1, 4)), _RNG.normal(size=(2, 8, 8, 1))),
     ]
-} | {"branched, the other way": (conditional, [-X])}
+} | {"conditional, other branch": (conditional, [-X])}

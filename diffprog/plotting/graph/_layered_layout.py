@@ -28,13 +28,13 @@ class Layout(NamedTuple):
     Attributes:
         places: for each node, where its box starts along the edges and its middle across them.
         trunks: for each source, where its longest edge enters and leaves each layer it crosses.
-        passed: for each edge, the number of points of its source's trunk that it passes.
+        trunk_counts: for each edge, how many points of its source's trunk it passes.
         extent: size of the whole layout, (along, across).
     """
 
     places: dict[Key, Coordinates]
     trunks: dict[Key, list[Coordinates]]
-    passed: list[int]
+    trunk_counts: list[int]
     extent: Coordinates
 
 
@@ -72,9 +72,9 @@ def layered_layout(
         source: [(end, across[b]) for b in trunk for end in (starts[b[1]], ends[b[1]])]
         for source, trunk in bends.items()
     }
-    passed = [2 * (layer[target] - layer[source] - 1) for source, target in edges]
+    trunk_counts = [2 * (layer[target] - layer[source] - 1) for source, target in edges]
     extent = (max(ends), max(across[key] + breadth[key] / 2 for key in across))
-    return Layout(places, trunks, passed, extent)
+    return Layout(places, trunks, trunk_counts, extent)
 
 
 def length(

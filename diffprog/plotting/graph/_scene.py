@@ -94,14 +94,15 @@ class _SceneBuilder:
         for box in self.boxes:
             occupied.add(box.bounding_box)
         # Edges of one source and kind share a trunk, drawn once as far as any of them follows it.
-        drawn: dict[tuple[str, str], int] = defaultdict(int)
+        trunk_ends: dict[tuple[str, str], int] = defaultdict(int)
         for k, ((a, b, _), (label, color, kind)) in enumerate(zip(links, labels, strict=True)):
             along, across = layout.places[a]
             leave = along + boxes[a].size[1 if downward else 0] + boxes[a].wire
-            passed, done = layout.passed[k], min(drawn[a, kind], layout.passed[k])
-            drawn[a, kind] = max(drawn[a, kind], passed)
-            bends = layout.trunks[a][max(done - 1, 0) : passed]
-            start = [] if done else [(leave, across)]
+            end = layout.trunk_counts[k]
+            begin = min(trunk_ends[a, kind], end)
+            trunk_ends[a, kind] = max(trunk_ends[a, kind], end)
+            bends = layout.trunks[a][max(begin - 1, 0) : end]
+            start = [] if begin else [(leave, across)]
             stops = [*start, *bends, (layout.places[b][0], entries[k])]
             segments = [self._bezier(*ends) for ends in itertools.pairwise(stops)]
             points = (stops[0], *(point for segment in segments for point in segment[1:]))
@@ -141,8 +142,8 @@ def _entry_points(arrangement: Arrangement, links: Sequence[Link]) -> list[float
     boxes, _, layout, downward = arrangement
     arriving = defaultdict(list)
     for k, (a, b, _) in enumerate(links):
-        passed = layout.passed[k]
-        origin = layout.trunks[a][passed - 1] if passed else layout.places[a]
+        count = layout.trunk_counts[k]
+        origin = layout.trunks[a][count - 1] if count else layout.places[a]
         arriving[b].append((origin[1], k))
     entries = [0.0] * len(links)
     for b, ends in arriving.items():

@@ -18,23 +18,23 @@ from diffprog.plotting.graph._scene import build_scene
 EDGES = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, max_size=40)
 
 
-def sized(edges):
+def sizes_of(edges):
     nodes = sorted({node for edge in edges for node in edge})
     return {node: (1.0 + node % 3, 1.0 + node % 2) for node in nodes}
 
 
 @given(EDGES)
 @settings(max_examples=40, deadline=None)
-def test_edges_go_forward_and_blocks_are_apart(edges):
+def test_edges_go_forward_and_boxes_do_not_overlap(edges):
     edges = [(min(edge), max(edge)) for edge in edges if edge[0] != edge[1]]
-    sizes = sized(edges)
+    sizes = sizes_of(edges)
     if not edges:
         return
     layout = layered_layout(sizes, edges, [2.0] * len(edges), between=0.5)
     for k, (source, target) in enumerate(edges):
         stops = [
             layout.places[source][0] + sizes[source][0],
-            *(along for along, _ in layout.trunks[source][: layout.passed[k]]),
+            *(along for along, _ in layout.trunks[source][: layout.trunk_counts[k]]),
             layout.places[target][0],
         ]
         assert all(a <= b + 1e-9 for a, b in itertools.pairwise(stops))
@@ -69,7 +69,7 @@ def test_a_chain_is_straight():
     assert layout.places == {"a": (0.0, 1.0), "b": (2.0, 1.0), "c": (4.0, 1.0)}
 
 
-def deep(scoped, tapped):
+def deep_network(scoped, tapped):
     def f(weights, x):
         for k, weight in enumerate(weights):
             with jax.named_scope(f"layer{k}" if scoped else ""):
@@ -84,24 +84,24 @@ def deep(scoped, tapped):
 @pytest.mark.parametrize(
     ("scoped", "tapped", "name"), [(True, False, "layer3"), (False, True, "h3"), (False, False, "")]
 )
-def test_large_graphs_come_in_blocks(scoped, tapped, name):
-    graph = deep(scoped, tapped)
-    found = collapse(graph, 60)
-    assert len(graph.nodes) > 60 >= len(found)
-    assert name in [block.name for block in found]
-    assert sorted(node.name for block in found for node in block.nodes) == sorted(
+def test_large_graphs_are_collapsed_by_scope_tap_or_number(scoped, tapped, name):
+    graph = deep_network(scoped, tapped)
+    groups = collapse(graph, 60)
+    assert len(graph.nodes) > 60 >= len(groups)
+    assert name in [group.name for group in groups]
+    assert sorted(node.name for group in groups for node in group.nodes) == sorted(
         node.name for node in graph.nodes
     )
-    order = {node.name: index for index, block in enumerate(found) for node in block.nodes}
+    order = {node.name: index for index, group in enumerate(groups) for node in group.nodes}
     assert all(order[edge.source] <= order[edge.target] for edge in graph.edges)
 
 
-def test_small_graphs_stay_as_they_are():
+def test_small_graphs_are_not_collapsed():
     graph = trace(lambda x: jnp.sin(x) * x, 1.0)
-    assert [block.nodes for block in collapse(graph, 60)] == [(node,) for node in graph.nodes]
+    assert [group.nodes for group in collapse(graph, 60)] == [(node,) for node in graph.nodes]
 
 
-def test_texts_of_a_picture_of_sixty_nodes_do_not_hide_each_other():
+def test_texts_of_sixty_nodes_do_not_overlap():
     def f(weights, x):
         for weight in weights:
             x = x + jnp.tanh(weight * x)
@@ -109,21 +109,21 @@ def test_texts_of_a_picture_of_sixty_nodes_do_not_hide_each_other():
 
     graph = trace(f, [np.float32(0.1 * k) for k in range(14)], 0.5)
     assert 50 <= len(graph.nodes) <= 60
-    drawn = build_scene(graph, 60)
-    corners = [text.bounding_box for text in drawn.texts if text.text]
-    hidden = [
+    scene = build_scene(graph, 60)
+    corners = [text.bounding_box for text in scene.texts if text.text]
+    overlaps = [
         (a, b)
         for a, b in itertools.combinations(corners, 2)
         if min(a[2], b[2]) - max(a[0], b[0]) > 1 and min(a[3], b[3]) - max(a[1], b[1]) > 1
     ]
-    assert hidden == []
+    assert overlaps == []
     assert all(
-        left >= 0 and right <= drawn.width and upper >= 0 and lower <= drawn.height
+        left >= 0 and right <= scene.width and upper >= 0 and lower <= scene.height
         for left, upper, right, lower in corners
     )
 
 
-def read_at_every_depth(depth):
+def argument_used_at_every_depth(depth):
     def f(w, x):
         for _ in range(depth):
             x = jnp.tanh(w * x)
@@ -132,45 +132,48 @@ def read_at_every_depth(depth):
     return trace(f, 0.5, 0.7)
 
 
-def test_pictures_grow_with_the_graph_though_an_argument_is_read_at_every_depth():
-    short, long = (
-        build_scene(graph, len(graph.nodes)) for graph in map(read_at_every_depth, (25, 100))
-    )
-    size = lambda drawn: sum(len(curve.points) for curve in drawn.splines)
+def test_splines_grow_linearly_with_depth():
+    graphs = [argument_used_at_every_depth(depth) for depth in (25, 100)]
+    short, long = (build_scene(graph, len(graph.nodes)) for graph in graphs)
+    size = lambda scene: sum(len(spline.points) for spline in scene.splines)
     assert 3.5 < size(long) / size(short) < 4.5
 
 
-def test_edges_that_share_a_way_still_reach_their_targets():
-    graph = read_at_every_depth(6)
-    drawn = build_scene(graph, 60)
-    boxes = {box.name: box for box in drawn.boxes}
+def test_edges_that_share_a_trunk_reach_their_targets():
+    graph = argument_used_at_every_depth(6)
+    scene = build_scene(graph, 60)
+    boxes = {box.name: box for box in scene.boxes}
     ends = [
-        curve.points[-1] for curve in drawn.splines if curve.kind == "edge" and curve.name == "w"
+        spline.points[-1]
+        for spline in scene.splines
+        if spline.kind == "edge" and spline.name == "w"
     ]
     targets = [boxes[edge.target] for edge in graph.out_edges("w")]
     assert len(ends) == len(targets) == 6
     for (x, y), box in zip(ends, targets, strict=True):
         assert box.x - 1e-6 <= x <= box.x + box.width
         assert box.y - 1e-6 <= y <= box.y + box.height
-    points = {point for curve in drawn.splines if curve.name == "w" for point in curve.points[3::3]}
-    begun = [
-        curve.points[0] for curve in drawn.splines if curve.kind == "edge" and curve.name == "w"
+    points = {
+        point for spline in scene.splines if spline.name == "w" for point in spline.points[3::3]
+    }
+    starts = [
+        spline.points[0] for spline in scene.splines if spline.kind == "edge" and spline.name == "w"
     ]
-    assert all(point in points for point in begun)
+    assert all(point in points for point in starts)
 
 
 @pytest.mark.parametrize("count", [61, 70, 200])
-def test_arguments_alone_are_a_block(count):
-    (block,) = collapse(trace(lambda p: p[0], [1.0] * count), 60)
-    assert (block.name, len(block.nodes)) == ("p", count)
+def test_arguments_without_operations_are_one_group(count):
+    (group,) = collapse(trace(lambda p: p[0], [1.0] * count), 60)
+    assert (group.name, len(group.nodes)) == ("p", count)
     tree, more = [1.0] * 40, [1.0] * 40
-    assert [block.name for block in collapse(trace(lambda a, b: a[0], tree, more), 60)] == [
+    assert [group.name for group in collapse(trace(lambda a, b: a[0], tree, more), 60)] == [
         "a",
         "b",
     ]
 
 
-def test_many_arguments_that_several_blocks_read_are_blocks():
+def test_many_shared_arguments_are_one_group():
     def f(params, x):
         for step in range(2):
             with jax.named_scope(f"step{step}"):
@@ -178,7 +181,7 @@ def test_many_arguments_that_several_blocks_read_are_blocks():
                     x = x * weight
         return x
 
-    assert [block.name for block in collapse(trace(f, [1.0] * 70, 0.5), 60)] == [
+    assert [group.name for group in collapse(trace(f, [1.0] * 70, 0.5), 60)] == [
         "params",
         "step0",
         "step1",
