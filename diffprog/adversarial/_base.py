@@ -459,7 +459,7 @@ def _run_search(
     targeted: bool,
 ) -> Search:
     rows, unflatten = flatten_examples(x)
-    return search(
+    result = search(
         Problem(
             logits=lambda rows: f(unflatten(rows)),
             x=rows,
@@ -473,6 +473,8 @@ def _run_search(
             clean_logits=clean_logits,
         )
     )
+    # Of one dtype for all attacks, so that a cascade can merge them; with x64, some are int64.
+    return Search(result.r, *(jnp.asarray(count, jnp.int32) for count in result[1:]))
 
 
 @functools.partial(jax.jit, static_argnames=("norm",))

@@ -246,7 +246,7 @@ def test_shape_and_dtype_of_x_are_kept(name, dtype):
         for field in ("success", "initially_misclassified"):
             assert getattr(shapes, field) == ((BATCH,), "bool")
         for field in ("step", "restart", "gradients", "queries"):
-            assert getattr(shapes, field)[0] == (BATCH,)
+            assert getattr(shapes, field) == ((BATCH,), "int32")
 
 
 @every_attack
