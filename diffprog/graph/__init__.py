@@ -1,4 +1,4 @@
-"""The computation graph of any scalar JAX function, with values, adjoints and local derivatives."""
+"""Computation graph of any scalar JAX function, with values, adjoints and local derivatives."""
 
 from diffprog.graph._graph import Gate, Graph, Path
 from diffprog.graph._trace import trace

@@ -43,7 +43,7 @@ _MAX_WHILE_STEPS = 10_000
 
 
 class RecordedOperation(NamedTuple):
-    """An operation that was run.
+    """Operation that was run on values, with its inputs and outputs.
 
     Attributes:
         op, label, scope, kind: as of the nodes of its outputs.
@@ -76,7 +76,7 @@ class TracedValue(NamedTuple):
 
 
 class Recorder:
-    """Record of values and operations.
+    """Record of all values and operations of a run.
 
     Attributes:
         values: all recorded values.

@@ -23,7 +23,7 @@ _MAX_PATHS = 10_000
 
 
 class Path(NamedTuple):
-    """A directed path between two nodes.
+    """Directed path between two nodes of a computation graph, with its derivative.
 
     Attributes:
         nodes: names, both ends included.
@@ -38,7 +38,7 @@ class Path(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """A gate of lecture 003: an operation with a simple effect on the adjoint that passes it.
+    """Gate of a computation graph: a sum, maximum or product and its effect on the adjoint.
 
     Attributes:
         node: its name.
@@ -159,7 +159,7 @@ class Graph:
         return [_multiply_edges(edges, start, end) for edges in self._walk(a, end.name, counts)]
 
     def gates(self) -> list[Gate]:
-        """Return the gates of lecture 003, in order of computation.
+        """Return the sums, maxima and products of the graph, called gates in lecture 003.
 
         Sums distribute the adjoint, maxima and minima route it, products switch it.
 

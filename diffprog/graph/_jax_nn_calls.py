@@ -67,7 +67,7 @@ def group_nn_calls(
 
 
 def is_derivative(scope: str) -> bool:
-    """Check whether a scope lies in a derivative that the traced function takes itself."""
+    """Check whether a scope lies in a derivative, such as jax.grad, taken by the program itself."""
     return "jvp(" in scope
 
 

@@ -35,7 +35,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """A value of the computation.
+    """Node of a computation graph: a value and its adjoint.
 
     Attributes:
         name: the path of an argument, "params['weight']"; the name of a tap, numbered as
@@ -64,7 +64,9 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edge:
-    """One operand of one operation: x * x has two edges.
+    """Edge of a computation graph: one operand of one operation, with its local derivative.
+
+    x * x has two edges.
 
     Attributes:
         source, target: names of nodes.
@@ -92,12 +94,12 @@ class Edge:
 
 
 def is_x64_enabled() -> bool:
-    """Check whether 64-bit numbers are enabled."""
+    """Check whether JAX has 64-bit numbers enabled."""
     return jnp.result_type(float) == jnp.float64
 
 
 def preserve_x64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `function` so that later calls use the 64-bit setting of now."""
+    """Wrap `function` so that it always runs with the current 64-bit setting of JAX."""
     enabled = is_x64_enabled()
 
     def wrapped(*args: Any) -> Any:

@@ -32,7 +32,7 @@ Link: TypeAlias = tuple[str, str, Edge | None]
 
 
 class LabeledBox(NamedTuple):
-    """Texts and sizes of a box before it is placed.
+    """Texts and sizes of a box in the drawing of a graph.
 
     Attributes:
         name: of the node, of its last one for a group.
@@ -55,7 +55,7 @@ class LabeledBox(NamedTuple):
 
 
 class Arrangement(NamedTuple):
-    """Boxes and labels with their layout.
+    """Boxes and edge labels of a drawing, with their layout.
 
     Attributes:
         boxes: by the key of their group.

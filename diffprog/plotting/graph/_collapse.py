@@ -17,7 +17,7 @@ from diffprog.graph import Graph, Node
 
 
 class NodeGroup(NamedTuple):
-    """Nodes drawn as one box.
+    """Nodes of a graph that are drawn as one box.
 
     Attributes:
         name: its scope or tap; for a single node the name of the node.

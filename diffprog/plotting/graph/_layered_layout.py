@@ -23,7 +23,7 @@ Key: TypeAlias = Hashable
 
 
 class Layout(NamedTuple):
-    """Positions as (along, across): in the direction of the edges and perpendicular to it.
+    """Positions of nodes and edges: (along, across) the direction of the edges.
 
     Attributes:
         places: for each node, where its box starts along the edges and its middle across them.
@@ -177,7 +177,7 @@ def _positions(
     breadth: dict[Key, float],
     between: float,
 ) -> dict[Key, float]:
-    """Return the middle of each node and bend across the edges; the least edge is at 0."""
+    """Return the middle of each node and bend across the edges; the lowest side is at 0."""
     across: dict[Key, float] = {}
     distances = [
         [0.0, *((breadth[a] + breadth[b]) / 2 + between for a, b in itertools.pairwise(row))]

@@ -23,7 +23,7 @@ BoundingBox: TypeAlias = tuple[float, float, float, float]
 
 
 class Text(NamedTuple):
-    """Lines of text.
+    """Text of a drawing, in one or more lines.
 
     Attributes:
         x, y: the anchor.
@@ -46,14 +46,14 @@ class Text(NamedTuple):
 
     @property
     def bounding_box(self) -> BoundingBox:
-        """The rectangle it covers."""
+        """Rectangle covered by the text."""
         width, height = text_extent(self.text, self.size)
         left, top = self.x - self.right * width, self.y - self.down * height
         return left, top, left + width, top + height
 
 
 class Box(NamedTuple):
-    """Box of a node or of a group of nodes.
+    """Box of a drawing, for a node or a group of nodes.
 
     Attributes:
         name: of the node, of its last one for a group.
@@ -75,7 +75,7 @@ class Box(NamedTuple):
 
     @property
     def bounding_box(self) -> BoundingBox:
-        """The rectangle it covers."""
+        """Rectangle covered by the box."""
         return self.x, self.y, self.x + self.width, self.y + self.height
 
     @property
@@ -87,7 +87,7 @@ class Box(NamedTuple):
 
 
 class Spline(NamedTuple):
-    """Cubic Bézier spline.
+    """Cubic Bézier spline of a drawing.
 
     Attributes:
         points: the start, then two control points and an end for each segment.

@@ -32,7 +32,7 @@ _MAX_WIDTH = 740.0
 
 
 def build_scene(graph: Graph, most: int, *, max_width: float = _MAX_WIDTH) -> Scene:
-    """Return the drawing of a graph.
+    """Return the drawing of a graph as boxes, splines and texts.
 
     Args:
         graph: made by `diffprog.graph.trace`.
@@ -50,7 +50,7 @@ def build_scene(graph: Graph, most: int, *, max_width: float = _MAX_WIDTH) -> Sc
 
 
 class _SceneBuilder:
-    """Collects primitives; turns layout coordinates (along, across) into (x, y)."""
+    """Collects boxes, splines and texts; turns layout coordinates (along, across) into (x, y)."""
 
     def __init__(self, arrangement: Arrangement) -> None:
         self.arrangement, self.downward = arrangement, arrangement.downward
