@@ -129,7 +129,8 @@ def test_an_example_does_not_depend_on_its_position_and_the_other_examples(key, 
     np.testing.assert_allclose(others.adversarial[:3], result.adversarial[:3], rtol=0, atol=exact)
 
 
-@attacks(fast=False)
+# Minimum-norm attacks: `minimum_norm/test_minimum_norm.py`.
+@attacks(lambda row: row.has_epsilon, fast=False)
 def test_an_example_alone_has_the_result_it_has_in_a_batch(key, name, norm):
     """To a part in 10^4: products of other sizes are summed in another order."""
     f, x, y = linear_problem(3)
