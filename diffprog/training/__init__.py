@@ -1,4 +1,4 @@
-"""Training: descent on parameters over minibatches, at every order of what is known of the cost."""
+"""Training: gradient descent on parameters over minibatches, with zeroth to second-order rules."""
 
 from diffprog.training._fit import Fit, fit
 from diffprog.training._second_order import gauss_newton, newton_cg, random_search

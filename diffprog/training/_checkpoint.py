@@ -1,15 +1,15 @@
-"""What survives a kill: the standing of a training, saved by orbax while the steps go on, and found whole or not at all.
+"""Checkpoints of a training run, saved in the background by orbax.
 
-    folder/STEP/arrays       state of the engine (parameters and optimizer), the best one, and the costs
-    folder/STEP/standing     JSON: place, metrics, what the run is of, and a checksum of every array
+    folder/STEP/arrays       parameters and optimizer state, those of the best epoch, and the costs
+    folder/STEP/progress     position in the data, metrics, fingerprint of the run, and checksums
 
-A run goes on from the last checkpoint, and since what a step sees follows from its number and the keys, it ends where it would have ended
-without the kill, to the bit. Orbax writes beside and renames, so a kill while it saves leaves the checkpoint before. After a save twenty
-times what it took, from its begin until all was written, goes by before the next: saving takes no more than a twentieth of the time.
+A run continues from the latest checkpoint. Since the batch and the PRNG key of a step depend on its
+number alone, it ends with the same bits as without the interruption. Orbax renames a checkpoint
+when it is complete, so a kill while saving leaves the one before. Orbax does not verify the arrays
+that it reads, so checksums do.
 """
 
 import json
-import math
 import os
 import time
 import zlib
@@ -23,246 +23,147 @@ from jax.experimental import multihost_utils
 
 from diffprog import distributed
 from diffprog.descent import State
-from diffprog.training._feed import Place
-from diffprog.training._state import Best, Standing
+from diffprog.training._data_source import DataPosition
+from diffprog.training._state import Best, TrainingState
 
-_KEPT, _SHARE = 2, 20
-
-Identity = dict[str, Any]
+# After a save that took t seconds, 20 t pass before the next, so that saving takes little time.
+_PAUSE_FACTOR = 20
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder.
+    """Checkpoints of one run in a folder.
 
     Args:
-        folder: made if there is none.
-        identity: what the run is of, JSON; a checkpoint of another is refused.
+        folder: created if it does not exist.
+        fingerprint: what identifies the run, as JSON values by name.
 
     Raises:
         ImportError: orbax is not installed.
-        ValueError: something that is no folder is in the way.
+        TypeError, ValueError: `folder` is not the path of a folder.
     """
 
-    def __init__(self, folder: str | Path, identity: Identity) -> None:
-        self._ocp, self._identity = _orbax(), identity
+    def __init__(self, folder: str | Path, fingerprint: dict[str, Any]) -> None:
+        try:
+            import orbax.checkpoint as ocp
+        except ImportError as error:
+            message = "checkpoint needs orbax: pip install 'diffprog[checkpoint]'"
+            raise ImportError(message) from error
         if not isinstance(folder, str | os.PathLike) or not str(folder):
             raise TypeError(f"checkpoint must be the path of a folder, got {folder!r}")
         self._folder = Path(folder).expanduser().absolute()
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"checkpoint must be a folder, got the file {str(folder)!r}")
-        options = self._ocp.CheckpointManagerOptions(
-            max_to_keep=_KEPT, cleanup_tmp_directories=True
-        )
-        self._manager = self._ocp.CheckpointManager(self._folder, options=options)
-        self._latest: tuple[int, float] | None = None
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        self._manager, self._args = ocp.CheckpointManager(self._folder, options=options), ocp.args
+        self._fingerprint = fingerprint
+        self._save_start: float | None = None
+        self.close = self._manager.close  # waits until all is written
 
-    def restored(self, start: Standing) -> Standing:
-        """How the run stands after the last checkpoint; as it starts, if there is none.
+    def restore(self, start: TrainingState) -> TrainingState:
+        """Return the state in the latest checkpoint, sharded like `start`; `start` if none exists.
 
         Raises:
-            ValueError: the checkpoint is of another run, with what differs, or cannot be read.
+            ValueError: the checkpoint is damaged, or of another run.
         """
         step = self._manager.latest_step()
         if step is None:
             return start
-        where, args = str(self._folder / str(step)), self._ocp.args
-        said = _whole(where, self._read(where, step, standing=args.JsonRestore())["standing"])
-        self._require_same(where, said)
-        kinds = _arrays(
-            start._replace(best=said["best"] and Best(0, 0.0, start.state)),
-            np.zeros(said["place"][0], said["costs"]),
-        )
-        like = jax.tree.map(_like, kinds)
-        arrays = self._read(where, step, arrays=args.StandardRestore(like))["arrays"]
-        found = {name: int(bits) for name, bits in _checksums(arrays).items()}
-        if wrong := sorted(name for name in found if found[name] != said["checksums"].get(name)):
-            raise ValueError(
-                f"checkpoint {where} is corrupt: {len(wrong)} of {len(found)} arrays are not what was saved, {', '.join(wrong)}"
-            )
-        self._latest = step, time.time()
-        return _standing(start, arrays, said)
-
-    def save(self, standing: Standing) -> None:
-        """Begin to save, unless it is too early; the steps go on meanwhile."""
-        if self._is_due():
-            self.save_last(standing)
-
-    def save_last(self, standing: Standing) -> None:
-        """Begin to save, however early."""
-        if self._latest is None or self._latest[0] != standing.place.steps:
-            self._latest = standing.place.steps, time.time()
-            self._write(standing)
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Wait until all is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-
-    def _is_due(self) -> bool:
-        first = jax.process_index() == 0
-        due = first and not self._manager.is_saving_in_progress() and time.time() >= self._next()
-        return (
-            due
-            if jax.process_count() == 1
-            else bool(multihost_utils.broadcast_one_to_all(np.array(due)))
-        )
-
-    def _next(self) -> float:
-        """When to save again: twenty times later than the last was written, as it took. Its folder knows when that was."""
-        if self._latest is None:
-            return -math.inf
-        step, began = self._latest
-        written = (self._folder / str(step)).stat().st_mtime
-        return written + _SHARE * max(written - began, 0)
-
-    def _write(self, standing: Standing) -> None:
-        arrays = _arrays(standing, standing.history()["cost"])
-        said = {
-            "run": self._identity,
-            "place": list(standing.place),
-            "costs": str(arrays["costs"].dtype),
-            "measured": {
-                name: [value.hex() for value in values]
-                for name, values in standing.measured.items()
-            },
-            "looked": standing.looked,
-            "best": standing.best and [standing.best.epoch, standing.best.loss.hex()],
-            "checksums": {name: int(bits) for name, bits in _checksums(arrays).items()},
-        }
-        args = self._ocp.args
-        self._manager.save(
-            standing.place.steps,
-            args=args.Composite(
-                arrays=args.StandardSave(arrays), standing=args.JsonSave(_sealed(said))
-            ),
-            force=True,
-        )
-
-    def _read(self, where: str, step: int, **args: Any) -> Any:
         try:
-            return self._manager.restore(step, args=self._ocp.args.Composite(**args))
+            return self._restore(step, start)
         except Exception as error:
-            hint = "delete it, to go on from an earlier one, or the folder, to begin anew"
             raise ValueError(
-                f"checkpoint {where} cannot be read; {hint}: {type(error).__name__}: {error!s:.200}"
+                f"checkpoint {self._folder / str(step)} cannot be used; delete it to continue from "
+                f"an earlier one, or the folder to start again: {error!s:.500}"
             ) from error
 
-    def _require_same(self, where: str, said: Any) -> None:
-        differ = [
-            f"{name} {key}: {saved.get(key, 'nothing')} there, {given.get(key, 'nothing')} here"
-            for name in dict.fromkeys([*self._identity, *said["run"]])
-            for saved, given in [(said["run"].get(name, {}), self._identity.get(name, {}))]
-            for key in dict.fromkeys([*given, *saved])
-            if saved.get(key) != given.get(key)
+    def _restore(self, step: int, start: TrainingState) -> TrainingState:
+        args, read = self._args, self._manager.restore
+        saved = read(step, args=args.Composite(progress=args.JsonRestore()))["progress"]
+        if zlib.crc32(saved["text"].encode()) != saved["checksum"]:
+            raise ValueError("it is damaged, the checksum of its progress differs")
+        progress = json.loads(saved["text"])
+        fingerprint = progress["fingerprint"]
+        differences = [
+            f"{name} is {fingerprint.get(name, 'missing')} in the checkpoint, "
+            f"{self._fingerprint.get(name, 'missing')} here"
+            for name in self._fingerprint | fingerprint
+            if fingerprint.get(name) != self._fingerprint.get(name)
         ]
-        if differ:
-            raise ValueError(f"checkpoint {where} is of another run: {'; '.join(differ)}")
+        if differences:
+            raise ValueError(f"it is of another run, {'; '.join(differences)}")
+        position, best = DataPosition(*progress["position"]), progress["best"]
+        costs = np.zeros(position.steps, progress["cost_dtype"])
+        like, structure = jax.tree.flatten((start.state, best and start.state, costs))
+        leaves = read(step, args=args.Composite(arrays=args.StandardRestore(like)))["arrays"]
+        if checksum(leaves) != progress["checksum"]:
+            raise ValueError("it is damaged, the checksum of its arrays differs")
+        state, best_state, costs = jax.tree.unflatten(structure, leaves)
+        metrics = {name: tuple(values) for name, values in progress["metrics"].items()}
+        best = best and Best(*best, best_state)
+        return TrainingState(position, state, (costs,), metrics, progress["evaluated_at"], best)
+
+    def save(self, state: TrainingState, *, force: bool = False) -> None:
+        """Start to save a state in the background, unless it is too soon after the last save."""
+        step = state.position.steps
+        if step == self._manager.latest_step() or not (force or self._is_due()):
+            return
+        self._save_start = time.time()
+        costs, best = state.history()["cost"], state.best
+        arrays = jax.tree.leaves((state.state, best and best.state, costs))
+        progress = {
+            "fingerprint": self._fingerprint,
+            "position": state.position,
+            "cost_dtype": str(costs.dtype),
+            "metrics": state.metrics,
+            "evaluated_at": state.evaluated_at,
+            "best": best and (best.epoch, best.loss),
+            "checksum": checksum(arrays),
+        }
+        text, args = json.dumps(progress), self._args
+        saved = {"text": text, "checksum": zlib.crc32(text.encode())}
+        items = args.Composite(arrays=args.StandardSave(arrays), progress=args.JsonSave(saved))
+        self._manager.save(step, args=items, force=True)
+
+    def _is_due(self) -> bool:
+        due = jax.process_index() == 0 and not self._manager.is_saving_in_progress()
+        if due and self._save_start is not None:
+            end = (self._folder / str(self._manager.latest_step())).stat().st_mtime
+            due = time.time() >= end + _PAUSE_FACTOR * max(end - self._save_start, 0)
+        if jax.process_count() == 1:
+            return due
+        return bool(multihost_utils.broadcast_one_to_all(np.array(due)))  # process 0 decides
 
 
-def identity(state: State, **others: dict[str, Any]) -> Identity:
-    """What a run is of: the arrays of its state by name, and whatever else must be the same."""
-    named = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(state).items()}
-    return {"state": named} | others
-
-
-def _sealed(said: dict[str, Any]) -> dict[str, Any]:
-    return said | {"seal": zlib.crc32(json.dumps(said, sort_keys=True).encode())}
-
-
-def _whole(where: str, said: Any) -> dict[str, Any]:
-    """What was said, if it is what was sealed."""
-    if (
-        isinstance(said, dict)
-        and _sealed({name: value for name, value in said.items() if name != "seal"}) == said
-    ):
-        return said
-    raise ValueError(f"checkpoint {where} is corrupt: its standing is not what was saved")
+def make_fingerprint(state: State, **others: Any) -> dict[str, Any]:
+    """Return what identifies a run: its initial state, and other JSON values by name."""
+    arrays = {
+        f"state {name}": f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named_leaves(state)
+    }
+    return arrays | {"start checksum": checksum(state)} | others
 
 
 def checksum(tree: Any) -> int:
-    """A number that other arrays are most unlikely to have: a weighted sum of their bits, wherever they lie."""
-    total = 0
-    for name, bits in sorted(_checksums(tree).items()):
-        total = (31 * total + int(bits) + len(name)) % 2**32
-    return total
-
-
-def _checksums(tree: Any) -> dict[str, Any]:
-    return distributed.fetch({name: _bits(leaf) for name, leaf in _named(tree).items()})
+    """Return a 32-bit checksum of the names and bits of all arrays, also if they are sharded."""
+    leaves = _named_leaves(tree)
+    sums = distributed.fetch([_bit_sum(leaf) for _, leaf in leaves])
+    named = [(name, int(total)) for (name, _), total in zip(leaves, sums, strict=True)]
+    return zlib.crc32(repr(named).encode())
 
 
 @jax.jit
-def _bits(leaf: Any) -> jax.Array:
+def _bit_sum(leaf: Any) -> jax.Array:
+    """Sum the bits of all entries with odd weights, so that a change of one entry changes it."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
-    kind = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
-    places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
-    return ((bits ^ (bits >> 15)) * (2 * places + 1)).sum(dtype=jnp.uint32)
+    dtype = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(leaf, dtype).astype(jnp.uint32)
+    index = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+    return ((bits ^ (bits >> 15)) * (2 * index + 1)).sum(dtype=jnp.uint32)
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(_plain, tree))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _plain(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-
-def _arrays(standing: Standing, costs: np.ndarray) -> dict[str, Any]:
-    best = (
-        {}
-        if standing.best is None
-        else {"best": jax.tree.leaves(jax.tree.map(_plain, standing.best.state))}
-    )
-    return {"state": jax.tree.leaves(jax.tree.map(_plain, standing.state)), "costs": costs, **best}
-
-
-def _like(leaf: Any) -> Any:
-    return (
-        leaf
-        if isinstance(leaf, np.ndarray)
-        else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-    )
-
-
-def _standing(start: Standing, arrays: dict[str, Any], said: Any) -> Standing:
-    def state(leaves: list[Any]) -> State:
-        like, structure = jax.tree.flatten(start.state)
-        return jax.tree.unflatten(
-            structure, [_as(leaf, kind) for leaf, kind in zip(leaves, like, strict=True)]
-        )
-
-    measured = {
-        name: tuple(map(float.fromhex, values)) for name, values in said["measured"].items()
-    }
-    best = said["best"] and Best(
-        said["best"][0], float.fromhex(said["best"][1]), state(arrays["best"])
-    )
-    return Standing(
-        Place(*said["place"]),
-        state(arrays["state"]),
-        (np.asarray(arrays["costs"]),),
-        measured,
-        said["looked"],
-        best,
-    )
-
-
-def _as(leaf: Any, kind: Any) -> Any:
-    return (
-        jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(kind))
-        if jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)
-        else leaf
-    )
-
-
-def _orbax() -> Any:
-    try:
-        import orbax.checkpoint as ocp
-    except ImportError as error:
-        raise ImportError("checkpoint needs orbax: pip install 'diffprog[checkpoint]'") from error
-    return ocp
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

@@ -1,4 +1,4 @@
-"""What one looks at between epochs: the loss and other metrics on held-out data, and whether to go on."""
+"""Evaluation between epochs: loss and metrics on held-out data, and early stopping."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,86 +9,90 @@ import jax.numpy as jnp
 
 from diffprog import _validation, distributed
 from diffprog.program import Program, program
-from diffprog.training._state import Standing
+from diffprog.training._state import TrainingState
 from diffprog.training._step_loss import Loss, takes_key
 
 
-class Watched(NamedTuple):
-    """What is looked at.
+class Evaluator(NamedTuple):
+    """Evaluator of metrics on held-out data.
 
     Attributes:
-        measures: functions of (params, *held_out) by name, "loss" among them; none where nothing is held out.
-        held_out: the data to measure on.
-        patience: for how many epochs the loss need not fall; None for ever.
+        metrics: functions of (params, *held_out) by name, "loss" included; empty without held-out
+            data.
+        held_out: the held-out data.
+        patience: number of epochs without improvement after which to stop; None for no limit.
     """
 
-    measures: dict[str, Program]
+    metrics: dict[str, Program]
     held_out: tuple[Any, ...] | None
     patience: int | None
 
-    def look(self, standing: Standing) -> Standing:
-        """With each measure of what now are the parameters, a mean over the examples where it is one for each."""
-        params = standing.state.variable
+    def evaluate(self, state: TrainingState) -> TrainingState:
+        """Add the metrics of the current parameters, unless they have been evaluated already."""
+        if not self.metrics or state.evaluated_at == state.position.steps:
+            return state
         values = {
-            name: float(distributed.fetch(_mean(measure, params, self.held_out)))
-            for name, measure in self.measures.items()
+            name: float(distributed.fetch(_mean(metric, state.state.variable, self.held_out)))
+            for name, metric in self.metrics.items()
         }
-        return standing.looked_at(values, keep_best=self.patience is not None)
+        return state.add_metrics(values, track_best=self.patience is not None)
 
-    def check(self, params: Any) -> None:
-        """Before any step is taken: that each measure says a number, or one for each example held out."""
-        for name, measure in self.measures.items():
-            said = _said.eval_shape(measure, params, self.held_out)
+    def is_patience_exhausted(self, state: TrainingState) -> bool:
+        """Check whether the loss has not improved for `patience` epochs."""
+        if self.patience is None:
+            return False
+        best_epoch = 0 if state.best is None else state.best.epoch
+        return len(state.metrics.get("loss", ())) - best_epoch >= self.patience
+
+    def validate_metrics(self, params: Any) -> None:
+        """Check, without running it, that each metric returns one number or one per example."""
+        for name, metric in self.metrics.items():
+            output = _call.eval_shape(metric, params, self.held_out)
             count = len(jax.tree.leaves(self.held_out)[0])
-            kinds = (jnp.bool_, jnp.integer, jnp.floating)
-            numbers = isinstance(said, jax.ShapeDtypeStruct) and any(
-                jnp.issubdtype(said.dtype, kind) for kind in kinds
+            is_real = isinstance(output, jax.ShapeDtypeStruct) and any(
+                jnp.issubdtype(output.dtype, kind)
+                for kind in (jnp.bool_, jnp.integer, jnp.floating)
             )
-            if not numbers or said.shape not in ((), (count,)):
+            if not is_real or output.shape not in ((), (count,)):
                 label = "loss" if name == "loss" else f"metrics[{name!r}]"
                 raise ValueError(
-                    f"{label} must return a number or one for each of {count} examples held out, got {said}"
+                    f"{label} must return one number or one for each of {count} held-out "
+                    f"examples, got {output}"
                 )
 
 
-def watched(
+def make_evaluator(
     loss: Loss,
     held_out: Any,
     metrics: Mapping[str, Callable[..., Any]] | None,
     patience: int | None,
-) -> Watched:
-    """The loss and the metrics, on what is held out."""
+) -> Evaluator:
+    """Build the evaluator of the loss and the metrics on held-out data."""
     if held_out is None:
         if metrics or patience is not None:
-            raise ValueError("held_out must be given for metrics and patience, got None")
-        return Watched({}, None, None)
+            raise ValueError("held_out must be given with metrics or patience, got None")
+        return Evaluator({}, None, None)
     if metrics is not None and not isinstance(metrics, Mapping):
         raise TypeError(
             f"metrics must be a dict of functions by name, got {type(metrics).__name__}"
         )
-    given = dict(metrics or {})
-    if "cost" in given or "loss" in given:
-        raise ValueError(
-            "metrics must not be called 'cost' or 'loss', which the history has anyway"
-        )
+    functions = dict(metrics or {})
+    if "cost" in functions or "loss" in functions:
+        raise ValueError("metrics must not be named 'cost' or 'loss', which fit records itself")
+    if patience is not None:
+        patience = _validation.integer("patience", patience, low=1)
     keyed = functools.partial(loss, key=jax.random.key(0)) if takes_key(loss) else loss
-    others = {
-        name: program(_validation.function(f"metrics[{name!r}]", metric))
-        for name, metric in given.items()
-    }
-    return Watched(
-        {"loss": program(keyed)} | others,
-        held_out,
-        None if patience is None else _validation.integer("patience", patience, low=1),
-    )
+    programs = {"loss": program(keyed)}
+    for name, metric in functions.items():
+        programs[name] = program(_validation.function(f"metrics[{name!r}]", metric))
+    return Evaluator(programs, held_out, patience)
 
 
 @jax.jit
-def _said(measure: Program, params: Any, held_out: tuple[Any, ...]) -> Any:
-    """Only ever asked for its shape."""
-    return measure(params, *held_out)
+def _call(metric: Program, params: Any, held_out: tuple[Any, ...]) -> Any:
+    return metric(params, *held_out)
 
 
 @jax.jit
-def _mean(measure: Program, params: Any, held_out: tuple[Any, ...]) -> Any:
-    return jnp.mean(measure(params, *held_out))
+def _mean(metric: Program, params: Any, held_out: tuple[Any, ...]) -> Any:
+    return jnp.mean(metric(params, *held_out))

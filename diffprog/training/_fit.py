@@ -1,11 +1,13 @@
-"""Training: descent on parameters, over minibatches, looked at after every epoch.
+"""Training: gradient descent on parameters over minibatches, with evaluation after each epoch.
 
     θ_{k+1} = update(θ_k, d/dθ J(θ_k, batch_k)),      J = mean of the loss over the batch
 
-The loop is the engine's. Here stands what its arguments are made of: a cost of the user's loss (`_cost`), what its steps see of the data
-(`_data`), where the arrays lie (`_placing`), what is looked at between epochs (`_watched`) and what is saved (`_checkpoint`).
+`descent` takes the steps. `fit` builds its inputs: a cost from the user's loss (`_step_loss`),
+batches from the data (`_sampler`, `_prefetch`) and the sharding of the arrays. `_loop` runs the
+steps, and between them evaluates metrics (`_evaluation`) and saves checkpoints (`_checkpoint`).
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,28 +22,29 @@ from jaxtyping import Array, Float
 from diffprog import _validation, descent, distributed
 from diffprog.distributed import Partition
 from diffprog.program import program
-from diffprog.training._checkpoint import Checkpoints, checksum, identity
-from diffprog.training._data_source import arrays, from_arrays, from_iterable
-from diffprog.training._evaluation import watched
-from diffprog.training._feed import Place
+from diffprog.training._checkpoint import Checkpoints, make_fingerprint
+from diffprog.training._data_source import DataPosition, validate_arrays
+from diffprog.training._evaluation import make_evaluator
 from diffprog.training._loop import Ending, train
-from diffprog.training._sharding import kept_in_place, placed
-from diffprog.training._state import Standing
-from diffprog.training._step_loss import Loss, Ways, of_batch, of_step, on_batches
+from diffprog.training._prefetch import from_iterable
+from diffprog.training._sampler import from_arrays
+from diffprog.training._state import TrainingState
+from diffprog.training._step_loss import ComputeOptions, Loss, pass_batch_as_x, step_cost
 
 
 class Fit(NamedTuple):
-    """What training comes back with.
+    """Result of training.
 
     Attributes:
-        params: the last parameters; with `patience` the best, as measured on the held-out data.
-        history: "cost", (steps,), the cost of every step on its own batch; every other name (epochs,), a metric on the held-out data
-            after each epoch, "loss" among them.
-        steps: updates made in all.
-        state: of the engine after them, to go on from.
-        best: the epoch, counted from 1, whose parameters those are; None for the last.
-        ending: "steps" when all were taken, "until" when the cost no longer changed, "patience" when the held-out loss no longer fell,
-            "nonfinite" when the cost was NaN or infinite, "interrupted" by the keyboard.
+        params: the last parameters; with `patience`, those with the lowest held-out loss.
+        history: "cost", (steps,), the cost of each step on its batch; and by name (epochs,), the
+            metrics on the held-out data after each epoch, including "loss".
+        steps: total number of updates.
+        state: state of the engine after the last step, from which another `fit` can continue.
+        best: epoch of `params`, counted from 1; None for the last.
+        ending: "steps" if all steps were taken, "until" if the cost no longer changed, "patience"
+            if the held-out loss no longer fell, "nonfinite" if the cost was NaN or infinite,
+            "interrupted" by the keyboard.
     """
 
     params: Any
@@ -75,47 +78,59 @@ def fit(
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
 ) -> Fit:
-    """Train: descend on the mean loss of minibatches.
+    """Train parameters by gradient descent on the mean loss of minibatches.
 
     Args:
-        loss: (params, *batch) -> a float scalar, or one float for each example; with an argument `key`, it is given one at each step.
-        params: the start, a pytree of finite float arrays; or a `descent.State`, such as `fit.state`, to go on from it.
-        data: arrays with leading axis example, such as (x, y), or pytrees of them. Or an iterable of such tuples, each a batch, for data
-            larger than memory, which is read ahead while steps are computed and begun anew in each epoch; or a function epoch -> iterable,
-            counted from 0, for another order in each. Of several processes each gives its own part of every batch.
-        key: a random key: for the order of the examples and the keys of the loss.
-        optimizer: any optax optimizer, with clipping and schedules composed by `optax.chain`; Adam with rate 0.001 by default.
-        batch_size: B, from 1 (stochastic descent) to all examples (full descent), the default; not for an iterable.
-        epochs: how often each example is seen; not with `steps`.
-        steps: how many updates; not with `epochs`.
-        until: stop before a step whose cost differs from that of the step before by no more than this, lecture 004's rule.
-        held_out: arrays as `data`, to measure on after each epoch.
-        metrics: (params, *held_out) -> a number or one for each example, by name; beside the loss, which is always measured.
-        patience: stop when the held-out loss has not fallen for so many epochs, and return the parameters where it was least.
-        weights: (examples,), how much each example counts, >= 0.
-        accumulate: see the batch in so many parts, one after another, for as much less memory.
-        remat: keep no intermediate values for the backward pass.
-        compute_dtype: such as `jnp.bfloat16`, for the forward and backward pass; parameters and means keep theirs.
-        mesh: devices among which every batch is divided, from `distributed.mesh()`; the result is that of one device, but for rounding.
-        partition: (path, shape and dtype) -> PartitionSpec, how parameters are divided too, with paths such as "affine1/weight"; what the
-            optimizer keeps for a parameter lies as the parameter does. By default each device has them all.
-        checkpoint: a folder to save to while training, and to go on from, if the run was killed: it ends as if it had not been, to the bit.
-            Needs the extra `checkpoint`. What the loss, the optimizer and the metrics say is not looked at: they have to be the same.
-        progress: a bar with cost and examples per second; None shows it for long runs on a terminal.
+        loss: `loss(params, *batch)`, a float scalar or one float per example. If it has an argument
+            `key`, it gets a new PRNG key in each step.
+        params: initial parameters, a pytree of finite float arrays; or a `descent.State` such as
+            `fit.state`, to continue from it.
+        data: tuple of arrays such as (x, y), or of pytrees of arrays, whose leading axis is the
+            example. For data larger than memory, an iterable of such tuples, each a batch, which
+            is read ahead and iterated again in each epoch; or a function epoch -> iterable, with
+            epochs counted from 0. With several processes, each gives its own part of every batch.
+        key: PRNG key, for the order of the examples and for the loss.
+        optimizer: any optax optimizer; by default `optax.adam(1e-3)`.
+        batch_size: from 1 to the number of examples, the default; None with an iterable.
+        epochs: number of passes through the data; exclusive with `steps`.
+        steps: number of updates; exclusive with `epochs`.
+        until: stop before a step whose cost differs by at most this from the previous one, the
+            rule of lecture 004.
+        held_out: arrays like `data`, on which to evaluate after each epoch.
+        metrics: functions `metric(params, *held_out)` by name, each to a number or one number per
+            example, which are averaged. The loss is always evaluated.
+        patience: stop if the held-out loss has not fallen for this many epochs, and return the
+            parameters with the lowest.
+        weights: (examples,), weight >= 0 of each example in the mean.
+        accumulate: number of parts in which a batch is computed one after another, to save memory.
+        remat: whether to recompute intermediate values in the backward pass, to save memory.
+        compute_dtype: dtype of the forward and backward pass, such as `jnp.bfloat16`; parameters
+            and means keep theirs.
+        mesh: devices among which each batch is divided, from `distributed.mesh()`. The result is
+            that of one device up to rounding.
+        partition: `partition(path, shape_and_dtype) -> PartitionSpec`, which shards parameters too,
+            by paths such as "affine1/weight", and the optimizer state like them. By default
+            parameters are replicated.
+        checkpoint: folder in which to save the run, and from which to continue it: a run that was
+            killed ends with the same bits as one that was not. Needs the extra `checkpoint`. Code
+            is not compared: use the same loss, optimizer and metrics.
+        progress: whether to show a progress bar; None for long runs in a terminal only.
 
     Returns:
-        A `Fit`. A cost that is not finite and Ctrl-C end it, and raise nothing.
+        A `Fit`. A nonfinite cost and Ctrl-C end the training early, and do not raise.
 
     Raises:
-        TypeError, ValueError: arguments that are none of these: data that are empty or of several lengths, a batch size larger than
-            they are, both or neither of epochs and steps, metrics or patience without held-out data, ...; a checkpoint of another
-            start, of other data, batch size or key, or one that cannot be read.
-        ImportError: a checkpoint without orbax.
+        TypeError, ValueError: an invalid argument; data that are empty or of different lengths;
+            both or neither of `epochs` and `steps`; `metrics` or `patience` without `held_out`; a
+            checkpoint that is damaged, or of other initial parameters, data, batch size or key.
+        ImportError: `checkpoint` without orbax installed.
 
     >>> x, y = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([1.0, 3.0, 5.0])
-    >>> squares = lambda params, x, y: ((x @ params["w"] + params["b"] - y) ** 2)
+    >>> squares = lambda params, x, y: (x @ params["w"] + params["b"] - y) ** 2
     >>> start = {"w": jnp.zeros(1), "b": jnp.zeros(())}
-    >>> fitted = fit(squares, start, (x, y), optimizer=optax.sgd(0.2), batch_size=3, epochs=200, key=jax.random.key(0))
+    >>> fitted = fit(
+    ...     squares, start, (x, y), optimizer=optax.sgd(0.2), epochs=200, key=jax.random.key(0)
+    ... )
     >>> fitted.params["w"].round(2), fitted.params["b"].round(2)
     (Array([2.], dtype=float32), Array(1., dtype=float32))
     """
@@ -123,77 +138,88 @@ def fit(
     _validation.key("key", key)
     if (epochs is None) == (steps is None):
         raise ValueError(
-            f"epochs or steps must be given, and not both, got epochs={epochs} and steps={steps}"
+            f"exactly one of epochs or steps must be given, got epochs={epochs} and steps={steps}"
         )
-    mesh, until = (
-        _mesh(mesh, partition),
-        None if until is None else _validation.number("until", until, low=0),
-    )
     if not isinstance(remat, bool):
         raise TypeError(f"remat must be True or False, got {remat!r}")
-    ways = Ways(
-        _validation.integer("accumulate", accumulate, low=1), remat, _dtype(compute_dtype), mesh
-    )
-    look = watched(
-        loss, None if held_out is None else arrays("held_out", held_out), metrics, patience
-    )
+    if partition is not None:
+        _validation.function("partition", partition)
+        if mesh is None:
+            raise ValueError("partition must be None without a mesh")
+    mesh = None if mesh is None else distributed.validate_mesh(mesh)
+    until = None if until is None else _validation.number("until", until, low=0)
+    accumulate = _validation.integer("accumulate", accumulate, low=1)
+    options = ComputeOptions(accumulate, remat, _validate_dtype(compute_dtype), mesh)
+    held_out = None if held_out is None else validate_arrays("held_out", held_out)
+    evaluator = make_evaluator(loss, held_out, metrics, patience)
     order_key, loss_key = jax.random.split(key)
     if isinstance(data, tuple):
-        seen = from_arrays(
+        split_at_epochs = held_out is not None or checkpoint is not None
+        source = from_arrays(
             data,
             weights,
             batch_size,
             epochs,
             steps,
             order_key,
-            ways,
-            by_epoch=bool(look.measures) or checkpoint is not None,
+            options,
+            split_at_epochs=split_at_epochs,
         )
     else:
-        seen = from_iterable(data, weights, batch_size, epochs, steps, ways)
-    rule = descent.require_optimizer(optax.adam(1e-3) if optimizer is None else optimizer)
-    cost = of_step(of_batch(loss, weights is not None, ways), seen.batch_of, placed(mesh, loss_key))
-    engine = descent.descent(cost, on_batches(rule, seen.batch_of))
+        source = from_iterable(data, weights, batch_size, epochs, steps, mesh)
+    if mesh is not None:
+        loss_key = distributed.replicate(mesh, loss_key)
+        evaluator = evaluator._replace(held_out=distributed.replicate(mesh, held_out))
+    optimizer = descent.require_optimizer(optax.adam(1e-3) if optimizer is None else optimizer)
+    cost = step_cost(loss, source, weights is not None, options, loss_key)
+    engine = descent.descent(cost, pass_batch_as_x(optimizer, source))
     state = descent.init_state(engine, params, name="params")
-    look.check(state.variable)
-    engine, state = (
-        (engine, state) if mesh is None else kept_in_place(engine, state, mesh, partition)
-    )
-    # Opened here, once, and not for every epoch.
+    evaluator.validate_metrics(state.variable)
+    if mesh is not None:
+        engine, state = _shard(engine, state, mesh, partition)
+    # Decompose the closures once here, not again for every segment.
     engine = descent.Descent(*(program(part, fast_gradients=False) for part in engine))
-    look, start = look._replace(held_out=placed(mesh, look.held_out)), Standing(Place(), state)
+    training_state = TrainingState(DataPosition(), state, costs=(), metrics={})
     if checkpoint is None:
-        standing, ending = train(engine, start, seen.feed, look, None, until, progress)
+        training_state, ending = train(
+            engine, training_state, source, evaluator, None, until, progress
+        )
     else:
-        keys = {"data": jax.random.key_data(key).tolist()}
-        with Checkpoints(
-            checkpoint,
-            identity(state, key=keys, data=seen.identity(), start={"checksum": checksum(state)}),
-        ) as checkpoints:
-            standing, ending = train(
-                engine, checkpoints.restored(start), seen.feed, look, checkpoints, until, progress
+        key_data = jax.random.key_data(key).tolist()
+        fingerprint = make_fingerprint(state, key=key_data, **source.fingerprint())
+        with contextlib.closing(Checkpoints(checkpoint, fingerprint)) as checkpoints:
+            training_state = checkpoints.restore(training_state)
+            training_state, ending = train(
+                engine, training_state, source, evaluator, checkpoints, until, progress
             )
-    best = standing.best
-    params = (standing.state if best is None else best.state).variable
+    best = training_state.best
     return Fit(
-        params,
-        standing.history(),
-        standing.place.steps,
-        standing.state,
-        best and best.epoch,
-        ending,
+        params=(training_state.state if best is None else best.state).variable,
+        history=training_state.history(),
+        steps=training_state.position.steps,
+        state=training_state.state,
+        best=None if best is None else best.epoch,
+        ending=ending,
     )
 
 
-def _mesh(mesh: Any, partition: Any) -> Mesh | None:
-    if mesh is None and partition is not None:
-        raise ValueError("partition must be None without a mesh")
-    if partition is not None:
-        _validation.function("partition", partition)
-    return None if mesh is None else distributed.validate_mesh(mesh)
+def _shard(
+    engine: descent.Descent, state: descent.State, mesh: Mesh, partition: Partition | None
+) -> tuple[descent.Descent, descent.State]:
+    """Shard a state by a partition rule, and constrain the engine's steps to keep it so."""
+    shardings = distributed.partition_shardings(mesh, partition, state.variable)
+    params = jax.tree.map(distributed.put, state.variable, shardings)
+    state = descent.State(params, distributed.match_shardings(params, state.optimizer))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+
+    def step(state: descent.State, x: Any) -> tuple[descent.State, descent.Info]:
+        state, info = engine.step(state, x)
+        return jax.lax.with_sharding_constraint(state, shardings), info
+
+    return descent.Descent(engine.init, step), state
 
 
-def _dtype(dtype: Any) -> Any:
+def _validate_dtype(dtype: Any) -> Any:
     try:
         if dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
             return dtype

@@ -1,130 +1,109 @@
-"""The road of a training: the engine runs a piece of it, then one looks up, measures, saves, and goes on or not.
+"""Training loop: run a segment of steps, then evaluate, save and check whether to stop.
 
-No step waits for any of it: the engine is asked for the next half second of steps, and whoever wants to know something is told between two
-of them. What a piece has come to counts, and is saved, when the first cost after it is finite too; otherwise its last step is taken back.
+No step waits for the rest: the engine runs about half a second of steps at a time, and the loop
+acts between two of these chunks. The state after a segment is saved only when the first cost after
+it is finite too; otherwise its last step led to the nonfinite cost and is undone.
 """
 
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 import numpy as np
 import tqdm
 
 from diffprog import descent
 from diffprog.training._checkpoint import Checkpoints
-from diffprog.training._evaluation import Watched
-from diffprog.training._feed import Feed, Piece
-from diffprog.training._state import Standing
+from diffprog.training._data_source import DataSource, Segment
+from diffprog.training._evaluation import Evaluator
+from diffprog.training._state import TrainingState
 
 Ending = Literal["steps", "until", "patience", "nonfinite", "interrupted"]
 
 
-class _Road(NamedTuple):
-    """The piece that has been run last, and how the training stood before it."""
-
-    before: Standing
-    piece: Piece
-
-    def step_earlier(self, engine: descent.Descent) -> descent.State:
-        """The state one step before its end."""
-        count = self.piece.steps - 1
-        if count == 0:
-            return self.before.state
-        xs = (
-            self.piece.xs[:count]
-            if isinstance(self.piece.xs, list)
-            else jax.tree.map(lambda leaf: leaf[:count], self.piece.xs)
-        )
-        return descent.run(
-            engine, self.before.state, iter(xs) if isinstance(xs, list) else xs, progress=False
-        ).state
-
-
 def train(
     engine: descent.Descent,
-    standing: Standing,
-    feed: Feed,
-    watched: Watched,
+    state: TrainingState,
+    source: DataSource,
+    evaluator: Evaluator,
     checkpoints: Checkpoints | None,
     until: float | None,
     progress: bool | None,
-) -> tuple[Standing, Ending]:
-    """Go on from where a training stands, to its end."""
-    hidden = None if progress is None else not progress
-    unsaved, road, at_once = None, None, 1
+) -> tuple[TrainingState, Ending]:
+    """Run a training from `state` to its end; return the last state and why it ended."""
+    unsaved: TrainingState | None = None
+    previous: tuple[TrainingState, Segment] | None = None
+    first_chunk = 1
     with tqdm.tqdm(
-        total=feed.steps, initial=standing.place.steps, disable=hidden, delay=0 if progress else 1
+        total=source.steps,
+        initial=state.position.steps,
+        disable=None if progress is None else not progress,
+        delay=0 if progress else 1,
     ) as bar:
         try:
-            for piece in feed.pieces(standing.place):
-                before, began = standing, time.perf_counter()
-                for result in _results(engine, standing, piece, until, at_once):
-                    first = standing is before
-                    standing = standing.after(result)
-                    if (
-                        result.ending == "nonfinite"
-                        and first
-                        and len(result.costs) == 1
-                        and road is not None
-                    ):
-                        return standing.back(road.step_earlier(engine)), result.ending
+            for segment in source.segments(state.position):
+                before, start_time = state, time.perf_counter()
+                for result in _run_segment(
+                    engine,
+                    state.state,
+                    segment,
+                    segment.steps,
+                    until=until,
+                    previous_cost=float(state.costs[-1][-1]) if state.costs else np.nan,
+                    first_chunk=first_chunk,
+                ):
+                    is_first = state is before
+                    state = state.advance(result)
                     if result.ending != "steps":
-                        return standing, result.ending
+                        starts_nonfinite = is_first and len(result.costs) == 1
+                        if result.ending == "nonfinite" and starts_nonfinite and previous:
+                            state = _undo_step(engine, state, *previous)
+                        return state, result.ending
                     if checkpoints is not None and unsaved is not None:
                         checkpoints.save(unsaved)
                         unsaved = None
-                    done, seconds = (
-                        standing.place.steps - before.place.steps,
-                        time.perf_counter() - began,
+                    steps = state.position.steps - before.position.steps
+                    seconds = time.perf_counter() - start_time
+                    first_chunk = descent.chunk_length(steps, seconds)
+                    rate = steps / seconds * segment.examples / segment.steps
+                    bar.update(result.steps)
+                    bar.set_postfix_str(
+                        f"cost={np.float64(result.costs[-1]):.4g}, {rate:.3g} examples/s",
+                        refresh=False,
                     )
-                    at_once = descent.chunk_length(done, seconds)
-                    _tell(bar, result, done / seconds * piece.examples / piece.steps)
-                road = _Road(before, piece) if piece.steps else road
-                standing = standing._replace(place=piece.after)
-                if piece.ends_epoch and watched.measures and standing.looked < standing.place.steps:
-                    standing = watched.look(standing)
-                    if _is_over(standing, watched.patience):
-                        return standing, "patience"
-                unsaved = standing
+                previous = (before, segment) if segment.steps else previous
+                state = state._replace(position=segment.end)
+                if segment.ends_epoch:
+                    state = evaluator.evaluate(state)
+                    if evaluator.is_patience_exhausted(state):
+                        return state, "patience"
+                unsaved = state
         except KeyboardInterrupt:
             if checkpoints is not None and unsaved is not None:
-                checkpoints.save_last(unsaved)
-            return standing, "interrupted"
+                checkpoints.save(unsaved, force=True)
+            return state, "interrupted"
     if checkpoints is not None and unsaved is not None:
-        checkpoints.save_last(unsaved)
-    # Steps that end in the middle of an epoch: measured here and not saved, so that a run of more steps can go on from there.
-    return watched.look(
-        standing
-    ) if watched.measures and standing.looked < standing.place.steps else standing, "steps"
+        checkpoints.save(unsaved, force=True)
+    # A run may end within an epoch. The metrics there are not saved: a longer run has none there.
+    return evaluator.evaluate(state), "steps"
 
 
-def _results(
-    engine: descent.Descent, standing: Standing, piece: Piece, until: float | None, at_once: int
-) -> Iterator[descent.Result] | tuple[()]:
-    if piece.steps == 0:
-        return ()
-    xs = iter(piece.xs) if isinstance(piece.xs, list) else piece.xs
-    known = {
-        "steps": piece.steps,
-        "until": until,
-        "previous_cost": standing.latest_cost,
-        "first_chunk": at_once,
-    }
-    return descent.run_in_chunks(engine, standing.state, xs, progress=False, **known)  # type: ignore[arg-type]
+def _run_segment(
+    engine: descent.Descent, state: descent.State, segment: Segment, steps: int, **options: Any
+) -> Iterator[descent.Result]:
+    """Run the first `steps` steps of a segment in chunks."""
+    if steps == 0:
+        return iter(())
+    xs = iter(segment.xs[:steps]) if isinstance(segment.xs, list) else segment.xs
+    return descent.run_in_chunks(engine, state, xs, steps=steps, progress=False, **options)
 
 
-def _is_over(standing: Standing, patience: int | None) -> bool:
-    epochs = len(standing.measured["loss"])
-    return (
-        patience is not None
-        and epochs - (0 if standing.best is None else standing.best.epoch) >= patience
-    )
-
-
-def _tell(bar: Any, result: descent.Result, rate: float) -> None:
-    bar.update(result.steps)
-    bar.set_postfix_str(
-        f"cost={np.float64(result.costs[-1]):.4g}, {rate:.3g} examples/s", refresh=False
-    )
+def _undo_step(
+    engine: descent.Descent, state: TrainingState, before: TrainingState, segment: Segment
+) -> TrainingState:
+    """Undo the last step of the previous segment, by repeating all of its steps but that one."""
+    earlier = before.state
+    for result in _run_segment(engine, earlier, segment, segment.steps - 1):
+        earlier = result.state
+    position = state.position._replace(steps=state.position.steps - 1)
+    return state._replace(position=position, state=earlier)

@@ -1,7 +1,8 @@
-"""What the steps of a training see: batches from an iterable, for data larger than memory.
+"""Batches from an iterable, for data larger than memory.
 
-An epoch is one pass through the iterable, in whose hands the order is. A thread of its own reads ahead and brings the batches to the
-devices while the steps before them are computed; what waits there is bounded in bytes, whatever the length of the data.
+An epoch is one pass through the iterable, which determines the order of the examples. A thread
+reads ahead: it moves batches to the devices while earlier steps are computed. The memory of the
+batches that wait is bounded, whatever the length of the data.
 """
 
 import contextlib
@@ -18,21 +19,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffprog import _validation, distributed
-from diffprog.training._feed import Piece, Place, Seen
+from diffprog.training._data_source import Batch, DataPosition, DataSource, Segment, StepInput
 
-_BYTES_AT_ONCE, _BATCHES_AT_ONCE, _SECONDS_AT_ONCE = 2**27, 256, 1.0
-
-Batch = tuple[Any, ...]
+_MAX_GROUP_BYTES, _MAX_GROUP_BATCHES, _MAX_GROUP_SECONDS = 2**27, 256, 1.0
 
 
-class Stream(NamedTuple):
-    """Batches from an iterable.
+class BatchStream(NamedTuple):
+    """Stream of batches from an iterable.
 
     Attributes:
-        batches: of the epoch of that number.
-        epochs: passes; None for as many as the steps take.
-        steps: how many there are; None for as many as the passes give.
-        mesh: the devices among which each batch is divided; None for one.
+        batches: `batches(epoch)` is an iterable of the batches of that epoch.
+        epochs: number of passes; None for as many as the steps need.
+        steps: number of steps; None for as many as the passes give.
+        mesh: devices among which each batch is divided; None for one device.
     """
 
     batches: Callable[[int], Iterable[Batch]]
@@ -40,33 +39,30 @@ class Stream(NamedTuple):
     steps: int | None
     mesh: Mesh | None
 
-    def pieces(self, place: Place) -> Iterator[Piece]:
-        """See `Feed`; what comes before the place is read again, and left."""
-        while place.epoch != self.epochs and place.steps != self.steps:
-            epoch = Place(place.steps - place.batch, place.epoch + 1)
-            left = None if self.steps is None else self.steps - epoch.steps
-            rest = itertools.islice(self.batches(place.epoch), place.batch, left)
-            with _read_ahead(_together(map(self._brought, rest))) as ahead:
-                for batches in ahead:
-                    steps = range(place.steps, place.steps + len(batches))
-                    place = Place(steps.stop, place.epoch, place.batch + len(batches))
+    def segments(self, position: DataPosition) -> Iterator[Segment]:
+        """Iterate over the segments after a position; earlier batches are read and skipped."""
+        while position.epoch != self.epochs and position.steps != self.steps:
+            epoch = position.epoch
+            stop = None if self.steps is None else self.steps - position.steps + position.batch
+            rest = itertools.islice(self.batches(epoch), position.batch, stop)
+            with _read_ahead(_group(map(self._to_devices, rest))) as groups:
+                for batches in groups:
+                    steps = range(position.steps, position.steps + len(batches))
+                    position = DataPosition(steps.stop, epoch, position.batch + len(batches))
                     examples = sum(len(jax.tree.leaves(batch)[0]) for batch in batches)
-                    yield Piece(
-                        list(map(Seen, map(np.int32, steps), batches)),
-                        len(batches),
-                        examples,
-                        place,
-                        False,
-                    )
-            if place.batch == 0:
+                    inputs = list(map(StepInput, map(np.int32, steps), batches))
+                    yield Segment(inputs, len(batches), examples, position, False)
+            if position.batch == 0:
                 raise ValueError(
-                    f"data must give at least one batch in each epoch, got none in epoch {epoch.epoch}"
+                    "data must give at least one batch in each epoch, "
+                    f"got none in epoch {epoch + 1}"
                 )
-            if place.steps != self.steps:
-                place = epoch._replace(steps=place.steps)
-                yield Piece([], 0, 0, place, True)
+            if position.steps != self.steps:
+                # The end of an epoch is known only after its last batch: a segment without steps.
+                position = DataPosition(position.steps, epoch + 1)
+                yield Segment([], 0, 0, position, True)
 
-    def _brought(self, batch: Any) -> Batch:
+    def _to_devices(self, batch: Any) -> Batch:
         if not isinstance(batch, tuple) or not batch:
             raise TypeError(
                 f"data must give tuples of arrays such as (x, y), got {type(batch).__name__}"
@@ -77,7 +73,9 @@ class Stream(NamedTuple):
             return jax.tree.map(jnp.asarray, batch)
         if count * jax.process_count() % distributed.batch_axis_size(self.mesh):
             raise ValueError(
-                f"data must give batches that divide among {distributed.batch_axis_size(self.mesh)} devices, got {count} examples"
+                "data must give batches of a multiple of the "
+                f"{distributed.batch_axis_size(self.mesh)} devices of the mesh, "
+                f"got {count * jax.process_count()} examples"
             )
         sharding = distributed.batch_sharding(self.mesh)
         return jax.tree.map(
@@ -85,71 +83,89 @@ class Stream(NamedTuple):
         )
 
 
-def stream(data: Any, epochs: float | None, steps: int | None, mesh: Mesh | None) -> Stream:
-    """The batches of an iterable, or of a function (epoch) -> iterable, as many passes or steps as are asked for."""
+def from_iterable(
+    data: Any,
+    weights: Any,
+    batch_size: int | None,
+    epochs: float | None,
+    steps: int | None,
+    mesh: Mesh | None,
+) -> DataSource:
+    """Build a data source of an iterable of batches, or of a function epoch -> iterable."""
+    if isinstance(data, list) and data and all(hasattr(part, "shape") for part in data):
+        raise TypeError(
+            "data must be a tuple of arrays such as (x, y) or an iterable of batches, "
+            "got a list of arrays"
+        )
+    for name, value in {"batch_size": batch_size, "weights": weights}.items():
+        if value is not None:
+            raise ValueError(f"{name} must be None for data from an iterable, got {value!r:.60}")
     if not callable(data) and not isinstance(data, Iterable):
         raise TypeError(
-            f"data must be a tuple of arrays such as (x, y), an iterable of such batches or a function, got {type(data).__name__}"
+            "data must be a tuple of arrays such as (x, y), an iterable of batches or a function "
+            f"epoch -> iterable, got {type(data).__name__}"
         )
     if isinstance(data, Iterator) and epochs != 1:
         raise ValueError(
-            f"data must be an iterable that begins anew in each epoch, got an iterator, which is good for epochs=1, not {epochs}"
+            "data must be an iterable that can be iterated again in each epoch, "
+            f"got an iterator, which needs epochs=1, not {epochs}"
         )
     if epochs is not None and epochs != int(_validation.number("epochs", epochs, above=0)):
         raise ValueError(f"epochs must be an integer for data from an iterable, got {epochs}")
-    steps = None if steps is None else _validation.integer("steps", steps, low=0)
-    return Stream(
+    stream = BatchStream(
         data if callable(data) else lambda epoch: data,
         None if epochs is None else int(epochs),
-        steps,
+        None if steps is None else _validation.integer("steps", steps, low=0),
         mesh,
     )
+    get_batch = lambda step_input: (step_input.batch, None)
+    return DataSource(stream.steps, stream.segments, get_batch, lambda: {"data": "iterable"})
 
 
-def _together(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-    """Lists of batches: one, then two, and so on to as many as come in a second or as memory may hold."""
+def _group(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+    """Group batches into lists of 1, 2, 4, ..., limited in number, bytes and reading time."""
     most = 1
-    while some := list(itertools.islice(batches, 1)):
-        size, began = _bytes(some[0]), time.monotonic()
+    while group := list(itertools.islice(batches, 1)):
+        size, start_time = _nbytes(group[0]), time.monotonic()
         for batch in itertools.islice(batches, most - 1):
-            some.append(batch)
-            size += _bytes(batch)
-            if size >= _BYTES_AT_ONCE or time.monotonic() - began > _SECONDS_AT_ONCE:
+            group.append(batch)
+            size += _nbytes(batch)
+            if size >= _MAX_GROUP_BYTES or time.monotonic() - start_time > _MAX_GROUP_SECONDS:
                 break
-        most = min(2 * most, _BATCHES_AT_ONCE)
-        yield some
+        most = min(2 * most, _MAX_GROUP_BATCHES)
+        yield group
 
 
-def _bytes(batch: Batch) -> int:
+def _nbytes(batch: Batch) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
 
 
 @contextlib.contextmanager
 def _read_ahead(source: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """What an iterator gives, read by a thread: one item waits while another is used, and a third is being read."""
-    read: queue.Queue[tuple[str, Any]] = queue.Queue(1)
-    left = threading.Event()
+    """Iterate over `source` in a thread: one item is in use, one waits, and one is being read."""
+    waiting: queue.Queue[tuple[str, Any]] = queue.Queue(1)
+    closed = threading.Event()
 
-    def reading() -> None:
+    def read() -> None:
         try:
             for item in source:
-                read.put(("item", item))
-                if left.is_set():
+                waiting.put(("item", item))
+                if closed.is_set():
                     return
-            read.put(("end", None))
-        except BaseException as error:  # raised again where the batches are asked for
-            read.put(("error", error))
+            waiting.put(("end", None))
+        except BaseException as error:  # raised again in the thread that uses the items
+            waiting.put(("error", error))
 
-    def given() -> Iterator[Any]:
-        while (come := read.get())[0] == "item":
-            yield come[1]
-        if come[0] == "error":
-            raise come[1]
+    def items() -> Iterator[Any]:
+        while (entry := waiting.get())[0] == "item":
+            yield entry[1]
+        if entry[0] == "error":
+            raise entry[1]
 
-    threading.Thread(target=reading, daemon=True).start()
+    threading.Thread(target=read, daemon=True).start()
     try:
-        yield given()
+        yield items()
     finally:
-        left.set()
-        while not read.empty():
-            read.get_nowait()
+        closed.set()
+        while not waiting.empty():  # frees a reader that waits to put its item
+            waiting.get_nowait()

@@ -1,11 +1,13 @@
-"""What the steps of a training see: minibatches of arrays in memory, drawn without replacement.
+"""Minibatches of arrays in memory, sampled without replacement.
 
-The examples of all epochs stand in one row, each epoch in an order of its own, and a batch is the next B of them:
+Concatenate one permutation of all N examples per epoch. Batch k is the k-th block of B of them:
 
-    row = permutation(fold_in(key, 0)), permutation(fold_in(key, 1)), ...        batch k = row[k B : (k + 1) B]
+    order = permutation(fold_in(key, 0)), permutation(fold_in(key, 1)), ...
+    batch_k = order[k B : (k + 1) B]
 
-So every example is seen once in each epoch, whatever B is, all batches have one shape, and batch k follows from the key and k alone: a run
-that goes on from step k sees what it would have seen. One batch of all N examples is left as it stands.
+Each epoch uses every example once, for any B, and all batches have one shape. Batch k depends on
+the key and k alone, so a resumed run gets the batches that it would have got. A batch of all N
+examples keeps their order.
 """
 
 import functools
@@ -15,100 +17,145 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Integer
 
 from diffprog import _validation, distributed
-from diffprog.training._feed import Piece, Place, Seen
+from diffprog.training._checkpoint import checksum
+from diffprog.training._data_source import (
+    Batch,
+    DataPosition,
+    DataSource,
+    Segment,
+    StepInput,
+    validate_arrays,
+)
+from diffprog.training._step_loss import ComputeOptions
 
-_STEPS_AT_ONCE = 1024
+_MIN_SEGMENT_STEPS = 1024
 
 
-class Batches(NamedTuple):
-    """Minibatches of examples in memory.
+class Sampler(NamedTuple):
+    """Sampler of minibatches of examples in memory.
 
     Attributes:
-        examples: N.
-        size: B.
-        steps: how many there are.
-        key: for the orders.
-        mesh: the devices that look the examples up; None for one.
-        by_epoch: whether a piece ends with each epoch, for somebody to look up.
+        examples: number of examples, N.
+        batch_size: B.
+        steps: number of batches.
+        key: PRNG key of the permutations.
+        mesh: devices on which the indices are replicated; None for one device.
+        split_at_epochs: whether each segment ends with an epoch.
     """
 
     examples: int
-    size: int
+    batch_size: int
     steps: int
     key: jax.Array
     mesh: Mesh | None = None
-    by_epoch: bool = False
+    split_at_epochs: bool = False
 
-    @property
-    def each_is_all(self) -> bool:
-        """Whether every batch is all examples."""
-        return self.size == self.examples
-
-    def epoch_ends(self, epoch: int) -> int:
-        """The step before which so many epochs have begun and been seen to their end."""
-        return -(-epoch * self.examples // self.size)
-
-    def pieces(self, place: Place) -> Iterator[Piece]:
-        """See `Feed`."""
-        done = place.steps
-        longest = self.epoch_ends(1) if self.by_epoch else max(_STEPS_AT_ONCE, self.epoch_ends(1))
+    def segments(self, position: DataPosition) -> Iterator[Segment]:
+        """Iterate over the segments after a position."""
+        steps_until = lambda epochs: -(-epochs * self.examples // self.batch_size)
+        length = steps_until(1)
+        if not self.split_at_epochs:
+            length = max(_MIN_SEGMENT_STEPS, length)
+        done = position.steps
         while done < self.steps:
-            epoch = done * self.size // self.examples
-            end = next(
-                end for end in map(self.epoch_ends, range(epoch + 1, epoch + 3)) if end > done
+            epoch = done * self.batch_size // self.examples
+            # A batch across the boundary of two epochs belongs to the first of them.
+            epoch_end = next(end for end in map(steps_until, (epoch + 1, epoch + 2)) if end > done)
+            stop = min(epoch_end if self.split_at_epochs else done + length, self.steps)
+            # Inputs of one length for all segments, so that they share one compiled loop.
+            yield Segment(
+                self.step_inputs(done, done + length),
+                stop - done,
+                (stop - done) * self.batch_size,
+                DataPosition(stop),
+                stop == epoch_end,
             )
-            last = min(end if self.by_epoch else done + longest, self.steps)
-            # All of one length, so that all are one compiled loop.
-            yield Piece(
-                self.between(done, done + longest),
-                last - done,
-                (last - done) * self.size,
-                Place(last),
-                last == end,
-            )
-            done = last
+            done = stop
 
-    def between(self, first: int, last: int) -> Seen:
-        """What the steps first .. last - 1 see, or would see, stacked."""
-        seen = Seen(
-            jnp.arange(first, last, dtype=jnp.int32),
-            None if self.each_is_all else self._row(first * self.size, last * self.size),
-        )
-        return seen if self.mesh is None else distributed.replicate(self.mesh, seen)
-
-    def _row(self, begin: int, end: int) -> Integer[Array, "steps batch"]:
-        epochs = range(begin // self.examples, -(-end // self.examples))
-        row = jnp.concatenate([_order(self.key, epoch, self.examples) for epoch in epochs])
-        start = begin - epochs[0] * self.examples
-        return row[start : start + end - begin].reshape(-1, self.size)
+    def step_inputs(self, start: int, stop: int) -> StepInput:
+        """Return the stacked inputs of the steps `start` to `stop` - 1."""
+        indices = None
+        if self.batch_size < self.examples:
+            first, last = start * self.batch_size, stop * self.batch_size
+            epochs = range(first // self.examples, -(-last // self.examples))
+            order = jnp.concatenate([_permutation(self.key, k, self.examples) for k in epochs])
+            offset = epochs[0] * self.examples
+            indices = order[first - offset : last - offset].reshape(-1, self.batch_size)
+        inputs = StepInput(jnp.arange(start, stop, dtype=jnp.int32), indices)
+        return inputs if self.mesh is None else distributed.replicate(self.mesh, inputs)
 
 
-def batches(
+def from_arrays(
     data: Any,
+    weights: Any,
     batch_size: int | None,
     epochs: float | None,
     steps: int | None,
     key: jax.Array,
-    mesh: Mesh | None,
-) -> Batches:
-    """As many minibatches as make up the epochs, or the steps."""
-    count = _validation.batch(data=data)
+    options: ComputeOptions,
+    *,
+    split_at_epochs: bool,
+) -> DataSource:
+    """Build a data source of arrays, which are kept on the devices."""
+    data, mesh = validate_arrays("data", data), options.mesh
+    count = len(jax.tree.leaves(data)[0])
     size = count if batch_size is None else _validation.integer("batch_size", batch_size, low=1)
     if size > count:
         raise ValueError(f"batch_size must be at most the number of examples, {count}, got {size}")
     if mesh is not None and size % distributed.batch_axis_size(mesh):
         raise ValueError(
-            f"batch_size must divide among {distributed.batch_axis_size(mesh)} devices, got {size} examples"
+            f"batch_size must be a multiple of the {distributed.batch_axis_size(mesh)} devices "
+            f"of the mesh, got {size}"
         )
     if steps is None:
         steps = math.ceil(_validation.number("epochs", epochs, above=0) * count / size - 1e-9)
-    return Batches(count, size, _validation.integer("steps", steps, low=0), key, mesh)
+    steps = _validation.integer("steps", steps, low=0)
+    if size % options.accumulate:
+        raise ValueError(f"accumulate must divide the batch size, {size}, got {options.accumulate}")
+    if mesh is not None and size // options.accumulate % distributed.batch_axis_size(mesh):
+        raise ValueError(
+            "accumulate must leave parts that are a multiple of the "
+            f"{distributed.batch_axis_size(mesh)} devices of the mesh, "
+            f"got parts of {size // options.accumulate} examples"
+        )
+    weights = _validate_weights(weights, count)
+    fingerprint = lambda: {
+        "data": "arrays",
+        "examples": count,
+        "batch_size": size,
+        "data checksum": checksum((data, weights)),
+    }
+    arrays = (data, weights) if mesh is None else distributed.replicate(mesh, (data, weights))
+    sampler = Sampler(count, size, steps, key, mesh, split_at_epochs)
+
+    def gather_batch(step_input: StepInput) -> tuple[Batch, Array | None]:
+        if step_input.batch is None:
+            return arrays
+        return jax.tree.map(lambda leaf: leaf[step_input.batch], arrays)
+
+    return DataSource(steps, sampler.segments, gather_batch, fingerprint)
+
+
+def _validate_weights(weights: Any, count: int) -> Array | None:
+    if weights is None:
+        return None
+    _validation.floating("weights", weights, rank=1)
+    _validation.finite("weights", weights)
+    _validation.within("weights", weights, 0, np.inf)
+    if len(weights) != count:
+        raise ValueError(
+            f"weights must be one for each of {count} examples, got {list(np.shape(weights))}"
+        )
+    if not np.sum(weights) > 0:
+        raise ValueError("weights must not all be 0")
+    return jnp.asarray(weights)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _order(key: jax.Array, epoch: Any, examples: int) -> Integer[Array, "examples"]:
+def _permutation(key: jax.Array, epoch: Any, examples: int) -> Integer[Array, "examples"]:
     return jax.random.permutation(jax.random.fold_in(key, epoch), examples)

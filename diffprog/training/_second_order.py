@@ -1,14 +1,17 @@
-"""Update rules beside those of optax: the second derivative for the length and direction of a step, and a step that is only tried.
+"""Second-order update rules by conjugate gradients, and random search.
 
     newton_cg        d = -(H + λ I)⁻¹ g,                H = d²J/dθ²
-    gauss_newton     d = -(Jᵀ H_L J + λ I)⁻¹ g,         J = dz/dθ of the outputs z, H_L = d²L/dz² of the loss: never negative for a convex L
-    random_search    θ + σ ε, kept where J is no higher
+    gauss_newton     d = -(Jᵀ H_L J + λ I)⁻¹ g,         J = dz/dθ of the outputs z, H_L = d²L/dz²
+    random_search    θ + σ ε, accepted if the cost does not increase
 
-No matrix is formed: conjugate gradients ask for products with vectors alone, H v as the derivative of the gradient along v. They end where
-the curvature along their direction is not positive, so that d always descends. A rule is an optax transformation; a line search after it
-says how far to go, `optax.chain(newton_cg(), optax.scale_by_backtracking_linesearch(20))`.
+No matrix is formed: conjugate gradients need only products H v, the derivative of the gradient
+along v. They stop at a direction of nonpositive curvature, so that d is a descent direction; the
+Gauss-Newton matrix of a convex L has none. Each rule is an optax transformation. A line search
+after it sets the step length: `optax.chain(newton_cg(),
+optax.scale_by_backtracking_linesearch(20))`.
 
-Source: lecture 000, "zeroth, first and second order"; J. Martens, "Deep learning via Hessian-free optimization", 2010.
+Source: lecture 000, "zeroth, first and second order"; J. Martens, "Deep learning via Hessian-free
+optimization", 2010.
 """
 
 from collections.abc import Callable
@@ -21,28 +24,31 @@ from jaxtyping import Array
 
 from diffprog import _validation
 
-Product = Callable[[Any], Any]
+MatrixVectorProduct = Callable[[Any], Any]
 
 
 def newton_cg(
     *, damping: float = 1e-3, iterations: int = 20, tolerance: float = 1e-2
 ) -> optax.GradientTransformationExtraArgs:
-    """Newton's direction by conjugate gradients, d = -(H + λ I)⁻¹ g, in Hessian-vector products.
+    """Newton's method with conjugate gradients (Hessian-free optimization).
+
+        d = -(H + λ I)⁻¹ g
 
     Args:
         damping: λ >= 0.
-        iterations: of conjugate gradients, at most; a Hessian-vector product each.
-        tolerance: they end where the residual is so much smaller than the gradient.
+        iterations: maximum number of conjugate gradient iterations, each of one Hessian-vector
+            product.
+        tolerance: stop when the norm of the residual is at most this times that of the gradient.
 
     Raises:
-        TypeError, ValueError: numbers out of their range.
+        TypeError, ValueError: a number out of its range.
 
     >>> from diffprog import descent
     >>> ravine = descent.descent(lambda w, k: w[0] ** 2 + 50 * w[1] ** 2, newton_cg(damping=0.0))
     >>> abs(descent.run(ravine, jnp.array([3.0, 1.0]), 2).variable).max() < 1e-5
     Array(True, dtype=bool)
     """
-    solve = _solver(damping, iterations, tolerance)
+    solve = _conjugate_gradients(damping, iterations, tolerance)
 
     def update(
         gradient: Any,
@@ -54,7 +60,7 @@ def newton_cg(
     ) -> Any:
         return solve(lambda v: jax.jvp(grad_fn, (params,), (v,))[1], gradient), state
 
-    return optax.GradientTransformationExtraArgs(_nothing, update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def gauss_newton(
@@ -65,19 +71,22 @@ def gauss_newton(
     iterations: int = 20,
     tolerance: float = 1e-2,
 ) -> optax.GradientTransformationExtraArgs:
-    """The Gauss-Newton direction by conjugate gradients, d = -(Jᵀ H_L J + λ I)⁻¹ g, for the cost loss(outputs(θ, x), x).
+    """Gauss-Newton method with conjugate gradients (Schraudolph, 2002).
+
+        d = -(Jᵀ H_L J + λ I)⁻¹ g           for the cost loss(outputs(θ, x), x)
 
     Args:
-        outputs: (params, x) -> z, what the network says of what the step sees.
-        loss: (z, x) -> float scalar, convex in z.
+        outputs: `outputs(params, x) -> z`, the outputs of the network; x is the batch of the step.
+        loss: `loss(z, x)`, a float scalar, convex in z.
         damping: λ >= 0.
-        iterations: of conjugate gradients, at most.
-        tolerance: they end where the residual is so much smaller than the gradient.
+        iterations: maximum number of conjugate gradient iterations.
+        tolerance: stop when the norm of the residual is at most this times that of the gradient.
 
     Raises:
-        TypeError, ValueError: functions that cannot be called, numbers out of their range.
+        TypeError, ValueError: a function that is not callable, a number out of its range.
 
-    Source: N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
+    Source: N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient
+    descent", 2002.
 
     >>> from diffprog import descent
     >>> rule = gauss_newton(lambda w, x: w**2, lambda z, x: ((z - x) ** 2).sum(), damping=0.0)
@@ -87,38 +96,38 @@ def gauss_newton(
     """
     _validation.function("outputs", outputs)
     _validation.function("loss", loss)
-    solve = _solver(damping, iterations, tolerance)
+    solve = _conjugate_gradients(damping, iterations, tolerance)
 
     def update(
         gradient: Any, state: optax.EmptyState, params: Any = None, *, x: Any, **_: Any
     ) -> Any:
-        # Reverse mode twice, and not forward mode, which hand-written backward passes do not have.
-        z, pull = jax.vjp(lambda params: outputs(params, x), params)
-        back = jax.linear_transpose(lambda dz: pull(dz)[0], z)
-        push = lambda v: back(v)[0]
-        curvature = lambda dz: jax.jvp(jax.grad(lambda z: loss(z, x)), (z,), (dz,))[1]
-        return solve(lambda v: pull(curvature(push(v)))[0], gradient), state
+        # J v by transposing the vjp: hand-written backward passes have no forward mode.
+        z, vjp = jax.vjp(lambda params: outputs(params, x), params)
+        jvp = jax.linear_transpose(lambda dz: vjp(dz)[0], z)
+        loss_hvp = lambda dz: jax.jvp(jax.grad(lambda z: loss(z, x)), (z,), (dz,))[1]
+        return solve(lambda v: vjp(loss_hvp(jvp(v)[0]))[0], gradient), state
 
-    return optax.GradientTransformationExtraArgs(_nothing, update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-class Searching(NamedTuple):
-    """The key of the next try."""
+class RandomSearchState(NamedTuple):
+    """PRNG key of the next trial."""
 
     key: jax.Array
 
 
 def random_search(key: jax.Array, *, scale: float = 0.01) -> optax.GradientTransformationExtraArgs:
-    """The oldest rule: try θ + σ ε with normal ε, and stay where the cost would rise.
+    """Random search (Rastrigin, 1963): accept θ + σ ε, ε normal, if the cost does not increase.
 
     Args:
-        key: a random key.
-        scale: σ, in the units of the parameters.
+        key: PRNG key.
+        scale: σ > 0, in units of the parameters.
 
     Raises:
-        TypeError, ValueError: no key, scale <= 0.
+        TypeError, ValueError: not a key, scale <= 0.
 
-    Source: L. Rastrigin, "The convergence of the random search method in the extremal control of a many parameter system", 1963.
+    Source: L. Rastrigin, "The convergence of the random search method in the extremal control of a
+    many parameter system", 1963.
 
     >>> from diffprog import descent
     >>> bowl = descent.descent(lambda w, k: w**2, random_search(jax.random.key(0), scale=0.1))
@@ -126,85 +135,96 @@ def random_search(key: jax.Array, *, scale: float = 0.01) -> optax.GradientTrans
     True
     """
     _validation.key("key", key)
-    width = _validation.number("scale", scale, above=0)
+    scale = _validation.number("scale", scale, above=0)
 
     def update(
         gradient: Any,
-        state: Searching,
+        state: RandomSearchState,
         params: Any = None,
         *,
         value: Array,
         value_fn: Callable[[Any], Array],
         **_: Any,
     ) -> Any:
-        kept, drawn = jax.random.split(state.key)
+        next_key, trial_key = jax.random.split(state.key)
         leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(drawn, len(leaves))
-        steps = [
-            width * jax.random.normal(key, leaf.shape, leaf.dtype)
-            for key, leaf in zip(keys, leaves, strict=True)
-        ]
-        tried = jax.tree.unflatten(structure, steps)
-        lower = value_fn(optax.apply_updates(params, tried)) <= value
-        return jax.tree.map(lambda step: jnp.where(lower, step, 0), tried), Searching(kept)
-
-    return optax.GradientTransformationExtraArgs(lambda params: Searching(key), update)
-
-
-def _nothing(params: Any) -> optax.EmptyState:
-    return optax.EmptyState()
-
-
-def _solver(damping: float, iterations: int, tolerance: float) -> Callable[[Product, Any], Any]:
-    """(v -> H v, g) -> d with (H + λ I) d = -g as far as the curvature is positive."""
-    shift = _validation.number("damping", damping, low=0)
-    most, small = (
-        _validation.integer("iterations", iterations, low=1),
-        _validation.number("tolerance", tolerance, above=0),
-    )
-
-    def solve(product: Product, gradient: Any) -> Any:
-        size = _dot(gradient, gradient)
-
-        def going(now: _Conjugate) -> Array:
-            return (now.taken < most) & (now.square > small**2 * size) & now.convex
-
-        def step(now: _Conjugate) -> _Conjugate:
-            bent = jax.tree.map(lambda h, v: h + shift * v, product(now.along), now.along)
-            curvature = _dot(now.along, bent)
-            convex = curvature > 0
-            # The first direction is the steepest: where even that is not convex, a step of its own length is as good as any.
-            length = jnp.where(
-                convex,
-                now.square / jnp.where(convex, curvature, 1),
-                jnp.where(now.taken == 0, 1, 0),
-            )
-            d = jax.tree.map(lambda d, v: d + length.astype(d.dtype) * v, now.d, now.along)
-            residual = jax.tree.map(lambda r, h: r - length.astype(r.dtype) * h, now.residual, bent)
-            square = _dot(residual, residual)
-            along = jax.tree.map(
-                lambda r, v: r + (square / now.square).astype(r.dtype) * v, residual, now.along
-            )
-            return _Conjugate(d, residual, along, square, now.taken + 1, convex)
-
-        down = jax.tree.map(jnp.negative, gradient)
-        begin = _Conjugate(
-            jax.tree.map(jnp.zeros_like, gradient), down, down, size, jnp.int32(0), jnp.bool_(True)
+        keys = jax.random.split(trial_key, len(leaves))
+        trial = jax.tree.unflatten(
+            structure,
+            [
+                scale * jax.random.normal(key, leaf.shape, leaf.dtype)
+                for key, leaf in zip(keys, leaves, strict=True)
+            ],
         )
-        return jax.lax.while_loop(going, step, begin).d
+        accepted = value_fn(optax.apply_updates(params, trial)) <= value
+        updates = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), trial)
+        return updates, RandomSearchState(next_key)
+
+    return optax.GradientTransformationExtraArgs(lambda params: RandomSearchState(key), update)
+
+
+class _CGState(NamedTuple):
+    """State of conjugate gradients; `is_convex` if the curvature so far is positive."""
+
+    solution: Any
+    residual: Any
+    direction: Any
+    residual_norm_squared: Array
+    iteration: Array
+    is_convex: Array
+
+
+def _conjugate_gradients(
+    damping: float, iterations: int, tolerance: float
+) -> Callable[[MatrixVectorProduct, Any], Any]:
+    """Build a solver (v -> H v, g) -> d of (H + λ I) d = -g, truncated at negative curvature."""
+    damping = _validation.number("damping", damping, low=0)
+    iterations = _validation.integer("iterations", iterations, low=1)
+    tolerance = _validation.number("tolerance", tolerance, above=0)
+
+    def solve(product: MatrixVectorProduct, gradient: Any) -> Any:
+        gradient_norm_squared = _dot(gradient, gradient)
+
+        def goes_on(state: _CGState) -> Array:
+            is_large = state.residual_norm_squared > tolerance**2 * gradient_norm_squared
+            return (state.iteration < iterations) & is_large & state.is_convex
+
+        def iterate(state: _CGState) -> _CGState:
+            direction = state.direction
+            image = jax.tree.map(lambda h, v: h + damping * v, product(direction), direction)
+            curvature = _dot(direction, image)
+            is_convex = curvature > 0
+            # The first direction is -g. If even its curvature is not positive, the result is -g.
+            length = jnp.where(
+                is_convex,
+                state.residual_norm_squared / jnp.where(is_convex, curvature, 1),
+                jnp.where(state.iteration == 0, 1, 0),
+            )
+            solution = _add_scaled(state.solution, length, direction)
+            residual = _add_scaled(state.residual, -length, image)
+            norm_squared = _dot(residual, residual)
+            ratio = norm_squared / state.residual_norm_squared
+            direction = _add_scaled(residual, ratio, direction)
+            return _CGState(
+                solution, residual, direction, norm_squared, state.iteration + 1, is_convex
+            )
+
+        descent_direction = jax.tree.map(jnp.negative, gradient)
+        start = _CGState(
+            jax.tree.map(jnp.zeros_like, gradient),
+            descent_direction,
+            descent_direction,
+            gradient_norm_squared,
+            jnp.int32(0),
+            jnp.bool_(True),
+        )
+        return jax.lax.while_loop(goes_on, iterate, start).solution
 
     return solve
 
 
-class _Conjugate(NamedTuple):
-    """Where conjugate gradients stand: the solution so far, its residual, the next direction, the residual's square, steps, convexity."""
-
-    d: Any
-    residual: Any
-    along: Any
-    square: Array
-    taken: Array
-    convex: Array
+def _add_scaled(tree: Any, scale: Array, other: Any) -> Any:
+    return jax.tree.map(lambda a, b: a + scale.astype(a.dtype) * b, tree, other)
 
 
 def _dot(a: Any, b: Any) -> Array:

@@ -1,63 +1,56 @@
-"""How a training stands: all that has to be known to go on as if nothing had happened, and so what a checkpoint holds."""
+"""State of a training run: all that is needed to continue it, and so what a checkpoint saves."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffprog.descent import Result, State
-from diffprog.training._feed import Place
+from diffprog.training._data_source import DataPosition
 
 
 class Best(NamedTuple):
-    """Where the held-out loss was least: after which epoch, how little, and the state."""
+    """The epoch with the lowest held-out loss, that loss, and the state after the epoch."""
 
     epoch: int
     loss: float
     state: State
 
 
-class Standing(NamedTuple):
-    """A training so far.
+class TrainingState(NamedTuple):
+    """State of a training run.
 
     Attributes:
-        place: where it stands in the data.
-        state: of the engine.
-        costs: of the steps, in arrays one after another.
-        measured: of each metric its values, one for each epoch.
-        looked: the steps that had been taken when they were measured last.
-        best: None before the first epoch, and where nobody asks for it.
+        position: position in the data.
+        state: parameters and optimizer state.
+        costs: costs of the steps so far, as consecutive arrays.
+        metrics: values of each metric, one per epoch.
+        evaluated_at: number of steps before the last evaluation of the metrics.
+        best: the epoch to return; None before the first, or without `patience`.
     """
 
-    place: Place
+    position: DataPosition
     state: State
-    costs: tuple[np.ndarray, ...] = ()
-    measured: dict[str, tuple[float, ...]] = {}
-    looked: int = 0
+    costs: tuple[np.ndarray, ...]
+    metrics: dict[str, tuple[float, ...]]
+    evaluated_at: int = 0
     best: Best | None = None
 
-    @property
-    def latest_cost(self) -> float:
-        """NaN before the first."""
-        return float(self.costs[-1][-1]) if self.costs else np.nan
+    def advance(self, result: Result) -> "TrainingState":
+        """Return the state after the steps of a result of the engine."""
+        position = self.position._replace(steps=self.position.steps + result.steps)
+        return self._replace(
+            position=position, state=result.state, costs=(*self.costs, result.costs)
+        )
 
-    def after(self, result: Result) -> "Standing":
-        """With what the engine has come back with."""
-        place = self.place._replace(steps=self.place.steps + result.steps)
-        return self._replace(place=place, state=result.state, costs=(*self.costs, result.costs))
-
-    def back(self, state: State) -> "Standing":
-        """A step earlier, with the state of then; a cost that has been seen stays seen."""
-        return self._replace(place=self.place._replace(steps=self.place.steps - 1), state=state)
-
-    def looked_at(self, values: dict[str, float], keep_best: bool) -> "Standing":
-        """With the metrics of another epoch."""
-        measured = {name: (*self.measured.get(name, ()), value) for name, value in values.items()}
-        least = np.inf if self.best is None else self.best.loss
-        better = keep_best and values["loss"] < least
-        best = Best(len(measured["loss"]), values["loss"], self.state) if better else self.best
-        return self._replace(measured=measured, looked=self.place.steps, best=best)
+    def add_metrics(self, values: dict[str, float], *, track_best: bool) -> "TrainingState":
+        """Return the state with the metrics of one more epoch."""
+        metrics = {name: (*self.metrics.get(name, ()), value) for name, value in values.items()}
+        best = self.best
+        if track_best and values["loss"] < (np.inf if best is None else best.loss):
+            best = Best(len(metrics["loss"]), values["loss"], self.state)
+        return self._replace(metrics=metrics, evaluated_at=self.position.steps, best=best)
 
     def history(self) -> dict[str, Any]:
-        """The costs of all steps, and every metric over the epochs."""
+        """Return the costs of all steps and the values of each metric, as arrays by name."""
         costs = np.concatenate(self.costs) if self.costs else np.zeros(0)
-        return {"cost": costs} | {name: np.array(values) for name, values in self.measured.items()}
+        return {"cost": costs} | {name: np.array(values) for name, values in self.metrics.items()}

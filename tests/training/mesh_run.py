@@ -1,4 +1,7 @@
-"""A training on a mesh: python mesh_run.py JSON, with the options of `main`; says "begun" and writes what it ended with to `out`."""
+"""Train on a mesh: python mesh_run.py JSON, with the arguments of `main` as a JSON object.
+
+Prints "begun" when it starts; process 0 saves the result to `out`.
+"""
 
 import json
 import os
@@ -17,7 +20,7 @@ def main(
     epochs: int = 2,
     checkpoint: str | None = None,
 ) -> None:
-    os.environ["NPROC"] = "32"  # threads enough for virtual devices to wait for one another
+    os.environ["NPROC"] = "32"  # enough threads for virtual devices to wait for one another
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
@@ -37,7 +40,7 @@ def main(
     share = slice(process * 64 // processes, (process + 1) * 64 // processes)
     batches = [(x[k : k + 64][share], y[k : k + 64][share]) for k in range(0, 640, 64)]
 
-    def rows(path, leaf):
+    def shard_rows(path, leaf):
         return (
             PartitionSpec("model")
             if path.endswith("weight") and leaf.shape[0] % 2 == 0
@@ -45,7 +48,7 @@ def main(
         )
 
     print("begun", flush=True)
-    found = dp.training.fit(
+    fitted = dp.training.fit(
         lambda params, x, y: optax.losses.softmax_cross_entropy_with_integer_labels(
             model.apply(params, x), y
         ),
@@ -58,14 +61,14 @@ def main(
         held_out=(digits.x_test[:64], digits.y_test[:64]),
         key=jax.random.key(1),
         mesh=mesh,
-        partition=rows if model_axis > 1 else None,
+        partition=shard_rows if model_axis > 1 else None,
         checkpoint=checkpoint,
     )
-    divided = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(found.state))
-    params = dp.distributed.fetch(found.params)
+    sharded = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(fitted.state))
+    params = dp.distributed.fetch(fitted.params)
     if process == 0:
         leaves = {f"leaf{k}": np.asarray(leaf) for k, leaf in enumerate(jax.tree.leaves(params))}
-        np.savez(out, steps=found.steps, divided=divided, **found.history, **leaves)
+        np.savez(out, steps=fitted.steps, sharded=sharded, **fitted.history, **leaves)
 
 
 if __name__ == "__main__":

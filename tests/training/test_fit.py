@@ -1,4 +1,4 @@
-"""Minibatches, the cost of a batch, and where training ends."""
+"""Minibatches, the cost of a batch, and how training ends."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pytest
 
 from diffprog.models import mlp
 from diffprog.training import fit, gauss_newton, newton_cg
-from diffprog.training._sampler import batches
+from diffprog.training._sampler import Sampler
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (12, 3))
@@ -22,26 +22,22 @@ def squares(w, x, y):
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 12])
-def test_every_example_is_seen_once_an_epoch(size):
-    plan = batches((X, Y), size, 5, None, KEY, None)
-    seen = plan.between(0, plan.steps).examples
-    row = (
-        np.tile(np.arange(12), (5, 1))
-        if seen is None
-        else np.asarray(seen).ravel()[: 60 // size * size]
-    )
-    for epoch in range(len(row.ravel()) // 12):
-        assert sorted(row.ravel()[12 * epoch : 12 * epoch + 12]) == list(range(12))
+def test_each_epoch_uses_every_example_once(size):
+    sampler = Sampler(12, size, 60 // size, KEY)
+    indices = sampler.step_inputs(0, sampler.steps).batch
+    order = np.tile(np.arange(12), 5) if indices is None else np.asarray(indices).ravel()
+    for epoch in order.reshape(5, 12):
+        assert sorted(epoch) == list(range(12))
 
 
-def test_a_batch_follows_from_the_key_and_its_number_alone():
-    plan = batches((X, Y), 5, 6, None, KEY, None)
+def test_a_batch_depends_on_the_key_and_its_number_alone():
+    sampler = Sampler(12, 5, 15, KEY)
     np.testing.assert_array_equal(
-        plan.between(7, 11).examples, plan.between(0, plan.steps).examples[7:11]
+        sampler.step_inputs(7, 11).batch, sampler.step_inputs(0, 15).batch[7:11]
     )
 
 
-def test_the_parts_of_a_batch_add_up_to_it():
+def test_accumulation_and_remat_do_not_change_the_result():
     weights = jnp.arange(1.0, 13)
     train = lambda **options: (
         fit(squares, START, (X, Y), epochs=5, optimizer=optax.sgd(0.1), key=KEY, **options).params
@@ -53,7 +49,7 @@ def test_the_parts_of_a_batch_add_up_to_it():
     np.testing.assert_allclose(train(remat=True), train(), rtol=1e-6)
 
 
-def test_examples_without_weight_do_not_count():
+def test_examples_of_weight_zero_are_ignored():
     weights = jnp.where(jnp.arange(12) < 6, 1.0, 0.0)
     train = lambda *data, **options: (
         fit(squares, START, data, epochs=5, optimizer=optax.sgd(0.1), key=KEY, **options).params
@@ -64,9 +60,9 @@ def test_examples_without_weight_do_not_count():
 
 
 def test_patience_returns_the_best_parameters():
-    away = lambda w, x, y: ((w - 1) ** 2).sum() + 0 * y.sum()
-    found = fit(
-        away,
+    diverging = lambda w, x, y: ((w - 1) ** 2).sum() + 0 * y.sum()
+    fitted = fit(
+        diverging,
         START,
         (X, Y),
         epochs=50,
@@ -75,8 +71,8 @@ def test_patience_returns_the_best_parameters():
         optimizer=optax.sgd(1.5),
         key=KEY,
     )
-    assert found.ending == "patience"
-    assert found.best == 1 + int(np.argmin(found.history["loss"]))
+    assert fitted.ending == "patience"
+    assert fitted.best == 1 + int(np.argmin(fitted.history["loss"]))
 
 
 @pytest.mark.parametrize(
@@ -88,17 +84,34 @@ def test_patience_returns_the_best_parameters():
         ({"epochs": 1, "accumulate": 5}, ValueError, "accumulate"),
         ({"epochs": 1, "patience": 2}, ValueError, "held_out"),
         ({"epochs": 1, "weights": jnp.ones(3)}, ValueError, "weights"),
+        ({"epochs": 1, "weights": jnp.zeros(12)}, ValueError, "weights must not all be 0"),
         ({"epochs": 1, "compute_dtype": jnp.int32}, TypeError, "compute_dtype"),
+        ({"epochs": 1, "compute_dtype": "foo"}, TypeError, "compute_dtype"),
+        ({"epochs": 1, "remat": "no"}, TypeError, "remat"),
+        ({"epochs": 1, "checkpoint": 3}, TypeError, "checkpoint must be the path"),
     ],
 )
-def test_refuses(options, error, message):
+def test_invalid_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         fit(squares, START, (X, Y), key=KEY, **options)
 
 
+@pytest.mark.parametrize(
+    ("params", "data", "options", "error", "message"),
+    [
+        (jnp.full(3, jnp.nan), (X, Y), {}, ValueError, "params must be finite"),
+        (START, [X, Y], {}, TypeError, "data must be a tuple of arrays"),
+        (START, [(X, Y)], {"accumulate": 5}, ValueError, "accumulate must divide every batch"),
+    ],
+)
+def test_invalid_params_and_data_are_refused(params, data, options, error, message):
+    with pytest.raises(error, match=message):
+        fit(squares, params, data, epochs=1, key=KEY, **options)
+
+
 @pytest.mark.parametrize("data", [(X, Y), [(X, Y)]], ids=["arrays", "iterable"])
 @pytest.mark.parametrize(
-    "rule",
+    "optimizer",
     [
         gauss_newton(lambda w, x: x[0] @ w, lambda z, x: ((z - x[1]) ** 2).mean()),
         optax.chain(newton_cg(), optax.scale_by_backtracking_linesearch(20)),
@@ -106,43 +119,43 @@ def test_refuses(options, error, message):
     ],
     ids=["gauss_newton", "newton_cg", "lbfgs"],
 )
-def test_second_order_fits_a_line(rule, data):
-    found = fit(squares, START, data, epochs=10, optimizer=rule, key=KEY)
-    np.testing.assert_allclose(found.params, [1.0, -2.0, 3.0], atol=1e-4)
+def test_second_order_rules_fit_a_line(optimizer, data):
+    fitted = fit(squares, START, data, epochs=10, optimizer=optimizer, key=KEY)
+    np.testing.assert_allclose(fitted.params, [1.0, -2.0, 3.0], atol=1e-4)
 
 
 @pytest.mark.slow
-def test_gauss_newton_goes_through_hand_written_layers():
+def test_gauss_newton_differentiates_hand_written_layers():
     model = mlp((3, 4, 1))
     plain = lambda p, x: (
         jnp.tanh(x @ p["affine1"]["weight"].T + p["affine1"]["bias"]) @ p["logits"]["weight"].T
         + p["logits"]["bias"]
     )
 
-    def trained(apply):
+    def train(apply):
         rule = gauss_newton(
             lambda p, b: apply(p, b[0])[:, 0], lambda z, b: ((z - b[1]) ** 2).mean(), damping=1e-2
         )
         loss = lambda p, x, y: (apply(p, x)[:, 0] - y) ** 2
         return fit(loss, model.init(KEY), (X, Y), epochs=3, optimizer=rule, key=KEY).history["cost"]
 
-    np.testing.assert_allclose(trained(model.apply), trained(plain), rtol=1e-3)
+    np.testing.assert_allclose(train(model.apply), train(plain), rtol=1e-3)
 
 
 @pytest.mark.parametrize("data", [(X, Y), [(X, Y)] * 4], ids=["arrays", "iterable"])
-def test_a_step_that_leads_nowhere_is_taken_back_over_the_end_of_an_epoch(data):
+def test_a_step_to_a_nonfinite_cost_is_undone_across_epochs(data):
     cliff = lambda w, x, y: jnp.log(1 - w) * jnp.ones(len(x))
     train = lambda **options: fit(
         cliff, jnp.zeros(()), data, optimizer=optax.sgd(0.1), epochs=20, key=KEY, **options
     )
-    measured, alone = train(held_out=(X, Y)), train()
-    assert measured.ending == alone.ending == "nonfinite"
-    assert measured.steps == alone.steps
-    assert measured.params == alone.params < 1
-    np.testing.assert_array_equal(measured.history["cost"], alone.history["cost"])
+    evaluated, plain = train(held_out=(X, Y)), train()
+    assert evaluated.ending == plain.ending == "nonfinite"
+    assert evaluated.steps == plain.steps
+    assert evaluated.params == plain.params < 1
+    np.testing.assert_array_equal(evaluated.history["cost"], plain.history["cost"])
 
 
-def test_rules_that_name_what_they_take():
+def test_optimizers_get_the_extra_arguments_that_they_name():
     fitted = fit(
         squares,
         START,
@@ -154,12 +167,12 @@ def test_rules_that_name_what_they_take():
     assert fitted.history["cost"][-1] < fitted.history["cost"][0]
 
 
-def test_weights_of_another_dtype_do_not_change_that_of_the_cost():
+def test_weights_of_another_dtype_keep_the_dtype_of_the_cost():
     start = jnp.zeros(3, jnp.bfloat16)
-    found = fit(
+    fitted = fit(
         squares, start, (X, Y), epochs=2, accumulate=2, weights=np.ones(12, np.float32), key=KEY
     )
-    assert found.params.dtype == found.history["cost"].dtype == jnp.bfloat16
+    assert fitted.params.dtype == fitted.history["cost"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -169,47 +182,25 @@ def test_weights_of_another_dtype_do_not_change_that_of_the_cost():
         (
             {"metrics": {"a": lambda w, x, y: (x, y)}},
             ValueError,
-            r"metrics\['a'\] must return a number or one for each of 12",
+            r"metrics\['a'\] must return one number or one for each of 12",
         ),
         ({"metrics": {"a": lambda w, x, y: x}}, ValueError, r"metrics\['a'\] must return"),
         ({"metrics": {"a": lambda w, x, y: 1j * y}}, ValueError, r"metrics\['a'\] must return"),
     ],
 )
-def test_refuses_metrics_before_any_step(options, error, message):
-    def never(step):
-        raise AssertionError("a step was taken")
+def test_invalid_metrics_are_refused_before_any_step(options, error, message):
+    def data(epoch):
+        raise AssertionError("data were read")
 
     with pytest.raises(error, match=message):
-        fit(squares, START, never, epochs=1, held_out=(X, Y), key=KEY, **options)
+        fit(squares, START, data, epochs=1, held_out=(X, Y), key=KEY, **options)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        ((squares, jnp.full(3, jnp.nan), (X, Y)), {}, "params must be finite"),
-        ((squares, START, [X, Y]), {}, "tuple of arrays"),
-        ((squares, START, (X, Y)), {"remat": "no"}, "remat"),
-        ((squares, START, (X, Y)), {"compute_dtype": "foo"}, "compute_dtype"),
-        ((squares, START, (X, Y)), {"checkpoint": 3}, "checkpoint must be the path"),
-        ((squares, START, [(X, Y)]), {"accumulate": 5}, "accumulate must divide every batch"),
-    ],
-)
-def test_errors_name_the_argument(arguments, options, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        fit(*arguments, epochs=1, key=KEY, **options)
-
-
-@pytest.mark.parametrize(
-    ("length", "looks"),
+    ("length", "evaluations"),
     [({"epochs": 5}, 5), ({"steps": 4}, 2), ({"steps": 3}, 1), ({"epochs": 0.5}, 1)],
 )
-def test_metrics_are_taken_at_the_end_of_every_epoch_and_of_the_run(length, looks):
+def test_metrics_are_evaluated_after_each_epoch_and_the_run(length, evaluations):
     # Twelve examples in batches of five: epochs end after 3, 5, 8, 10 and 12 steps.
-    assert (
-        len(
-            fit(squares, START, (X, Y), batch_size=5, held_out=(X, Y), key=KEY, **length).history[
-                "loss"
-            ]
-        )
-        == looks
-    )
+    fitted = fit(squares, START, (X, Y), batch_size=5, held_out=(X, Y), key=KEY, **length)
+    assert len(fitted.history["loss"]) == evaluations

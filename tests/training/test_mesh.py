@@ -1,4 +1,4 @@
-"""Training on many devices and in many processes ends where it ends on one device, and in an error where one of them dies."""
+"""Training on several devices and processes gives the result of one device."""
 
 import json
 import socket
@@ -33,9 +33,9 @@ def train(**options):
 
 
 def test_a_mesh_of_one_device_changes_nothing():
-    rule = lambda path, leaf: PartitionSpec("batch")
+    partition = lambda path, leaf: PartitionSpec("batch")
     np.testing.assert_array_equal(
-        train(mesh=distributed.mesh({"batch": 1}), partition=rule).params, train().params
+        train(mesh=distributed.mesh({"batch": 1}), partition=partition).params, train().params
     )
 
 
@@ -63,7 +63,7 @@ def test_a_mesh_of_one_device_changes_nothing():
         ),
     ],
 )
-def test_refuses(options, error, message):
+def test_an_invalid_mesh_or_partition_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         train(**options)
 
@@ -74,74 +74,76 @@ def free_port():
         return bound.getsockname()[1]
 
 
-def started(out, processes=1, **options):
-    """The processes of a run, all of which have begun."""
-    given = {"out": str(out), "processes": processes, "port": free_port(), **options}
+def start_processes(out, processes=1, **options):
+    """Start the processes of a run, and wait until all have begun."""
+    arguments = {"out": str(out), "processes": processes, "port": free_port(), **options}
     script = [sys.executable, str(Path(__file__).with_name("mesh_run.py"))]
-    begin = lambda k: subprocess.Popen(
-        [*script, json.dumps({**given, "process": k})], stdout=-1, stderr=-1, text=True
+    start = lambda k: subprocess.Popen(
+        [*script, json.dumps({**arguments, "process": k})], stdout=-1, stderr=-1, text=True
     )
-    runs = [begin(k) for k in range(processes)]
+    runs = [start(k) for k in range(processes)]
     for run in runs:
         assert run.stdout.readline() == "begun\n", run.communicate()[1]
     return runs
 
 
-def ended(out, **options):
-    """What a run ended with."""
-    for run in started(out, **options):
+def run_to_end(out, **options):
+    """Run the processes to their end, and return the result."""
+    for run in start_processes(out, **options):
         errors = run.communicate(timeout=300)[1]
         assert run.returncode == 0, errors
     return np.load(out)
 
 
-def assert_near(found, expected):
-    assert set(found) == set(expected)
-    for name in set(expected) - {"divided"}:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+def assert_close(result, expected):
+    assert set(result) == set(expected)
+    for name in set(expected) - {"sharded"}:
+        np.testing.assert_allclose(result[name], expected[name], atol=1e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return ended(tmp_path_factory.mktemp("alone") / "one.npz")
+def one_device(tmp_path_factory):
+    return run_to_end(tmp_path_factory.mktemp("one_device") / "one.npz")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"accumulate": 2}, {"model_axis": 2}],
-    ids=["plain", "accumulated", "parameters divided"],
+    ids=["plain", "accumulate", "sharded parameters"],
 )
-def test_eight_devices_are_one(tmp_path, alone, options):
-    found = ended(tmp_path / "eight.npz", devices=8, **options)
-    assert_near(found, alone)
-    # Both weights that a device can have half of, and the two moments of each.
-    assert found["divided"] == (6 if "model_axis" in options else 0)
+def test_eight_devices_give_the_result_of_one(tmp_path, one_device, options):
+    result = run_to_end(tmp_path / "eight.npz", devices=8, **options)
+    assert_close(result, one_device)
+    # Two weights have an even number of rows; Adam keeps two moments of each.
+    assert result["sharded"] == (6 if "model_axis" in options else 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_are_one(tmp_path, alone, processes):
-    assert_near(ended(tmp_path / "many.npz", processes=processes), alone)
+def test_processes_give_the_result_of_one(tmp_path, one_device, processes):
+    assert_close(run_to_end(tmp_path / "many.npz", processes=processes), one_device)
 
 
 @pytest.mark.slow
-def test_processes_each_give_their_part_of_a_stream(tmp_path):
-    assert_near(
-        ended(tmp_path / "two.npz", processes=2, source="stream"),
-        ended(tmp_path / "one.npz", source="stream"),
+def test_each_process_gives_its_part_of_a_batch(tmp_path):
+    assert_close(
+        run_to_end(tmp_path / "two.npz", processes=2, source="stream"),
+        run_to_end(tmp_path / "one.npz", source="stream"),
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_death_ends_the_others_and_the_run_goes_on_with_another_number(tmp_path, victim):
+def test_a_dead_process_stops_the_others_and_any_number_can_resume(tmp_path, victim):
     folder = tmp_path / "checkpoints"
-    saved = lambda: [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    runs = started(tmp_path / "never.npz", processes=2, epochs=100_000, checkpoint=str(folder))
-    limit = time.monotonic() + 300
+    saved_steps = lambda: [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    runs = start_processes(
+        tmp_path / "never.npz", processes=2, epochs=100_000, checkpoint=str(folder)
+    )
+    deadline = time.monotonic() + 300
     try:
-        while not saved() and time.monotonic() < limit:
+        while not saved_steps() and time.monotonic() < deadline:
             time.sleep(0.2)
         runs[victim].kill()
         errors = runs[1 - victim].communicate(timeout=60)[1]
@@ -151,10 +153,10 @@ def test_a_death_ends_the_others_and_the_run_goes_on_with_another_number(tmp_pat
         for run in runs:
             run.kill()
             run.communicate()
-    epochs = max(saved()) // 10 + 3
-    expected = ended(tmp_path / "whole.npz", epochs=epochs)
-    assert_near(
-        ended(tmp_path / "four.npz", processes=4, epochs=epochs - 1, checkpoint=str(folder)),
-        ended(tmp_path / "less.npz", epochs=epochs - 1),
+    epochs = max(saved_steps()) // 10 + 3
+    expected = run_to_end(tmp_path / "whole.npz", epochs=epochs)
+    assert_close(
+        run_to_end(tmp_path / "four.npz", processes=4, epochs=epochs - 1, checkpoint=str(folder)),
+        run_to_end(tmp_path / "less.npz", epochs=epochs - 1),
     )
-    assert_near(ended(tmp_path / "alone.npz", epochs=epochs, checkpoint=str(folder)), expected)
+    assert_close(run_to_end(tmp_path / "one.npz", epochs=epochs, checkpoint=str(folder)), expected)

@@ -1,4 +1,4 @@
-"""Batches from an iterable: the same training as from arrays, read ahead, and never far."""
+"""Batches from an iterable train like arrays, and are read ahead within bounds."""
 
 import time
 
@@ -21,7 +21,7 @@ def squares(w, x, y):
     return (x @ w - y) ** 2
 
 
-def in_order(size):
+def batches(size):
     return [(X[k : k + size], Y[k : k + size]) for k in range(0, 24, size)]
 
 
@@ -29,58 +29,58 @@ def train(data, **options):
     return fit(squares, START, data, optimizer=optax.sgd(0.1), key=KEY, **options)
 
 
-def test_batches_that_are_all_are_full_descent():
-    found, whole = train([(X, Y)], epochs=7), train((X, Y), epochs=7)
-    np.testing.assert_array_equal(found.history["cost"], whole.history["cost"])
+def test_one_batch_of_all_examples_is_full_gradient_descent():
+    streamed, in_memory = train([(X, Y)], epochs=7), train((X, Y), epochs=7)
+    np.testing.assert_array_equal(streamed.history["cost"], in_memory.history["cost"])
 
 
-def test_costs_are_those_of_a_loop_by_hand():
+def test_costs_equal_those_of_a_loop_by_hand():
     w, costs = START, []
-    for x, y in 2 * in_order(8):
+    for x, y in 2 * batches(8):
         value, gradient = jax.value_and_grad(lambda w, x=x, y=y: squares(w, x, y).mean())(w)
         w = w - 0.1 * gradient
         costs.append(value)
-    np.testing.assert_allclose(train(in_order(8), epochs=2).history["cost"], costs, rtol=1e-5)
+    np.testing.assert_allclose(train(batches(8), epochs=2).history["cost"], costs, rtol=1e-5)
 
 
-def test_epochs_and_metrics():
-    found = train(in_order(8), epochs=3, held_out=(X, Y))
-    assert found.steps == 9
-    assert len(found.history["loss"]) == 3
-    assert len(train(in_order(8), steps=4, held_out=(X, Y)).history["loss"]) == 2
+def test_metrics_are_evaluated_after_each_epoch_and_the_run():
+    fitted = train(batches(8), epochs=3, held_out=(X, Y))
+    assert fitted.steps == 9
+    assert len(fitted.history["loss"]) == 3
+    assert len(train(batches(8), steps=4, held_out=(X, Y)).history["loss"]) == 2
 
 
 def test_a_function_gives_each_epoch_its_own_order():
-    asked = []
+    epochs = []
 
-    def order(epoch):
-        asked.append(epoch)
-        return in_order(8)[epoch:]
+    def data(epoch):
+        epochs.append(epoch)
+        return batches(8)[epoch:]
 
-    assert train(order, epochs=3).steps == 3 + 2 + 1
-    assert asked == [0, 1, 2]
-
-
-def test_an_iterator_is_good_for_one_epoch():
-    assert train(iter(in_order(8)), epochs=1).steps == 3
-    with pytest.raises(ValueError, match="data must be an iterable that begins anew"):
-        train(iter(in_order(8)), epochs=2)
+    assert train(data, epochs=3).steps == 3 + 2 + 1
+    assert epochs == [0, 1, 2]
 
 
-def test_what_waits_is_bounded():
-    given = []
+def test_an_iterator_serves_one_epoch():
+    assert train(iter(batches(8)), epochs=1).steps == 3
+    with pytest.raises(ValueError, match="data must be an iterable that can be iterated again"):
+        train(iter(batches(8)), epochs=2)
+
+
+def test_the_number_of_waiting_items_is_bounded():
+    read = []
 
     def source():
         for k in range(100):
-            given.append(k)
+            read.append(k)
             yield k
 
     with _read_ahead(source()) as ahead:
         assert next(ahead) == 0
-    assert len(given) <= 8
+    assert len(read) <= 8
 
 
-def test_an_error_of_the_iterable_is_raised():
+def test_an_error_in_the_iterable_is_raised():
     def broken(epoch):
         yield X, Y
         raise OSError("disk")
@@ -92,7 +92,7 @@ def test_an_error_of_the_iterable_is_raised():
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [
-        (3, {"epochs": 1}, TypeError, "data"),
+        (3, {"epochs": 1}, TypeError, "data must be a tuple of arrays"),
         ([], {"epochs": 1}, ValueError, "at least one batch"),
         ([[X]], {"epochs": 1}, TypeError, "tuples of arrays"),
         ([(X, Y[:3])], {"epochs": 1}, ValueError, "leading axes"),
@@ -102,32 +102,33 @@ def test_an_error_of_the_iterable_is_raised():
         ([(X, Y)], {"epochs": 1, "weights": np.ones(24, np.float32)}, ValueError, "weights"),
     ],
 )
-def test_refuses(data, options, error, message):
+def test_invalid_data_are_refused(data, options, error, message):
     with pytest.raises(error, match=message):
         train(data, **options)
 
 
-def test_reading_goes_on_while_steps_are_computed():
-    read, seen = [], []
+def test_batches_are_read_while_steps_are_computed():
+    read, counts = [], []
 
     def source(epoch):
         for k in range(60):
             read.append(k)
             yield X, Y
 
-    def look(w):
-        """The first step does not end before the batch of the second has been read."""
-        limit = time.monotonic() + 20
-        while len(read) < 2 and time.monotonic() < limit:
+    def wait_for_second_batch(w):
+        deadline = time.monotonic() + 20
+        while len(read) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        seen.append(len(read))
+        counts.append(len(read))
         return np.float32(0)
 
     def loss(w, x, y):
         return squares(w, x, y).mean() + jax.pure_callback(
-            look, jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(w)
+            wait_for_second_batch,
+            jax.ShapeDtypeStruct((), jnp.float32),
+            jax.lax.stop_gradient(w),
         )
 
     assert fit(loss, START, source, optimizer=optax.sgd(0.1), epochs=1, key=KEY).steps == 60
-    # One batch in use, two that wait, four that are being read.
-    assert 2 <= seen[0] <= 1 + 2 + 4
+    # One batch in use, a group of two that waits, and a group of four that is being read.
+    assert 2 <= counts[0] <= 1 + 2 + 4
