@@ -99,7 +99,7 @@ class Checkpoints:
             raise ValueError("it is damaged, the checksum of its arrays differs")
         state, best_state, costs = jax.tree.unflatten(structure, leaves)
         metrics = {name: tuple(values) for name, values in progress["metrics"].items()}
-        best = best and Best(*best, best_state)
+        best = best and Best(**best, state=best_state)
         return TrainingState(position, state, (costs,), metrics, progress["evaluated_at"], best)
 
     def save(self, state: TrainingState, *, force: bool = False) -> None:
@@ -116,7 +116,7 @@ class Checkpoints:
             "cost_dtype": str(costs.dtype),
             "metrics": state.metrics,
             "evaluated_at": state.evaluated_at,
-            "best": best and (best.epoch, best.loss),
+            "best": best and {"epoch": best.epoch, "loss": best.loss},
             "checksum": checksum(arrays),
         }
         text, args = json.dumps(progress), self._args
