@@ -1,1 +1,1 @@
-"""Scripts a person runs and copies from; each saves figures and prints a table."""
+"""Scripts to run and to copy from; each writes figures, numbers and a page to `results/`."""

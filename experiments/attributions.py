@@ -1,11 +1,14 @@
-"""Which pixels made the network say so, by seven methods, and whether the methods are about the network at all.
+"""Attribute predictions to pixels by seven methods, and test the methods themselves.
 
     python -m experiments.attributions [--fast]
 
-trains a convolutional network on handwritten digits and attributes its answers to their pixels: gradients, gradients times input, smoothed
-and integrated gradients, grad-CAM, guided backprop and occlusion. Then the two checks: the layers of the network are randomised one after
-another, after which an attribution that explains what was learnt must have changed; and pixels are taken away in the order of their
-attribution, which must hurt more than a random order. Writes results/attributions/: figures, numbers.json, index.html.
+A convolutional network learns handwritten digits. Its predictions are attributed to pixels by
+gradients, gradients times input, SmoothGrad, integrated gradients, Grad-CAM, guided backprop and
+occlusion. Two tests follow. If the layers are randomized one after another, the attributions must
+change. If pixels are deleted in the order of their attribution, the predicted probability must fall
+faster than in a random order. Writes results/attributions/: figures, numbers.json, index.html.
+
+For your own model, change `MODEL`, and `LAST_CONVOLUTION` and `LAYERS` to names of its layers.
 """
 
 import argparse
@@ -16,65 +19,63 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import diffprog as dp
 from diffprog.plotting import Section, Table
 from experiments.digit_classifier import train
 
-Method = Callable[[Any, jax.Array, jax.Array], jax.Array]
-
 vis = dp.visualization
+
+Method = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 MODEL = dp.models.cnn((8, 8, 1), channels=(32, 64), hidden=(128,))
 LAST_CONVOLUTION, LAYERS = "hidden2", ("logits", "affine3", "conv2", "conv1")
-EPOCHS, SHOWN, JUDGED = 60, 10, 200
+EPOCHS, EXAMPLES, SHOWN = 60, 200, 10
 
 
-def methods(key: jax.Array) -> dict[str, Method]:
-    """Each method as a function (f, images, targets) -> maps."""
+def make_methods(key: jax.Array) -> dict[str, Method]:
+    """Return each method as a function (program, images, targets) -> maps."""
     return {
         "saliency": vis.saliency,
         "input × gradient": vis.input_x_gradient,
-        "smooth grad": lambda f, x, j: vis.smooth_grad(f, x, j, key=key),
+        "SmoothGrad": lambda f, x, j: vis.smooth_grad(f, x, j, key=key),
         "integrated gradients": lambda f, x, j: vis.integrated_gradients(f, x, j).attribution,
-        "grad-CAM": lambda f, x, j: vis.grad_cam(f, x, j, LAST_CONVOLUTION),
+        "Grad-CAM": lambda f, x, j: vis.grad_cam(f, x, j, LAST_CONVOLUTION),
         "guided backprop": vis.guided_backprop,
         "occlusion": lambda f, x, j: vis.occlusion(f, x, j, window=2),
     }
 
 
 def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Train, attribute, check, and write it all to `folder`; returns the numbers."""
-    digits = dp.data.digits()
-    epochs, judged = (4, 20) if fast else (EPOCHS, JUDGED)
+    """Train, attribute, test, write the results to `folder`, and return the numbers."""
+    epochs, examples = (4, 20) if fast else (EPOCHS, EXAMPLES)
     train_key, method_key, random_key, check_key = jax.random.split(jax.random.key(seed), 4)
+    digits = dp.data.digits()
     network = train(MODEL, digits.x_train, digits.y_train, epochs, train_key)
-    f, x = network.program, digits.x_test[:judged]
-    read = f(x).argmax(-1)
-    probabilities = dp.program(lambda images: jax.nn.softmax(f(images)))
+    program, x = network.program, digits.x_test[:examples]
+    predicted = program(x).argmax(-1)
+    probabilities = dp.program(lambda images: jax.nn.softmax(program(images)))
 
-    maps = {name: method(f, x, read) for name, method in methods(method_key).items()}
-    maps_or_noise = {**maps, "random order": jax.random.uniform(random_key, x.shape)}
-    importance = {
-        name: -values if name == "random order" else values
-        for name, values in maps_or_noise.items()
-    }
+    methods = make_methods(method_key)
+    maps = {name: method(program, x, predicted) for name, method in methods.items()}
+    orders = maps | {"random order": -jax.random.uniform(random_key, x.shape)}
     deleted = {
-        name: vis.deletion(probabilities, x, values, read) for name, values in importance.items()
+        name: vis.deletion(probabilities, x, order, predicted) for name, order in orders.items()
     }
     inserted = {
-        name: vis.insertion(probabilities, x, values, read) for name, values in importance.items()
+        name: vis.insertion(probabilities, x, order, predicted) for name, order in orders.items()
     }
 
-    def left_of(method: Method) -> np.ndarray:
-        maps_of = lambda params: method(dp.program(MODEL.apply, params), x[:SHOWN], read[:SHOWN])
-        return vis.randomise_parameters(
-            maps_of, network.params, key=check_key, layers=LAYERS
-        ).similarity.mean(1)
+    def similarity(method: Method) -> list[float]:
+        """Compare the maps with those of the network with randomized layers."""
 
-    left = {name: left_of(method) for name, method in methods(method_key).items()}
-    gap = vis.integrated_gradients(f, x, read).gap
+        def attribute(params: Any) -> jax.Array:
+            return method(dp.program(MODEL.apply, params), x[:SHOWN], predicted[:SHOWN])
+
+        result = vis.randomise_parameters(attribute, network.params, key=check_key, layers=LAYERS)
+        return [float(value) for value in result.similarity.mean(1)]
+
+    gap = vis.integrated_gradients(program, x, predicted).gap
     numbers = {
         "accuracy": network.accuracy(digits.x_test, digits.y_test),
         "completeness gap": float(jnp.abs(gap).max()),
@@ -82,86 +83,85 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         "area under insertion": {
             name: float(curve.area.mean()) for name, curve in inserted.items()
         },
-        "similarity after randomisation": {
-            name: [float(share) for share in shares] for name, shares in left.items()
+        "similarity after randomization": {
+            name: similarity(method) for name, method in methods.items()
         },
     }
-    shares = deleted["saliency"].shares
     figures = {
         "maps": dp.plotting.draw_attributions(
-            x[:SHOWN], {k: v[:SHOWN] for k, v in maps.items()}, [f"read {j}" for j in read[:SHOWN]]
+            x[:SHOWN],
+            {name: values[:SHOWN] for name, values in maps.items()},
+            [f"predicted {j}" for j in predicted[:SHOWN]],
         ),
-        "deletion": _curves(shares, deleted, "share of pixels deleted"),
-        "insertion": _curves(shares, inserted, "share of pixels inserted"),
+        "deletion": draw_mean_curves(deleted, "share of pixels deleted"),
+        "insertion": draw_mean_curves(inserted, "share of pixels inserted"),
     }
     write(folder, numbers, figures)
     return numbers
 
 
-def _curves(shares: np.ndarray, curves: dict[str, vis.Curve], xlabel: str) -> Any:
+def draw_mean_curves(curves: dict[str, vis.Curve], xlabel: str) -> Any:
+    shares = curves["random order"].shares
     means = {name: curve.scores.mean(0) for name, curve in curves.items()}
-    return dp.plotting.draw_curves(
-        shares, means, xlabel=xlabel, ylabel="probability of what was read"
-    )
+    ylabel = "probability of the predicted class"
+    return dp.plotting.draw_curves(shares, means, xlabel=xlabel, ylabel=ylabel)
 
 
 def write(folder: Path, numbers: dict[str, Any], figures: dict[str, Any]) -> None:
-    """The page, the figures as files, and the numbers as JSON."""
+    """Write the page, the figures and the numbers, and print the main results."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
-    under = numbers["area under deletion"]
-    areas = [
-        [name, under[name], numbers["area under insertion"][name]]
-        for name in sorted(under, key=under.__getitem__)
+    deletion, insertion = numbers["area under deletion"], numbers["area under insertion"]
+    areas = [[name, deletion[name], insertion[name]] for name in sorted(deletion, key=deletion.get)]
+    similarities = [
+        [name, *values] for name, values in numbers["similarity after randomization"].items()
     ]
-    left = [[name, *shares] for name, shares in numbers["similarity after randomisation"].items()]
     sections = [
         Section(
-            "Seven methods", "Each says of each pixel what it did for the answer.", figures["maps"]
+            "Attribution maps",
+            "Each map shows how much each pixel contributes to the logit of the predicted class.",
+            figures["maps"],
         ),
         Section(
-            "Taking pixels away",
-            "Pixels are set to black in the order of their attribution. The faster the probability falls, the better the method knew what "
-            "the answer hung on; a random order is the measure.",
+            "Deletion",
+            "Pixels are set to black, those of the largest attribution first. The faster the "
+            "probability falls, the better the method found the pixels that the prediction "
+            "depends on; a random order is the baseline.",
             figures["deletion"],
             Table(["method", "area under deletion", "area under insertion"], areas),
         ),
         Section(
-            "Putting pixels in",
-            "The same from a black image, the most important pixels first: here a fast rise is good.",
+            "Insertion",
+            "Pixels are inserted into a black image, those of the largest attribution first. Here "
+            "a fast rise is good.",
             figures["insertion"],
         ),
         Section(
-            "Forgetting what was learnt",
-            "Rank correlation of |attribution| with that of the trained network, after the layers down to the one named were given random "
-            "weights. A method that stays near 1 shows the image, not the network.",
-            table=Table(["method", *LAYERS], left),
+            "Randomized layers",
+            "Rank correlation between |attribution| of the trained network and of one whose layers "
+            "were randomized, from the output down to the named one. A method that stays near 1 "
+            "shows the image, not what the network learned.",
+            table=Table(["method", *LAYERS], similarities),
         ),
     ]
     page = dp.plotting.write_page(
         folder / "index.html",
-        "Which pixels made it say so?",
+        "Attributions",
         sections,
-        summary="Attribution, and two checks of it.",
+        summary="Which pixels a prediction depends on, by seven methods, and two tests of them.",
     )
-    print(
-        f"accuracy {numbers['accuracy']:.2%}; largest completeness gap of integrated gradients {numbers['completeness gap']:.1e}"
-    )
-    for name, deletion, insertion in areas:
-        print(f"{name:22s} area under deletion {deletion:.3f}, under insertion {insertion:.3f}")
+    print(f"test accuracy {numbers['accuracy']:.2%}")
+    print(f"largest completeness gap of integrated gradients {numbers['completeness gap']:.1e}")
+    for name, deletion_area, insertion_area in areas:
+        print(f"{name:22s} area under deletion {deletion_area:.3f}, insertion {insertion_area:.3f}")
     print(page)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--fast", action="store_true", help="a few steps of everything, to see that it runs"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="a few steps of everything")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("results/attributions"))
-    options = parser.parse_args()
-    main(options.folder, fast=options.fast, seed=options.seed)
+    main(**vars(parser.parse_args()))

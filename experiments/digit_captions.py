@@ -1,14 +1,16 @@
-"""Captions for handwritten digits: sentences of a small grammar that are true of an image, as measured on the image.
+"""Write captions of handwritten digits that are true of the image.
 
-What is written is known from its label. How it is written is measured: with ink m = Σ x and central moments per unit of ink,
+The label gives the digit; the writing style is measured. With the ink m = Σ x and the central
+moments σ of its distribution over rows r, counted downwards, and columns c,
 
-    boldness    m / pixels                     "thin", "bold"
-    size        sqrt(σ_rr + σ_cc)              "small", "large"              r: row, downwards; c: column
-    slant       -σ_rc / σ_rr                   "leaning left", "leaning right"
+    boldness    m / pixels             "thin", "bold"
+    size        sqrt(σ_rr + σ_cc)      "small", "large"
+    slant       -σ_rc / σ_rr           "leaning left", "leaning right"
 
-Each is compared with the other images of the same digit (a thin eight has more ink than a bold one has): the least third has the first of
-the two words, the greatest third the second, and of the third between nothing is said. A caption names the digit as a word, a numeral, a
-sum or a product, and mentions all, some or none of the words that are true, in one of several orders.
+Each is compared with the other images of the same digit, because even a thin eight has more ink
+than a bold one: the lowest third gets the first word, the highest third the second, the middle
+third none. A caption names the digit as a word, a numeral, a sum or a product, and mentions all,
+some or none of the true words, in one of several templates.
 """
 
 import itertools
@@ -19,33 +21,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer
 
-from diffprog import _validation
-from diffprog.contrastive._tokenizers import require_texts
-
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-LOOKS = {
+STYLE_WORDS = {
     "boldness": ("thin", "bold"),
     "size": ("small", "large"),
     "slant": ("leaning left", "leaning right"),
 }
-
-ORDERS = (
+TEMPLATES = (
     "a {boldness} {size} {name} {slant}",
     "a {size} {boldness} {name} {slant}",
     "{slant} {boldness} {size} {name}",
     "the {name} {size} {boldness} {slant}",
     "a picture of a {boldness} {size} {slant} {name}",
 )
-_CALCULATIONS = ("{name}", "a picture of {name}")
+_CALCULATION_TEMPLATES = ("{name}", "a picture of {name}")
 
 
-class Measures(NamedTuple):
-    """How digits are written, a number for each image; see the module.
+class Style(NamedTuple):
+    """Measured writing style of images.
 
     Attributes:
-        boldness: mean ink, in 0 .. 1.
-        size: root mean square distance of the ink from its middle, in pixels.
-        slant: columns to the right for each row up, of the line that fits the ink best.
+        boldness: mean ink, in [0, 1].
+        size: root mean square distance of the ink from its center, in pixels.
+        slant: columns to the right per row up, of the line that fits the ink best.
     """
 
     boldness: Float[np.ndarray, "images"]
@@ -53,159 +51,102 @@ class Measures(NamedTuple):
     slant: Float[np.ndarray, "images"]
 
 
-def measures(images: Float[Any, "images height width channels"]) -> Measures:
-    """Boldness, size and slant from the moments of the ink.
+def measure_style(images: Float[Any, "images height width channels"]) -> Style:
+    """Compute boldness, size and slant from the moments of the ink.
 
     Args:
-        images: finite floats in 0 .. 1, ink bright; ink of several channels is added up. One without ink has size and slant 0.
+        images: in [0, 1], ink bright; channels are averaged. Size and slant are 0 without ink.
 
-    Raises:
-        TypeError, ValueError: images that are not such, or are traced.
-
-    >>> diagonal = np.eye(4, dtype=np.float32)[None, :, ::-1, None]
-    >>> print([round(float(value[0]), 3) for value in measures(diagonal)])
+    >>> diagonal = np.eye(4)[None, :, ::-1, None]
+    >>> print([round(float(value[0]), 3) for value in measure_style(diagonal)])
     [0.25, 1.581, 1.0]
     """
-    _validation.floating("images", images, rank=4)
-    _validation.concrete("images", images, "measure before the transformation")
-    _validation.batch(images=images)
-    _validation.finite("images", images)
-    _validation.within("images", images, 0, 1)
     ink = np.asarray(images, np.float64).mean(-1)
     total = ink.sum((1, 2))
-    share = ink / np.where(total > 0, total, 1)[:, None, None]
+    density = ink / np.where(total > 0, total, 1)[:, None, None]
     rows, columns = (np.arange(side) for side in ink.shape[1:])
-    down = rows - (share.sum(2) @ rows)[:, None]
-    right = columns - (share.sum(1) @ columns)[:, None]
-    rr, cc = (share.sum(2) * down**2).sum(1), (share.sum(1) * right**2).sum(1)
-    rc = np.einsum("nrc,nr,nc->n", share, down, right)
-    return Measures(ink.mean((1, 2)), np.sqrt(rr + cc), -rc / np.where(rr > 0, rr, 1))
+    r = rows - (density.sum(2) @ rows)[:, None]
+    c = columns - (density.sum(1) @ columns)[:, None]
+    rr, cc = (density.sum(2) * r**2).sum(1), (density.sum(1) * c**2).sum(1)
+    rc = np.einsum("nrc,nr,nc->n", density, r, c)
+    return Style(ink.mean((1, 2)), np.sqrt(rr + cc), -rc / np.where(rr > 0, rr, 1))
 
 
-def looks(
+def classify_style(
     images: Float[Any, "images height width channels"], labels: Integer[Any, "images"]
 ) -> Integer[np.ndarray, "images 3"]:
-    """For boldness, size and slant: -1 for the least third of the images of a digit, 1 for the greatest, 0 for those between.
+    """Classify boldness, size and slant of each image among the images of the same digit.
 
     Args:
-        images: as `measures`.
-        labels: what they show, in 0 .. 9.
+        images: as in `measure_style`.
+        labels: (images,), the digits.
 
-    Raises:
-        TypeError, ValueError: arguments that are not such, or of two lengths.
+    Returns:
+        (images, 3): -1 for the lowest third, 1 for the highest, 0 for the middle.
 
-    >>> looks(np.linspace(0, 1, 3, dtype=np.float32)[:, None, None, None] * np.ones((3, 4, 4, 1)), np.array([1, 1, 1]))[:, 0]
+    >>> images = np.linspace(0, 1, 3)[:, None, None, None] * np.ones((3, 4, 4, 1))
+    >>> classify_style(images, np.array([1, 1, 1]))[:, 0]
     array([-1,  0,  1])
     """
-    measured = np.stack(measures(images), 1)
-    _validation.labels("labels", labels, len(NAMES))
-    _validation.concrete("labels", labels, "measure before the transformation")
-    _validation.batch(images=images, labels=labels)
-    found = np.zeros(measured.shape, int)
-    for digit in np.unique(np.asarray(labels)):
-        those = np.asarray(labels) == digit
-        low, high = np.quantile(measured[those], (1 / 3, 2 / 3), axis=0)
-        found[those] = (measured[those] > high).astype(int) - (measured[those] < low)
-    return found
+    measured, labels = np.stack(measure_style(images), 1), np.asarray(labels)
+    levels = np.zeros(measured.shape, int)
+    for digit in np.unique(labels):
+        values = measured[labels == digit]
+        low, high = np.quantile(values, (1 / 3, 2 / 3), axis=0)
+        levels[labels == digit] = (values > high).astype(int) - (values < low)
+    return levels
 
 
-def captions(
-    digit: int, look: Sequence[int] = (0, 0, 0), *, orders: Sequence[str] = ORDERS
+def true_captions(
+    digit: int, style: Sequence[int] = (0, 0, 0), *, templates: Sequence[str] = TEMPLATES
 ) -> tuple[str, ...]:
-    """Every caption that is true of a digit written so, in alphabetical order.
+    """List all captions that are true of a digit in a style, in alphabetical order.
 
     Args:
         digit: 0 .. 9.
-        look: -1, 0 or 1 for boldness, size and slant, as a row of `looks`.
-        orders: sentences with places for {name}, {boldness}, {size} and {slant}; a place may stay empty.
+        style: -1, 0 or 1 for boldness, size and slant, a row of `classify_style`.
+        templates: as in `write_caption`.
 
-    Raises:
-        TypeError, ValueError: another digit, another look, orders that are no sequence of sentences or have other places.
-
-    >>> captions(1, (-1, 0, 0), orders=["a {boldness} {name}"])[:4]
+    >>> true_captions(1, (-1, 0, 0), templates=["a {boldness} {name}"])[:4]
     ('a 1', 'a one', 'a picture of one plus zero', 'a picture of one times one')
     """
-    _check_digit(digit)
-    _check_orders(orders)
-    said = itertools.product(*({0, part} for part in _look(look)))
-    written = itertools.product(orders, (NAMES[digit], str(digit)), said)
-    calculated = itertools.product(_CALCULATIONS, calculations(digit), [(0, 0, 0)])
-    return tuple(
-        sorted({caption(order, name, look) for order, name, look in (*written, *calculated)})
-    )
+    mentioned = itertools.product(*({0, level} for level in style))
+    described = itertools.product(templates, (NAMES[digit], str(digit)), mentioned)
+    calculated = itertools.product(_CALCULATION_TEMPLATES, calculations(digit), [(0, 0, 0)])
+    return tuple(sorted({write_caption(*parts) for parts in (*described, *calculated)}))
 
 
-def caption(order: str, name: str, look: Sequence[int] = (0, 0, 0)) -> str:
-    """One sentence: an order with its places filled, "an" before an eight.
+def write_caption(template: str, name: str, style: Sequence[int] = (0, 0, 0)) -> str:
+    """Fill in a template.
 
     Args:
-        order: with a place for {name}, and perhaps for {boldness}, {size} and {slant}.
-        name: what the digit is called.
-        look: -1, 0 or 1 for boldness, size and slant; 0 says nothing.
+        template: a sentence with {name} and, optionally, {boldness}, {size} and {slant}.
+        name: name of the digit.
+        style: -1, 0 or 1 for boldness, size and slant; 0 leaves the word out.
 
     Raises:
-        TypeError, ValueError: an order, a name or a look that is none.
+        ValueError: the template has no {name}.
 
-    >>> caption("a {boldness} {name} {slant}", "eight", (0, 0, -1))
+    >>> write_caption("a {boldness} {name} {slant}", "eight", (0, 0, -1))
     'an eight leaning left'
     """
-    _check_orders([order])
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a text, got {type(name).__name__}")
-    if not name.strip():
-        raise ValueError(f"name must say something, got {name!r}")
+    if "{name}" not in template:
+        raise ValueError(f"template must contain {{name}}, got {template!r}")
     words = {
-        part: ("", after, before)[way]
-        for (part, (before, after)), way in zip(LOOKS.items(), _look(look), strict=True)
+        quantity: {-1: low, 0: "", 1: high}[level]
+        for (quantity, (low, high)), level in zip(STYLE_WORDS.items(), style, strict=True)
     }
-    return re.sub(r"\ba (?=eight|8)", "an ", " ".join(order.format(name=name, **words).split()))
+    return re.sub(r"\ba (?=eight|8)", "an ", " ".join(template.format(name=name, **words).split()))
 
 
 def calculations(digit: int) -> tuple[str, ...]:
-    """The sums and products of numbers from 0 (1 in products) to 9 that make a digit, in words.
+    """List in words the sums and products of two numbers from 0 to 9 that equal a digit.
 
-    Args:
-        digit: 0 .. 9.
-
-    Raises:
-        TypeError, ValueError: another digit.
+    Products have no factor 0.
 
     >>> calculations(2)
     ('zero plus two', 'one plus one', 'two plus zero', 'one times two', 'two times one')
     """
-    _check_digit(digit)
     sums = [f"{NAMES[a]} plus {NAMES[digit - a]}" for a in range(digit + 1)]
-    return (
-        *sums,
-        *(f"{NAMES[a]} times {NAMES[digit // a]}" for a in range(1, digit + 1) if digit % a == 0),
-    )
-
-
-def _look(look: Any) -> tuple[int, ...]:
-    listed = isinstance(look, Sequence) or (isinstance(look, np.ndarray) and look.ndim == 1)
-    if (
-        not listed
-        or len(look) != len(LOOKS)
-        or not all(isinstance(part, int | np.integer) and part in (-1, 0, 1) for part in look)
-    ):
-        raise ValueError(f"look must be -1, 0 or 1 for each of {', '.join(LOOKS)}, got {look!r}")
-    return tuple(look)
-
-
-def _check_digit(digit: Any) -> None:
-    if _validation.integer("digit", digit, low=0) >= len(NAMES):
-        raise ValueError(f"digit must lie in 0 .. {len(NAMES) - 1}, got {digit}")
-
-
-def _check_orders(orders: Any) -> None:
-    for order in require_texts("orders", orders):
-        places, rest = re.findall(r"\{(.*?)\}", order), re.sub(r"\{.*?\}", "", order)
-        if (
-            "name" not in places
-            or not {"name", *LOOKS}.issuperset(places)
-            or "{" in rest
-            or "}" in rest
-        ):
-            raise ValueError(
-                f"orders must have places for {{name}} and perhaps for {', '.join(LOOKS)}, got {order!r}"
-            )
+    factors = [a for a in range(1, digit + 1) if digit % a == 0]
+    return (*sums, *(f"{NAMES[a]} times {NAMES[digit // a]}" for a in factors))

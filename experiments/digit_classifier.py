@@ -1,4 +1,4 @@
-"""A network that reads handwritten digits: what the experiments look into."""
+"""Train a classifier of handwritten digits; used by the other experiments."""
 
 from typing import Any, NamedTuple
 
@@ -9,50 +9,64 @@ import optax
 
 import diffprog as dp
 
-BATCH, LEARNING_RATE = 64, 2e-3
+BATCH_SIZE, LEARNING_RATE = 64, 2e-3
 
 
 class Trained(NamedTuple):
-    """The trained program, its parameters and the cost of each step."""
+    """Trained program, its parameters and the loss of each step."""
 
     program: dp.Program
     params: Any
-    costs: np.ndarray
+    losses: np.ndarray
 
     def accuracy(self, images: jax.Array, labels: jax.Array) -> float:
-        """The share of images that it reads rightly."""
+        """Compute the share of images that are correctly classified."""
         return float((self.program(images).argmax(-1) == labels).mean())
 
 
 def train(
-    model: dp.models.Model, images: jax.Array, labels: jax.Array, epochs: int, key: jax.Array
+    model: dp.models.Model,
+    images: jax.Array,
+    labels: jax.Array,
+    epochs: int,
+    key: jax.Array,
+    *,
+    attack: dp.adversarial.Attack | None = None,
 ) -> Trained:
-    """Descend on the parameters: cross-entropy of minibatches, each image shifted by a fraction of a pixel."""
+    """Minimize the cross-entropy on images shifted at random, or on those that an attack perturbs.
+
+    Args:
+        model: `init(key)` and `apply(params, images)` -> logits.
+        images: (batch, height, width, channels).
+        labels: (batch,), integers.
+        epochs: number of passes over the images.
+        key: PRNG key.
+        attack: attack for adversarial training; default none.
+    """
     init_key, fit_key = jax.random.split(key)
 
     def loss(params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-        return dp.losses.softmax_cross_entropy(model.apply(params, shifted(x, key)), y)
+        return dp.losses.softmax_cross_entropy(model.apply(params, shift_randomly(x, key)), y)
 
-    start, data, optimizer = (
+    learning_rate = optax.cosine_decay_schedule(LEARNING_RATE, epochs * len(images) // BATCH_SIZE)
+    fitted = dp.training.fit(
+        loss if attack is None else dp.adversarial.adversarial_training(model.apply, attack),
         model.init(init_key),
         (images, labels),
-        decaying(epochs * len(images) // BATCH),
-    )
-    fitted = dp.training.fit(
-        loss, start, data, optimizer=optimizer, batch_size=BATCH, epochs=epochs, key=fit_key
+        optimizer=optax.adamw(learning_rate, weight_decay=0.01),
+        batch_size=BATCH_SIZE,
+        epochs=epochs,
+        key=fit_key,
     )
     return Trained(dp.program(model.apply, fitted.params), fitted.params, fitted.history["cost"])
 
 
-def decaying(steps: int) -> optax.GradientTransformation:
-    """Adam with weight decay, its rate falling to zero over so many steps along a cosine."""
-    return optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, steps), weight_decay=0.01)
-
-
-def shifted(images: jax.Array, key: jax.Array, *, reach: float = 0.6) -> jax.Array:
-    """Each image moved by its own random fraction of a pixel, up to `reach` in both directions."""
+def shift_randomly(images: jax.Array, key: jax.Array, *, reach: float = 0.6) -> jax.Array:
+    """Shift each image by a random fraction of a pixel, up to `reach` along both axes."""
     shifts = jax.random.uniform(key, (len(images), 2), minval=-reach, maxval=reach)
-    move = lambda image, shift: jax.image.scale_and_translate(
-        image, image.shape, (0, 1), jnp.ones(2), shift, "linear"
-    )
-    return jax.vmap(move)(images, shifts)
+
+    def shift_one(image: jax.Array, shift: jax.Array) -> jax.Array:
+        scale = jnp.ones(2)
+        return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, shift, "linear")
+
+    return jax.vmap(shift_one)(images, shifts)

@@ -1,11 +1,14 @@
-"""Three defences that only look robust, the flags that say so, and the attack that breaks each.
+"""Detect three defenses that only mask gradients, and break each with an adaptive attack.
 
     python -m experiments.gradient_masking [--fast]
 
-trains one convolutional network on handwritten digits and defends it three times, without making it any more robust: its logits are
-scaled, so that the cross-entropy has no gradient left; its input is quantised, so that nothing has one; its input is drawn at random, so
-that no attack fits. Each defence is evaluated as its author might, and then with the attack that knows of it. Writes
-results/gradient_masking/: the tables with their flags in index.html, and numbers.json.
+A convolutional network learns handwritten digits and gets three defenses that do not make it more
+robust. Scaled logits leave the cross-entropy without a gradient, a quantized input has none, and
+random noise on the input makes it random. Each defense is evaluated with plain PGD and a black-box
+attack, which raise the flags for gradient masking, and then with an attack adapted to the defense.
+Writes results/gradient_masking/: index.html with the tables and flags, and numbers.json.
+
+For your own model, change `MODEL`; for your own defense, add a `Defense` to `make_defenses`.
 """
 
 import argparse
@@ -30,145 +33,148 @@ EPOCHS, EXAMPLES, EPSILON, STEPS, DRAWS = 60, 100, 0.2, 40, 16
 SCALE, LEVELS, NOISE = 100.0, 4, 0.3
 
 
-class Defence(NamedTuple):
-    """A program that looks robust, the evaluation that makes it look so, and the one that does not."""
+class Defense(NamedTuple):
+    """A defended program, a naive attack on it, and an adaptive attack with its program."""
 
     text: str
     program: Callable[..., jax.Array]
-    naive: Any
-    seen_through: Callable[..., jax.Array]
-    fitting_name: str
-    fitting: Any
+    naive_attack: adv.Attack
+    adaptive_name: str
+    adaptive_program: Callable[..., jax.Array]
+    adaptive_attack: adv.Attack
 
 
-def defences(f: dp.Program, steps: int, seed: int) -> dict[str, Defence]:
-    """The three, around one network."""
-    scaled = lambda x: SCALE * f(x)
-    quantised = lambda x: f(jnp.round(LEVELS * x) / LEVELS)
-    noisy = lambda x, key: f(x + NOISE * jax.random.normal(key, x.shape))
-    source = np.random.default_rng(seed)
+def make_defenses(f: dp.Program, steps: int, seed: int) -> dict[str, Defense]:
+    """Return the three defenses of a network."""
+    generator = np.random.default_rng(seed)
     pgd = adv.pgd(epsilon=EPSILON, steps=steps)
-    plain_cross_entropy = lambda z, y, _: optax.losses.softmax_cross_entropy_with_integer_labels(
-        z, y
-    )
+
+    def scaled(x: jax.Array) -> jax.Array:
+        return SCALE * f(x)
+
+    def quantized(x: jax.Array) -> jax.Array:
+        return f(jnp.round(LEVELS * x) / LEVELS)
+
+    def noisy(x: jax.Array, key: jax.Array) -> jax.Array:
+        return f(x + NOISE * jax.random.normal(key, x.shape))
+
+    def hidden_noise(x: jax.Array) -> jax.Array:
+        return noisy(x, jax.random.key(generator.integers(2**31)))
+
+    def cross_entropy(logits: jax.Array, labels: jax.Array, _: Any) -> jax.Array:
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
     return {
-        "scaled logits": Defence(
-            f"The logits times {SCALE:g}: softmax rounds to 1, and the cross-entropy has no gradient.",
+        "scaled logits": Defense(
+            f"Logits times {SCALE:g}: the softmax rounds to 1 and the cross-entropy has a zero "
+            "gradient. The adaptive attack maximizes the difference of logits ratio (DLR).",
             scaled,
-            adv.pgd(epsilon=EPSILON, steps=steps, loss=plain_cross_entropy),
+            adv.pgd(epsilon=EPSILON, steps=steps, loss=cross_entropy),
+            "PGD on the DLR loss",
             scaled,
-            "difference of logits ratio",
             adv.pgd(epsilon=EPSILON, steps=steps, loss="dlr"),
         ),
-        "quantised input": Defence(
-            f"The input rounded to {LEVELS + 1} greys: the program is constant nearly everywhere.",
-            quantised,
+        "quantized input": Defense(
+            f"The input is rounded to {LEVELS + 1} values, so that the program is constant almost "
+            "everywhere. The adaptive attack (BPDA) differentiates as if nothing were rounded.",
+            quantized,
             pgd,
-            adv.bpda(quantised),
-            "straight through the rounding",
+            "PGD with BPDA",
+            adv.bpda(quantized),
             pgd,
         ),
-        "random program": Defence(
-            f"Noise of {NOISE:g} on the input, from a generator that the program keeps to itself.",
-            lambda x: noisy(x, jax.random.key(source.integers(2**31))),
+        "random program": Defense(
+            f"Noise of standard deviation {NOISE:g} is added to the input. The adaptive attack "
+            f"averages over {DRAWS} draws of the noise (expectation over transformation).",
+            hidden_noise,
             pgd,
+            "PGD with EOT",
             noisy,
-            "expectation over the noise",
             adv.expectation(pgd, DRAWS),
         ),
     }
 
 
 def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Train, defend, evaluate each defence twice, and write it all to `folder`; returns the numbers."""
+    """Train, evaluate each defense twice, write the results to `folder`, and return the numbers."""
     epochs, examples, steps = (2, 20, 5) if fast else (EPOCHS, EXAMPLES, STEPS)
-    digits = dp.data.digits()
     train_key, attack_key = jax.random.split(jax.random.key(seed))
-    network = train(MODEL, digits.x_train, digits.y_train, epochs, train_key)
+    digits = dp.data.digits()
+    network = train(MODEL, digits.x_train, digits.y_train, epochs, train_key).program
     x, y = digits.x_test[:examples], digits.y_test[:examples]
 
-    black_box = adv.square(epsilon=EPSILON, queries=steps * 10)
-    undefended = adv.evaluate(
-        network.program, x, y, [adv.pgd(epsilon=EPSILON, steps=steps)], key=attack_key
-    )
-    reports, texts = {}, {}
-    for name, defence in defences(network.program, steps, seed).items():
-        naive = adv.evaluate(
-            defence.program, x, y, {"pgd": defence.naive, "square": black_box}, key=attack_key
+    pgd = adv.pgd(epsilon=EPSILON, steps=steps)
+    square = adv.square(epsilon=EPSILON, queries=steps * 10)
+    undefended = adv.evaluate(network, x, y, [pgd], key=attack_key)
+    defenses = make_defenses(network, steps, seed)
+    reports = {}
+    for name, defense in defenses.items():
+        naive = {"pgd": defense.naive_attack, "square": square}
+        adaptive = {defense.adaptive_name: defense.adaptive_attack}
+        reports[name] = (
+            adv.evaluate(defense.program, x, y, naive, key=attack_key),
+            adv.evaluate(defense.adaptive_program, x, y, adaptive, key=attack_key, flags=False),
         )
-        fitting = adv.evaluate(
-            defence.seen_through,
-            x,
-            y,
-            {defence.fitting_name: defence.fitting},
-            key=attack_key,
-            flags=False,
-        )
-        reports[name], texts[name] = (naive, fitting), defence.text
     numbers = {
         "undefended": undefended.outcomes[0].accuracy.value,
         "undefended flags": [flag.name for flag in undefended.flags],
-        "defences": {name: numbers_of(*pair) for name, pair in reports.items()},
+        "defenses": {
+            name: {
+                "clean accuracy": naive.clean.value,
+                "naive PGD": naive.outcomes[0].accuracy.value,
+                "black-box attack": naive.outcomes[1].accuracy.value,
+                "adaptive attack": adaptive.outcomes[0].accuracy.value,
+                "name of the adaptive attack": adaptive.outcomes[0].name,
+                "clean accuracy of the adaptive program": adaptive.clean.value,
+                "flags": [flag.name for flag in naive.flags],
+            }
+            for name, (naive, adaptive) in reports.items()
+        },
     }
-    write(folder, numbers, reports, texts)
+    write(folder, numbers, reports, {name: defense.text for name, defense in defenses.items()})
     return numbers
 
 
-def numbers_of(naive: adv.Report, fitting: adv.Report) -> dict[str, Any]:
-    return {
-        "clean": naive.clean.value,
-        "as its author sees it": naive.outcomes[0].accuracy.value,
-        "without a gradient": naive.outcomes[1].accuracy.value,
-        "clean under the fitting attack": fitting.clean.value,
-        "under the fitting attack": fitting.outcomes[0].accuracy.value,
-        "fitting attack": fitting.outcomes[0].name,
-        "flags": [flag.name for flag in naive.flags],
-    }
-
-
 def write(
-    folder: Path, numbers: dict[str, Any], reports: dict[str, Any], texts: dict[str, str]
+    folder: Path,
+    numbers: dict[str, Any],
+    reports: dict[str, tuple[adv.Report, adv.Report]],
+    texts: dict[str, str],
 ) -> None:
-    """The page with a section for each defence, the figure and the numbers."""
+    """Write the page and the numbers, and print the reports."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
-    columns = [
-        "defence",
-        "clean",
-        "as its author sees it",
-        "without a gradient",
-        "under the fitting attack",
-        "fitting attack",
-    ]
+    keys = ["clean accuracy", "naive PGD", "black-box attack", "adaptive attack"]
     rows = [
-        [name, *(found[column] for column in columns[1:])]
-        for name, found in numbers["defences"].items()
+        [name, *(f"{found[key]:.0%}" for key in keys), found["name of the adaptive attack"]]
+        for name, found in numbers["defenses"].items()
     ]
-    summary = f"The network without a defence keeps {numbers['undefended']:.0%} at ε = {EPSILON}, and nothing here makes it any better."
-    sections = [Section("Three defences", summary, table=Table(columns, rows))]
+    text = (
+        f"Accuracy under each attack at ε = {EPSILON}. Without a defense, PGD leaves "
+        f"{numbers['undefended']:.0%}; no defense makes the network more robust."
+    )
+    table = Table(["defense", *keys, "adaptive attack is"], rows)
+    sections = [Section("Three defenses", text, table=table)]
     for name, (naive, _) in reports.items():
         flags = Table(
-            ["flag", "what was measured", "what it means", "what to do"],
-            [list(flag) for flag in naive.flags],
+            ["flag", "measured", "meaning", "remedy"], [list(flag) for flag in naive.flags]
         )
-        sections.append(Section(name, texts[name], table=flags))
+        sections.append(Section(name.capitalize(), texts[name], table=flags))
     page = dp.plotting.write_page(
-        folder / "index.html", "Robust, or only masked?", sections, summary=summary
+        folder / "index.html",
+        "Gradient masking",
+        sections,
+        summary="Three defenses that only look robust, and adaptive attacks that break them.",
     )
-    print(f"undefended: {numbers['undefended']:.1%} at ε = {EPSILON}")
-    for name, (naive, fitting) in reports.items():
-        print(f"\n{name}\n{naive}\nand under the attack that fits\n{fitting}")
+    print(f"robust accuracy without a defense: {numbers['undefended']:.1%} at ε = {EPSILON}")
+    for name, (naive, adaptive) in reports.items():
+        print(f"\n{name}\n{naive}\nadaptive attack\n{adaptive}")
     print(page)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--fast", action="store_true", help="a few steps of everything, to see that it runs"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="a few steps of everything")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("results/gradient_masking"))
-    options = parser.parse_args()
-    main(options.folder, fast=options.fast, seed=options.seed)
+    main(**vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""The attack experiments, fast: they write what they say; and whole: what they show."""
+"""Attack experiments: fast runs write their files; full runs show what the page says."""
 
 import json
 
@@ -10,43 +10,44 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("experiment", "pictures"),
+    ("experiment", "figures"),
     [
-        (robustness, {"curves", "trained_plainly", "trained_against_pgd"}),
-        (targeted_attack, {"sheet"}),
+        (robustness, {"curves", "standard_training", "adversarial_training"}),
+        (targeted_attack, {"images"}),
         (gradient_masking, set()),
     ],
 )
-def test_writes_a_page_figures_and_numbers(experiment, pictures, tmp_path):
+def test_it_writes_a_page_figures_and_numbers(experiment, figures, tmp_path):
     numbers = experiment.main(tmp_path, fast=True)
-    assert (tmp_path / "index.html").read_text().count("data:image/") == len(pictures)
-    assert {path.stem for path in tmp_path.glob("*.png")} == pictures
+    assert (tmp_path / "index.html").read_text().count("data:image/") == len(figures)
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures
     assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
 
 
-def test_training_against_an_attack_makes_robust(tmp_path):
+def test_adversarial_training_raises_robust_accuracy(tmp_path):
     numbers = robustness.main(tmp_path)
-    plain, robust = numbers["trained plainly"], numbers["trained against pgd"]
-    assert plain["clean"] >= 0.98
-    assert robust["clean"] >= 0.95
-    assert robust["worst case"][0] >= plain["worst case"][0] + 0.15
-    assert plain["flags"] == robust["flags"] == []
+    standard, adversarial = numbers["standard training"], numbers["adversarial training"]
+    assert standard["clean accuracy"] >= 0.98
+    assert adversarial["clean accuracy"] >= 0.95
+    assert adversarial["robust accuracy"][0] >= standard["robust accuracy"][0] + 0.15
+    assert standard["flags"] == adversarial["flags"] == []
 
 
-def test_every_digit_is_turned_into_every_other(tmp_path):
+def test_every_targeted_attack_succeeds(tmp_path):
     numbers = targeted_attack.main(tmp_path)
-    assert numbers["turned"] == 90
+    assert numbers["successes"] == 90
     assert numbers["norm"]["median"] < 0.5 * numbers["median norm of an image"]
 
 
-def test_masked_gradients_are_flagged_and_broken(tmp_path):
+def test_masked_gradients_are_flagged_and_adaptive_attacks_succeed(tmp_path):
     numbers = gradient_masking.main(tmp_path)
     assert numbers["undefended flags"] == []
-    flags = {name: found["flags"] for name, found in numbers["defences"].items()}
+    flags = {name: found["flags"] for name, found in numbers["defenses"].items()}
     assert "saturated softmax" in flags["scaled logits"]
-    assert "zero gradients" in flags["quantised input"]
+    assert "zero gradients" in flags["quantized input"]
     assert "random program" in flags["random program"]
-    for found in numbers["defences"].values():
-        # Of those read rightly: the random program reads worse with its author's one draw than with the mean of many.
-        fitting = found["under the fitting attack"] / found["clean under the fitting attack"]
-        assert fitting < found["as its author sees it"] / found["clean"] - 0.15
+    for found in numbers["defenses"].values():
+        # Relative to the clean accuracy, which for the random program is lower with one draw of
+        # the noise than with the mean of many.
+        adaptive = found["adaptive attack"] / found["clean accuracy of the adaptive program"]
+        assert adaptive < found["naive PGD"] / found["clean accuracy"] - 0.15

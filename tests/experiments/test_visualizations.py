@@ -1,4 +1,4 @@
-"""The visualization experiments, fast: they write what they say; and whole, among the slow: what they show."""
+"""Visualization experiments: fast runs write their files; full runs show what the page says."""
 
 import json
 
@@ -11,21 +11,21 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("experiment", "pictures"),
+    ("experiment", "figures"),
     [
         (unit_visualization, {"conv1", "conv2", "affine3", "logits"}),
         (attributions, {"maps", "deletion", "insertion"}),
         (deep_dream, {"china", "flower"}),
     ],
 )
-def test_writes_a_page_figures_and_numbers(experiment, pictures, tmp_path):
+def test_it_writes_a_page_figures_and_numbers(experiment, figures, tmp_path):
     numbers = experiment.main(tmp_path, fast=True)
-    assert (tmp_path / "index.html").read_text().count("data:image/") == len(pictures)
-    assert {path.stem for path in tmp_path.glob("*.png")} == pictures
+    assert (tmp_path / "index.html").read_text().count("data:image/") == len(figures)
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures
     assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
 
 
-def test_another_network_reads_what_the_outputs_look_for(tmp_path):
+def test_a_second_network_classifies_the_images_of_the_outputs(tmp_path):
     numbers = unit_visualization.main(tmp_path)
     assert numbers["accuracy"] >= 0.96
     assert numbers["agreement"] >= 0.9
@@ -35,14 +35,12 @@ def test_another_network_reads_what_the_outputs_look_for(tmp_path):
 def test_attributions_beat_a_random_order(tmp_path):
     numbers = attributions.main(tmp_path)
     areas = numbers["area under deletion"]
-    noise = areas.pop("random order")
-    assert all(
-        areas[name] < 0.7 * noise
-        for name in ("input × gradient", "integrated gradients", "occlusion")
-    )
-    left = {
-        name: np.mean(shares) for name, shares in numbers["similarity after randomisation"].items()
-    }
-    assert all(left[name] < 0.5 for name in ("saliency", "smooth grad", "grad-CAM"))
-    # A product with the input goes on looking like the input (Adebayo et al. 2018).
-    assert min(left["input × gradient"], left["integrated gradients"]) > left["saliency"]
+    baseline = areas.pop("random order")
+    methods = ("input × gradient", "integrated gradients", "occlusion")
+    assert all(areas[name] < 0.7 * baseline for name in methods)
+    similarities = numbers["similarity after randomization"]
+    similarity = {name: np.mean(values) for name, values in similarities.items()}
+    assert all(similarity[name] < 0.5 for name in ("saliency", "SmoothGrad", "Grad-CAM"))
+    # A product with the input stays similar to the input (Adebayo et al., 2018).
+    products = similarity["input × gradient"], similarity["integrated gradients"]
+    assert min(products) > similarity["saliency"]
