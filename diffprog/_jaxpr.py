@@ -84,7 +84,13 @@ class ScanParameters(NamedTuple):
 
 def scan_parameters(equation: JaxprEqn) -> ScanParameters:
     """Return the parameters of a `scan` equation."""
-    return ScanParameters(*(equation.params[name] for name in ScanParameters._fields))
+    params = equation.params
+    if "num_carry" in params:
+        counts = params["num_consts"], params["num_carry"]
+    else:  # since JAX 0.12 the inputs are grouped as (constants, initial carry, xs)
+        constants, carry, _ = params["ft_in"].unpack()
+        counts = len(constants), len(carry)
+    return ScanParameters(*counts, params["length"], params["reverse"], params["unroll"])
 
 
 def convolution_dimensions(equation: JaxprEqn) -> jax.lax.ConvDimensionNumbers:

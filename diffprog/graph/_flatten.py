@@ -26,6 +26,7 @@ from diffprog._jaxpr import (
     Literal,
     as_function,
     jaxpr_as_fun,
+    scan_parameters,
     sub_jaxprs,
 )
 from diffprog.graph._format import operation_label
@@ -242,13 +243,13 @@ def _enter(
 def _unroll_scan(
     equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
 ) -> list[TracedValue]:
-    first_carry, carries = equation.params["num_consts"], equation.params["num_carry"]
+    first_carry, carries, length, reverse, _ = scan_parameters(equation)
     constants, xs = operands[:first_carry], operands[first_carry + carries :]
     carry = operands[first_carry : first_carry + carries]
     (body,) = sub_jaxprs(equation)
-    steps = range(equation.params["length"])
+    steps = range(length)
     ys: dict[int, list[TracedValue]] = {}
-    for step in reversed(steps) if equation.params["reverse"] else steps:
+    for step in reversed(steps) if reverse else steps:
         step_scope = _join_scopes(scope, f"step {step}")
         index = functools.partial(_index, step)
         rows = [recorder.run("index", index, [x], step_scope, f"[{step}]")[0] for x in xs]
