@@ -67,7 +67,7 @@ def session():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("readme")
-    folders.of_the_readme(made)
+    folders.write_readme_folders(made)
     return made
 
 

@@ -1,4 +1,4 @@
-"""Text and images in one space: towers trained to agree on pairs, and images made by ascent on their similarity to a sentence."""
+"""Contrastive language-image models: train them, classify zero-shot, generate images from text."""
 
 from diffprog.contrastive._bpe import BytePairs, byte_pairs
 from diffprog.contrastive._clip import load_clip

@@ -1,9 +1,10 @@
-"""CLIP from a folder of `transformers`: two pretrained towers, of images and of texts, with the tokenizer that belongs to them.
+"""Load CLIP saved by `transformers` as a dual encoder.
 
-Both are pre-norm transformers. The image is read from the place of its class, the text from the place of its end, which, as every place
-reads from those before it, has read it all:
+Image and text encoder are pre-norm transformers. The image features are read at the class token,
+the text features at the end token. Attention in the text encoder is causal, so the end token is the
+first position that depends on the whole text:
 
-    f(x) = W norm(vit(x))[class],    g(t) = W norm(transformer(embedding[t] + position))[end]
+    f(x) = W norm(vit(x))[class],    g(t) = W norm(transformer(embedding[t] + positions))[end]
 """
 
 import os
@@ -15,34 +16,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffprog import _validation, backprop, models
-from diffprog.contrastive._bpe import BytePairs, byte_pairs
-from diffprog.contrastive._dual_encoder import Towers
-from diffprog.nodes import tap
-from diffprog.pretrained._preprocessing import on_pixels, pixels_of
-from diffprog.pretrained._safetensors import Stored, config_of, dtype_of, folder_of, read
+from diffprog import backprop, models
+from diffprog.contrastive._bpe import byte_pairs
+from diffprog.contrastive._dual_encoder import Towers, encode_ids
+from diffprog.contrastive._tokenizers import check_ids
+from diffprog.pretrained._preprocessing import read_normalization
+from diffprog.pretrained._safetensors import TensorSpec, load_params, open_checkpoint
 from diffprog.pretrained._weight_names import (
-    Blocks,
-    Patches,
-    blocks_of,
-    patches_of,
-    size_of,
-    stored_affine,
-    stored_blocks,
-    stored_norm,
-    stored_patches,
+    VIT_BASE,
+    PatchConfig,
+    TransformerConfig,
+    affine_specs,
+    norm_specs,
+    patch_specs,
+    read_patch_config,
+    read_size,
+    read_transformer_config,
+    transformer_specs,
 )
 from diffprog.program import program
 
-_COMMON = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-_VISION = _COMMON | {
-    "hidden_size": 768,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "image_size": 224,
-    "patch_size": 32,
-    "num_channels": 3,
+_COMMON: dict[str, Any] = {
+    "num_hidden_layers": 12,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
 }
+_VISION = VIT_BASE | _COMMON | {"patch_size": 32}
 _TEXT = _COMMON | {
     "hidden_size": 512,
     "num_attention_heads": 8,
@@ -61,149 +60,132 @@ _BLOCK = {
     "hidden": "mlp.fc1",
     "out": "mlp.fc2",
 }
-_LEGACY_END = 2  # configs written before transformers 4.31 have this, of no meaning: the end is then the largest id of a row
+# Configs written before transformers 4.31 state this wrong id; the end is then the largest id.
+_LEGACY_END = 2
 
 
 def load_clip(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Towers:
-    """The towers of a CLIP that CLIPModel saved, with a vision transformer of any size.
+    """Load the dual encoder of a CLIPModel with a vision transformer of any size.
 
-    Nodes of `towers.image` are those of `models.vit`; its features are "logits". Nodes of `towers.text` are "tokens", what enters the first
-    block; those of `models.transformer`; "pooled", the normalised place of the end; and "features". Ids are refused that are not of the
-    vocabulary, and rows that are longer than the positions known.
+    The nodes of `towers.image` are those of `models.vit`; "logits" are the features. The nodes of
+    `towers.text` are "tokens", the input of the first block; those of `models.transformer`;
+    "pooled", the normalized end token; and "features".
 
     Args:
-        folder: holds config.json; preprocessor_config.json, for the scale of the pixels; tokenizer.json, or vocab.json and merges.txt; and
-            model.safetensors, or model.safetensors.index.json and the files that it names.
-        dtype: of the weights and of all that is computed, whatever the file has; `log_scale` is float32 at least.
+        folder: holds config.json; preprocessor_config.json (pixel normalization); tokenizer.json,
+            or vocab.json and merges.txt; and model.safetensors, or model.safetensors.index.json
+            with the files it names.
+        dtype: float dtype of weights and computation, whatever the checkpoint's; `log_scale` is at
+            least float32.
 
     Raises:
-        ImportError: safetensors or tokenizers are not installed (the extra "pretrained").
-        FileNotFoundError: no such folder, or one of the files is missing.
-        TypeError, ValueError: files that are corrupt or of another architecture; tensors that are missing, unexpected or of another shape,
-            with their names and shapes; only a pickle; at the image tower, images that are not finite floats of the one shape it has.
+        ImportError: safetensors or tokenizers are not installed
+            (pip install 'diffprog[pretrained]').
+        FileNotFoundError: the folder or one of the files does not exist.
+        TypeError, ValueError: a file is corrupt, of another architecture, or a pickle; tensors are
+            missing, unexpected or of another shape (all are listed). The image encoder raises if
+            images are not finite floats of its input shape; the text encoder raises if ids are
+            outside the vocabulary or rows longer than the position embeddings.
 
-    Source: A. Radford et al., "Learning transferable visual models from natural language supervision", 2021.
+    Source: A. Radford et al., "Learning transferable visual models from natural language
+    supervision", 2021.
 
     >>> load_clip("no/such/folder")
     Traceback (most recent call last):
         ...
     FileNotFoundError: folder must be an existing folder, got no/such/folder
     """
-    place, dtype = folder_of(folder), dtype_of(dtype)
-    config = config_of(place, "clip")
-    vision, text = _part(place, config, "vision", _VISION), _part(place, config, "text", _TEXT)
-    width = size_of(place, {"projection_dim": 512} | config, "projection_dim")
-    patches, seen, read_text = (
-        patches_of(place, vision),
-        blocks_of(place, vision),
-        blocks_of(place, text),
-    )
-    positions, count = (
-        size_of(place, text, "max_position_embeddings", least=2),
-        size_of(place, text, "vocab_size"),
-    )
-    pixels, tokenizer = pixels_of(place, patches.channels), byte_pairs(place, length=positions)
-    _check_tokenizer(place, tokenizer, count, text["eos_token_id"])
-    layout = {
-        "image": _image_layout(patches, seen, width),
-        "text": _text_layout(read_text, positions, count, width),
-        "log_scale": Stored("logit_scale", (), least=np.float32),
-    }
-    params = read(place, layout, dtype, unused=("embeddings.position_ids",))
-    of_images = models.vit(
-        patches.shape, patch=patches.patch, outputs=width, norm_first=True, **seen._asdict()
-    ).apply
-    of_ids = _text_tower(read_text, positions, count, width, text["eos_token_id"])
-    image = on_pixels(of_images, params["image"], pixels, patches.shape, dtype)
-    return Towers(
-        image, program(of_ids, params["text"]), tokenizer, jnp.asarray(params["log_scale"]), None
-    )
-
-
-def _part(
-    folder: Path, config: Mapping[str, Any], name: str, defaults: dict[str, Any]
-) -> dict[str, Any]:
-    """The config of a tower; old files have it twice, and then the second holds."""
-    stated = {key: config.get(key) for key in (f"{name}_config", f"{name}_config_dict")}
-    for key, part in stated.items():
-        if part is not None and not isinstance(part, dict):
-            raise ValueError(
-                f"{folder / 'config.json'}: expected {key} to be an object, found {type(part).__name__}"
-            )
-    first, second = (part or {} for part in stated.values())
-    return defaults | first | second
-
-
-def _check_tokenizer(folder: Path, tokenizer: BytePairs, count: int, end: Any) -> None:
+    folder, dtype, config = open_checkpoint(folder, dtype, "clip")
+    vision = _read_encoder_config(folder, config, "vision", _VISION)
+    text = _read_encoder_config(folder, config, "text", _TEXT)
+    outputs = read_size(folder, {"projection_dim": 512} | config, "projection_dim")
+    patches = read_patch_config(folder, vision)
+    image_blocks = read_transformer_config(folder, vision)
+    text_blocks = read_transformer_config(folder, text)
+    length = read_size(folder, text, "max_position_embeddings", least=2)
+    count, end = read_size(folder, text, "vocab_size"), text["eos_token_id"]
+    normalization = read_normalization(folder, patches.channels)
+    tokenizer = byte_pairs(folder, length=length)
     if tokenizer.count > count or end not in (_LEGACY_END, tokenizer.end):
         raise ValueError(
-            f"{folder}: expected a tokenizer that has ids below the vocab_size {count} of config.json and ends a text with its "
-            f"eos_token_id {end!r}, found ids up to {tokenizer.count - 1} and the end {tokenizer.end}"
+            f"{folder}: expected a tokenizer with ids below the vocab_size {count} of config.json "
+            f"and its eos_token_id {end!r} as end token, found ids up to {tokenizer.count - 1} and "
+            f"end token {tokenizer.end}"
         )
+    specs = {
+        "image": _image_specs(patches, image_blocks, outputs),
+        "text": _text_specs(text_blocks, length, count, outputs),
+        "log_scale": TensorSpec("logit_scale", (), min_dtype=np.float32),
+    }
+    params = load_params(folder, specs, dtype, unused=("embeddings.position_ids",))
+    options = image_blocks._asdict() | {"outputs": outputs, "norm_first": True}
+    vit = models.vit(patches.shape, patch=patches.patch, **options)
+    return Towers(
+        normalization.prepend_to(vit.apply, params["image"], patches.shape, dtype),
+        program(_text_encoder(text_blocks, length, count, outputs, end), params["text"]),
+        tokenizer,
+        jnp.asarray(params["log_scale"]),
+    )
 
 
-def _image_layout(patches: Patches, blocks: Blocks, outputs: int) -> dict[str, Any]:
-    embeddings, width = "vision_model.embeddings", blocks.width
+def _read_encoder_config(
+    folder: Path, config: Mapping[str, Any], encoder: str, defaults: dict[str, Any]
+) -> dict[str, Any]:
+    # Old files state the config of an encoder twice; the second entry takes precedence.
+    merged = defaults
+    for name in (f"{encoder}_config", f"{encoder}_config_dict"):
+        entry = config.get(name)
+        if entry is not None and not isinstance(entry, dict):
+            raise ValueError(
+                f"{folder / 'config.json'}: expected {name} to be an object, "
+                f"found {type(entry).__name__}"
+            )
+        merged = merged | (entry or {})
+    return merged
+
+
+def _image_specs(patches: PatchConfig, config: TransformerConfig, outputs: int) -> dict[str, Any]:
+    embeddings, width = "vision_model.embeddings", config.width
+    positions = (1 + patches.num_patches, width)
     return {
-        "patches": stored_patches(f"{embeddings}.patch_embedding", patches, width, bias=False),
-        "class": Stored(f"{embeddings}.class_embedding", (width,)),
-        "positions": Stored(f"{embeddings}.position_embedding.weight", (1 + patches.places, width)),
-        "norm_first": stored_norm("vision_model.pre_layrnorm", width),
-        "blocks": stored_blocks("vision_model.encoder.layers", _BLOCK, blocks),
-        "norm": stored_norm("vision_model.post_layernorm", width),
-        "logits": stored_affine("visual_projection", width, outputs, bias=False),
+        "patches": patch_specs(f"{embeddings}.patch_embedding", patches, width, bias=False),
+        "class": TensorSpec(f"{embeddings}.class_embedding", (width,)),
+        "positions": TensorSpec(f"{embeddings}.position_embedding.weight", positions),
+        "norm_first": norm_specs("vision_model.pre_layrnorm", width),
+        "blocks": transformer_specs("vision_model.encoder.layers", _BLOCK, config),
+        "norm": norm_specs("vision_model.post_layernorm", width),
+        "logits": affine_specs("visual_projection", width, outputs, bias=False),
     }
 
 
-def _text_layout(blocks: Blocks, positions: int, count: int, outputs: int) -> dict[str, Any]:
-    embeddings, width = "text_model.embeddings", blocks.width
+def _text_specs(config: TransformerConfig, length: int, count: int, outputs: int) -> dict[str, Any]:
+    embeddings, width = "text_model.embeddings", config.width
     return {
-        "embedding": {"weight": Stored(f"{embeddings}.token_embedding.weight", (count, width))},
-        "positions": Stored(f"{embeddings}.position_embedding.weight", (positions, width)),
-        "blocks": stored_blocks("text_model.encoder.layers", _BLOCK, blocks),
-        "norm": stored_norm("text_model.final_layer_norm", width),
-        "features": stored_affine("text_projection", width, outputs, bias=False),
+        "embedding": {"weight": TensorSpec(f"{embeddings}.token_embedding.weight", (count, width))},
+        "positions": TensorSpec(f"{embeddings}.position_embedding.weight", (length, width)),
+        "blocks": transformer_specs("text_model.encoder.layers", _BLOCK, config),
+        "norm": norm_specs("text_model.final_layer_norm", width),
+        "features": affine_specs("text_projection", width, outputs, bias=False),
     }
 
 
-def _text_tower(
-    blocks: Blocks, positions: int, count: int, outputs: int, end: Any
+def _text_encoder(
+    config: TransformerConfig, length: int, count: int, outputs: int, end: int
 ) -> Callable[[Any, Any], Array]:
-    width, stream = blocks.width, models.transformer(**blocks._asdict(), causal=True).apply
+    blocks = models.transformer(**config._asdict(), causal=True)
     layers = {
-        "embedding": backprop.embedding(count, width),
-        "norm": backprop.layer_norm(width, epsilon=blocks.epsilon),
-        "features": backprop.affine(width, outputs),
+        "embedding": backprop.embedding(count, config.width),
+        "norm": backprop.layer_norm(config.width, epsilon=config.epsilon),
+        "features": backprop.affine(config.width, outputs),
     }
 
     def apply(
         params: dict[str, Any], ids: Int[Array, "batch length"]
     ) -> Float[Array, "batch outputs"]:
-        _check(ids, positions, count)
-
-        def run(name: str, x: Array) -> Array:
-            return backprop.differentiable(layers[name])(params[name], x)
-
-        tokens = tap(run("embedding", ids) + params["positions"][: ids.shape[1]], "tokens")
-        read = stream(params["blocks"], tokens)[jnp.arange(len(ids)), _end_of(ids, end)]
-        return tap(run("features", tap(run("norm", read), "pooled")), "features")
+        check_ids(ids, count, range(1, length + 1))
+        # The first end token: rows may be padded with more of them.
+        ends = jnp.argmax(ids if end == _LEGACY_END else ids == end, 1)
+        at_end = lambda stream: stream[jnp.arange(len(ids)), ends]
+        return encode_ids(layers, blocks, params, ids, at_end)
 
     return apply
-
-
-def _end_of(ids: Int[Array, "batch length"], end: int) -> Int[Array, "batch"]:
-    """The first place of the end in each row, which may be filled up with more of it."""
-    return jnp.argmax(ids if end == _LEGACY_END else ids == end, 1)
-
-
-def _check(ids: Any, positions: int, count: int) -> None:
-    given = _validation.array("ids", ids)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(
-            f"ids must be integers (batch, length), got {given.dtype}{list(given.shape)}"
-        )
-    if given.ndim != 2 or not 0 < given.shape[1] <= positions:
-        raise ValueError(
-            f"ids must have shape (batch, length) with a length of 1 to {positions}, got {list(given.shape)}"
-        )
-    _validation.within("ids", given, 0, count - 1)

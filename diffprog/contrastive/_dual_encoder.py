@@ -1,11 +1,12 @@
-"""Towers: a program of images and a program of texts that end in one space, where an angle says how well the two go together.
+"""Dual encoders: an image encoder and a text encoder that map to one feature space.
 
-    similarity(x, t) = <f(x), g(t)> / (|f(x)| |g(t)|)
+    similarity(x, t) = <f(x), g(t)> / (||f(x)|| ||g(t)||)
 
-`Towers` is a pytree: its weights are leaves and everything else is structure. So a loss of towers is descended on as one of any parameters,
-and a jitted function of towers is compiled once, whatever they weigh.
+`Towers` holds the two as a pytree whose leaves are the weights. A loss can be minimized over it
+like over any params, and a jitted function compiles once for all weights.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,28 +15,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import normal
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from diffprog import _validation, backprop
-from diffprog.contrastive._info_nce import unit_length
-from diffprog.contrastive._reads import require_reads, require_reads_row
-from diffprog.contrastive._tokenizers import PADDING, Tokenizer, require_texts
+from diffprog.backprop import Layer
+from diffprog.contrastive._info_nce import normalize
+from diffprog.contrastive._tokenizers import PADDING, Tokenizer, check_ids, check_texts
 from diffprog.models import Model, transformer
 from diffprog.nodes import tap
 from diffprog.program import Program, program
 
-_AT_ONCE = 512
+_BATCH_SIZE = 512
 
 
 class Towers(NamedTuple):
-    """Two programs into one space, and how sharply their similarities are to be read.
+    """Dual encoder of images and texts.
 
     Attributes:
-        image: images (batch, height, width, channels) in 0 .. 1 -> features (batch, width) of any length.
-        text: ids (batch, length) -> features (batch, width) of any length.
-        tokenizer: texts -> ids.
+        image: image encoder, (batch, height, width, channels) in 0 .. 1 -> features (batch, width).
+        text: text encoder, ids (batch, length) -> features (batch, width).
+        tokenizer: tokenizer of the texts.
         log_scale: log s, the logarithm of the inverse temperature.
-        bias: of the sigmoid loss; None for towers that are trained by InfoNCE.
+        bias: bias of the sigmoid loss; None to train with InfoNCE.
     """
 
     image: Program
@@ -54,24 +55,26 @@ def towers(
     temperature: float = 0.07,
     bias: float | None = None,
 ) -> Towers:
-    """Untrained towers of two models with outputs of one length.
+    """Initialize a dual encoder from an image model and a text model.
 
     Args:
-        image: of images, such as `models.cnn(shape, classes=width)` or `models.vit(shape, outputs=width)`.
-        text: of the tokenizer's ids, such as `text_tower`.
-        tokenizer: such as `words` and `characters` make.
-        key: a random key, for the weights.
-        temperature: 1 / s to start from; 0.07 is CLIP's, 0.1 that of the sigmoid loss's authors.
-        bias: to start from, for the sigmoid loss; None to train by InfoNCE.
+        image: image model, such as `models.cnn(shape, classes=width)` or
+            `models.vit(shape, outputs=width)`.
+        text: model of the tokenizer's ids, such as `text_tower(..., outputs=width)`.
+        tokenizer: tokenizer, such as that of `words` or `characters`.
+        key: PRNG key of the weights.
+        temperature: initial 1 / s, at least 0.01. Default: CLIP's; SigLIP has 0.1.
+        bias: initial bias of the sigmoid loss; None to train with InfoNCE.
 
     Raises:
-        TypeError, ValueError: something that is no model, no tokenizer or no key, a model of texts that refuses rows of the tokenizer's
-            length or its largest id, as `text_tower` does, numbers out of their range.
+        TypeError, ValueError: an argument is of another type or out of range, or the text model
+            refuses rows of the tokenizer's length or its largest id.
 
     >>> from diffprog.contrastive import characters
     >>> from diffprog.models import cnn
-    >>> letters = characters(length=16)
-    >>> pair = towers(cnn((8, 8, 1), classes=32), text_tower(letters.count, 16, outputs=32), letters, key=jax.random.key(0))
+    >>> tokenizer = characters(length=16)
+    >>> text = text_tower(tokenizer.count, 16, outputs=32)
+    >>> pair = towers(cnn((8, 8, 1), classes=32), text, tokenizer, key=jax.random.key(0))
     >>> similarity(pair, jnp.zeros((3, 8, 8, 1)), ["a seven", "a one"]).shape
     (3, 2)
     """
@@ -81,15 +84,16 @@ def towers(
     _check_tokenizer(tokenizer)
     _validation.key("key", key)
     image_key, text_key = jax.random.split(key)
-    of_texts = program(text.apply, text.init(text_key))
-    require_reads("text", of_texts, tokenizer)
+    text_program = program(text.apply, text.init(text_key))
+    count, length = getattr(tokenizer, "count", None), getattr(tokenizer, "length", None)
+    if isinstance(count, int) and isinstance(length, int):
+        _check_text_encoder("text", text_program, count - 1, length)
+    temperature = _validation.number("temperature", temperature, low=0.01)
     return Towers(
         program(image.apply, image.init(image_key)),
-        of_texts,
+        text_program,
         tokenizer,
-        jnp.asarray(
-            -math.log(_validation.number("temperature", temperature, low=0.01)), jnp.float32
-        ),
+        jnp.asarray(-math.log(temperature), jnp.float32),
         None if bias is None else jnp.asarray(_validation.number("bias", bias), jnp.float32),
     )
 
@@ -97,28 +101,31 @@ def towers(
 def text_tower(
     count: int, length: int, *, width: int = 64, depth: int = 2, heads: int = 4, outputs: int = 64
 ) -> Model:
-    """Ids to features: embedded, with a learned position each, through a transformer; the mean over places, and an affine map of it.
+    """Transformer text encoder with mean pooling.
 
-    Nodes: "tokens", what enters the first block; those of `models.transformer`; "pooled", the normalised mean over all places that are not
-    filled up; and "features".
+    Embeddings of tokens and positions are added and pass through a transformer. The output is an
+    affine map of the normalized mean over positions that are not padding.
+
+    Nodes: "tokens", the input of the first block; those of `models.transformer`; "pooled", the
+    normalized mean, (batch, width); and "features".
 
     Args:
-        count: of ids, `tokenizer.count`.
-        length: of a row of ids, `tokenizer.length`.
-        width: of the transformer's stream, a multiple of `heads`.
+        count: number of ids, `tokenizer.count`.
+        length: length of a row of ids, `tokenizer.length`.
+        width: width of the residual stream, a multiple of `heads`.
         depth: number of blocks.
-        heads: of each attention.
-        outputs: length of the features.
+        heads: number of attention heads.
+        outputs: number of features.
 
     Raises:
-        TypeError, ValueError: sizes that are none; at `apply`, ids that are not integers (batch, length) in 0 .. count - 1.
+        TypeError, ValueError: a size is invalid. `apply` raises if ids are not integers
+            (batch, length) in 0 .. count - 1.
 
     >>> model = text_tower(5, 3, width=8, heads=2, outputs=4)
     >>> model.apply(model.init(jax.random.key(0)), jnp.array([[1, 4, 0]])).shape
     (1, 4)
     """
     blocks, length = transformer(width, depth, heads), _validation.integer("length", length, low=1)
-    through: Callable[..., Array] = blocks.apply
     layers = {
         "embedding": backprop.embedding(count, width, initializer=normal(0.5)),
         "norm": backprop.layer_norm(width),
@@ -126,145 +133,179 @@ def text_tower(
     }
 
     def init(key: jax.Array) -> dict[str, Any]:
-        *keys, of_positions, of_blocks = jax.random.split(key, len(layers) + 2)
-        drawn = {
-            name: layer.init(key) for (name, layer), key in zip(layers.items(), keys, strict=True)
-        }
-        return drawn | {
-            "positions": normal(0.1)(of_positions, (length, width)),
-            "blocks": blocks.init(of_blocks),
+        *keys, positions_key, blocks_key = jax.random.split(key, len(layers) + 2)
+        return {
+            **{name: layer.init(k) for (name, layer), k in zip(layers.items(), keys, strict=True)},
+            "positions": normal(0.1)(positions_key, (length, width)),
+            "blocks": blocks.init(blocks_key),
         }
 
     def apply(
         params: dict[str, Any], ids: Int[Array, "batch length"]
     ) -> Float[Array, "batch outputs"]:
-        _check_ids(ids, count, length)
-        run = lambda name, x: backprop.differentiable(layers[name])(params[name], x)
+        check_ids(ids, count, range(length, length + 1))
         visible = ids != PADDING
-        stream = through(
-            params["blocks"], tap(run("embedding", ids) + params["positions"], "tokens"), visible
-        )
-        mean = jnp.where(visible[..., None], stream, 0).sum(1) / jnp.maximum(
-            visible.sum(1, keepdims=True), 1
-        ).astype(stream.dtype)
-        return tap(run("features", tap(run("norm", mean), "pooled")), "features")
+
+        def mean(stream: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
+            tokens = jnp.maximum(visible.sum(1, keepdims=True), 1).astype(stream.dtype)
+            return jnp.where(visible[..., None], stream, 0).sum(1) / tokens
+
+        return encode_ids(layers, blocks, params, ids, mean, visible)
 
     return Model(init, apply)
+
+
+def encode_ids(
+    layers: dict[str, Layer],
+    blocks: Model,
+    params: dict[str, Any],
+    ids: Int[Array, "batch length"],
+    pool: Callable[[Float[Array, "batch length width"]], Float[Array, "batch width"]],
+    visible: Bool[Array, "batch length"] | None = None,
+) -> Float[Array, "batch outputs"]:
+    """Apply the layers "embedding", "norm", "features" and the blocks of a text encoder to ids."""
+    run = lambda name, x: backprop.differentiable(layers[name])(params[name], x)
+    tokens = tap(run("embedding", ids) + params["positions"][: ids.shape[1]], "tokens")
+    transform: Callable[..., Array] = blocks.apply  # of more arguments than `Model` declares
+    stream = transform(params["blocks"], tokens, visible)
+    return tap(run("features", tap(run("norm", pool(stream)), "pooled")), "features")
 
 
 def similarity(
     towers: Towers, images: Float[Array, "images height width channels"], texts: Sequence[str]
 ) -> Float[Array, "images texts"]:
-    """The cosine of the angle between each image's features and each text's, in -1 .. 1; 0 where features are zero.
+    """Cosine similarity of each image to each text, in -1 .. 1.
+
+    It is 0 where the features of the image or of the text are all zero.
 
     Args:
-        towers: `Towers`.
-        images: finite floats in 0 .. 1.
-        texts: sentences.
+        towers: dual encoder.
+        images: finite floats (images, height, width, channels) in 0 .. 1.
+        texts: texts.
 
     Raises:
-        TypeError, ValueError: towers that are none or whose features are of two lengths, images that are not such, texts that are no
-            sequence of texts or that the tokenizer or the tower of texts refuses.
+        TypeError, ValueError: towers are not `Towers` or have features of different lengths, images
+            are invalid, texts is not a sequence of texts, or the tokenizer or the text encoder
+            refuses a text.
 
     >>> from diffprog.contrastive import words
-    >>> image, text = program(lambda images: images[:, 0, 0]), program(lambda ids: jnp.eye(3)[ids[:, 0], 1:])
+    >>> image = program(lambda images: images[:, 0, 0])
+    >>> text = program(lambda ids: jnp.eye(3)[ids[:, 0], 1:])
     >>> pair = Towers(image, text, words(["green red"]), jnp.float32(0))
-    >>> print(similarity(pair, jnp.array([[[[0.0, 1.0]]], [[[0.3, 0.4]]]]), ["green", "red"]).round(3))
+    >>> images = jnp.array([[[[0.0, 1.0]]], [[[0.3, 0.4]]]])
+    >>> print(similarity(pair, images, ["green", "red"]).round(3))
     [[0.  1. ]
      [0.6 0.8]]
     """
-    u, v = directions(towers, images, texts)
+    u, v = unit_features(towers, images, texts)
     return u @ v.T
 
 
-def directions(
+def unit_features(
     towers: Towers, images: Any, texts: Sequence[str]
 ) -> tuple[Float[Array, "images width"], Float[Array, "texts width"]]:
-    """The unit features of images in 0 .. 1 and of texts, of one length."""
-    x, ids = _images(towers, images), encoded(towers, texts)
+    """Return the normalized features of images in 0 .. 1 and of texts."""
+    x, ids = _check_images(towers, images), encode_texts(towers, texts)
     _validation.within("images", images, 0, 1)
-    require_one_length(
-        *(
-            _unit.eval_shape(tower, some[:_AT_ONCE])
-            for tower, some in ((towers.image, x), (towers.text, ids))
-        )
+    check_feature_shapes(
+        _unit_features.eval_shape(towers.image, x[:_BATCH_SIZE]),
+        _unit_features.eval_shape(towers.text, ids[:_BATCH_SIZE]),
     )
-    return _directions(towers.image, x), _directions(towers.text, ids)
+    return _apply_in_batches(towers.image, x), _apply_in_batches(towers.text, ids)
 
 
-def image_directions(towers: Towers, images: Any) -> Float[Array, "images width"]:
-    """The unit features of images, on whatever scale."""
-    return _directions(towers.image, _images(towers, images))
+def unit_image_features(towers: Towers, images: Any) -> Float[Array, "images width"]:
+    """Return the normalized features of images in any range."""
+    return _apply_in_batches(towers.image, _check_images(towers, images))
 
 
-def text_directions(towers: Towers, texts: Sequence[str]) -> Float[Array, "texts width"]:
-    """The unit features of texts."""
-    return _directions(towers.text, encoded(towers, texts))
+def unit_text_features(towers: Towers, texts: Sequence[str]) -> Float[Array, "texts width"]:
+    """Return the normalized features of texts."""
+    return _apply_in_batches(towers.text, encode_texts(towers, texts))
 
 
-def encoded(towers: Towers, texts: Sequence[str]) -> Int[Array, "texts length"]:
-    """The ids of texts, all of which the tower of texts knows."""
-    require_towers(towers)
-    ids = np.asarray(towers.tokenizer.encode(require_texts("texts", texts)))
-    require_reads_row("towers.text", towers.text, int(ids.max()), ids.shape[1])
+def encode_texts(towers: Towers, texts: Sequence[str]) -> Int[Array, "texts length"]:
+    """Encode texts as ids, and check that the text encoder accepts them."""
+    check_towers(towers)
+    ids = np.asarray(towers.tokenizer.encode(check_texts("texts", texts)))
+    _check_text_encoder("towers.text", towers.text, int(ids.max()), ids.shape[1])
     return jnp.asarray(ids)
 
 
-def _images(towers: Towers, images: Any) -> Float[Array, "images height width channels"]:
-    require_towers(towers)
+def _check_images(towers: Towers, images: Any) -> Float[Array, "images height width channels"]:
+    check_towers(towers)
     _validation.floating("images", images, rank=4)
     _validation.batch(images=images)
     _validation.finite("images", images)
     return jnp.asarray(images)
 
 
-def _directions(tower: Program, x: Array) -> Float[Array, "batch width"]:
-    return jnp.concatenate(
-        [_unit(tower, x[first : first + _AT_ONCE]) for first in range(0, len(x), _AT_ONCE)]
-    )
+def _apply_in_batches(encoder: Program, x: Array) -> Float[Array, "batch width"]:
+    starts = range(0, len(x), _BATCH_SIZE)
+    return jnp.concatenate([_unit_features(encoder, x[k : k + _BATCH_SIZE]) for k in starts])
 
 
 @jax.jit
-def _unit(tower: Program, x: Array) -> Float[Array, "batch width"]:
-    return unit_length(tower(x))
+def _unit_features(encoder: Program, x: Array) -> Float[Array, "batch width"]:
+    return normalize(encoder(x))
 
 
-def require_towers(value: Any) -> None:
-    """`Towers`, of this kind."""
+def check_towers(value: Any) -> None:
+    """Check that `value` is `Towers` with programs and a tokenizer."""
     if not isinstance(value, Towers):
         raise TypeError(f"towers must be Towers, got {type(value).__name__}")
-    for name, tower in (("image", value.image), ("text", value.text)):
-        if not isinstance(tower, Program):
+    for name, encoder in (("image", value.image), ("text", value.text)):
+        if not isinstance(encoder, Program):
             raise TypeError(
-                f"towers.{name} must be a Program, from diffprog.program, got {type(tower).__name__}"
+                f"towers.{name} must be a Program, from diffprog.program, "
+                f"got {type(encoder).__name__}"
             )
     _check_tokenizer(value.tokenizer)
 
 
-def require_one_length(image: Any, text: Any) -> None:
-    """Features of images and of texts that can be compared."""
+def check_feature_shapes(image: Any, text: Any) -> None:
+    """Check that image features and text features have one length."""
     if image.ndim != 2 or image.shape[1:] != text.shape[1:]:
         raise ValueError(
-            f"towers must have features of one length, got {list(image.shape)} of images and {list(text.shape)} of texts"
+            f"towers must have features of one length, got {list(image.shape)} for images and "
+            f"{list(text.shape)} for texts"
         )
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
-    if not (
-        callable(getattr(tokenizer, "encode", None))
-        and callable(getattr(tokenizer, "decode", None))
-    ) or jax.tree.leaves(tokenizer):
+    methods = (getattr(tokenizer, name, None) for name in ("encode", "decode"))
+    if not all(map(callable, methods)) or jax.tree.leaves(tokenizer):
         raise TypeError(
-            f"tokenizer must have encode and decode and no leaves for JAX, got {type(tokenizer).__name__}"
+            "tokenizer must have methods encode and decode and be a pytree without leaves, "
+            f"got {type(tokenizer).__name__}"
         )
 
 
-def _check_ids(ids: Any, count: int, length: int) -> None:
-    given = _validation.array("ids", ids)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(
-            f"ids must be integers (batch, {length}), got {given.dtype}{list(given.shape)}"
+def _check_text_encoder(name: str, encoder: Program, largest: int, length: int) -> None:
+    """Check that a text encoder accepts rows of `length` ids up to the largest.
+
+    Under `jax.jit` ids have no values, and an id outside the vocabulary would silently be clipped
+    to another. So the encoder is traced on a constant row of the largest id, where its own check of
+    ids applies; nothing is computed.
+    """
+    leaves, structure = jax.tree.flatten(encoder)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    error = _text_encoder_error(structure, shapes, largest, length)
+    if error is not None:
+        raise ValueError(
+            f"{name} must accept the tokenizer's rows of {length} ids up to {largest}: {error}"
         )
-    if given.ndim != 2 or given.shape[1] != length:
-        raise ValueError(f"ids must have shape (batch, {length}), got {list(given.shape)}")
-    _validation.within("ids", given, 0, count - 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _text_encoder_error(
+    structure: Any, shapes: tuple[Any, ...], largest: int, length: int
+) -> str | None:
+    with jax.ensure_compile_time_eval():
+        row = jnp.full((1, length), largest, jnp.int32)
+    encoder = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
+    try:
+        jax.eval_shape(lambda encoder: encoder(row), encoder)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -1,16 +1,17 @@
-"""Contrastive losses: of all pairs in a batch, which image belongs to which text.
+"""Contrastive losses of a batch of pairs: symmetric InfoNCE and the sigmoid loss.
 
-With unit vectors u_i of the images and v_j of the texts, and a temperature 1 / s that is learned as log s:
+With unit features u_i of the images and v_j of the texts, and a learned temperature 1 / s:
 
     z_ij = s <u_i, v_j>
-    InfoNCE      L_i = ½ (H(p_i., softmax_j z_ij) + H(p_.i, softmax_j z_ji))        each image picks its text, each text its image
-    sigmoid      L_i = ½ Σ_j (b(z_ij + c) + b(z_ji + c)),  b(z) = -log σ(± z)       each pair for itself: + where it belongs together
+    InfoNCE:       L_i = ½ (H(p_i., softmax_j z_ij) + H(p_.i, softmax_j z_ji))
+    sigmoid loss:  L_i = ½ Σ_j (b_ij + b_ji),    b_ij = -log σ(± (z_ij + c)), + for positive pairs
 
-Both are symmetric: swap images and texts, and nothing changes. A batch holds what it happens to hold, and two images of a seven, both told
-"a seven", are no mistake that a model should pay for: `positive` says which pairs belong together beside those on the diagonal, and H is
-the cross-entropy from the uniform distribution p over all that do.
+H is the cross-entropy. The targets p are uniform over the positives of a row or column, which are
+the diagonal and the pairs marked by `positive`. Marking them avoids false negatives, such as two
+images of a seven that both have the caption "a seven".
 
-Logits and all that follows are float32 even where the features are bfloat16: at s = 100 a rounding of 2⁻⁸ would be half a nat.
+Logits and losses are float32 even if features are bfloat16: at s = 100 rounding to 8 bits would
+change a logit by up to half a nat.
 """
 
 import math
@@ -23,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from diffprog import _validation, norms
 
-LARGEST_LOG_SCALE = math.log(100)
+MAX_LOG_SCALE = math.log(100)
 
 Features = Float[Array, "batch width"]
 
@@ -35,35 +36,38 @@ def info_nce(
     *,
     positive: Bool[Array, "batch batch"] | None = None,
 ) -> Float[Array, "batch"]:
-    """Symmetric InfoNCE, ½ (cross-entropy of the texts for each image + of the images for each text); log(batch) by chance.
+    """Symmetric InfoNCE loss of image and text features, as in CLIP (Radford et al., 2021).
+
+    It is the mean of two cross-entropies with temperature: classifying the text of each image and
+    the image of each text. Uninformative features have a loss of log(batch).
 
     Args:
-        images: features, finite floats (batch, width) of any length; only directions count.
-        texts: features of the texts, in the same order.
-        log_scale: log s, the logarithm of the inverse temperature. Beyond log 100 it counts as log 100, and its gradient only lets it
-            come back.
-        positive: (i, j) is True where text j is true of image i; the diagonal always is.
+        images: image features, finite floats (batch, width); they are normalized to length 1.
+        texts: text features, (batch, width), in the same order.
+        log_scale: log s, the logarithm of the inverse temperature, clipped at log 100. Beyond that
+            its gradient is kept only if it decreases the scale.
+        positive: True at (i, j) if text j describes image i; the diagonal always counts as True.
 
     Returns:
-        The loss of each pair (batch,), at least float32.
+        The loss of each pair, (batch,), at least float32.
 
     Raises:
-        TypeError, ValueError: features that are no floats (batch, width), of two shapes or not finite, a scale that is no float scalar,
-            positive that is not bool (batch, batch).
+        TypeError, ValueError: features are not finite floats (batch, width) of one shape, log_scale
+            is not a float scalar, or positive is not bool (batch, batch).
 
-    Source: A. van den Oord et al., "Representation learning with contrastive predictive coding", 2018; A. Radford et al., "Learning
-    transferable visual models from natural language supervision", 2021, for the symmetry, the temperature and its bound;
-    P. Khosla et al., "Supervised contrastive learning", 2020, for several positives.
+    Source: A. van den Oord et al., "Representation learning with contrastive predictive coding",
+    2018; A. Radford et al., "Learning transferable visual models from natural language
+    supervision", 2021 (symmetry, learned temperature and its bound); P. Khosla et al., "Supervised
+    contrastive learning", 2020 (several positives).
 
     >>> print(info_nce(jnp.eye(2), jnp.eye(2), jnp.log(2.0)))
     [0.12692805 0.12692805]
     """
-    logits, belongs = _logits(images, texts, log_scale), _belongs(images, texts, positive)
-    by_image = optax.losses.softmax_cross_entropy(logits, belongs / belongs.sum(1, keepdims=True))
-    by_text = optax.losses.softmax_cross_entropy(
-        logits.T, belongs.T / belongs.T.sum(1, keepdims=True)
+    logits, positives = _logits_and_positives(images, texts, log_scale, positive)
+    cross_entropy = lambda logits, positives: optax.losses.softmax_cross_entropy(
+        logits, positives / positives.sum(1, keepdims=True)
     )
-    return (by_image + by_text) / 2
+    return (cross_entropy(logits, positives) + cross_entropy(logits.T, positives.T)) / 2
 
 
 def sigmoid_loss(
@@ -74,19 +78,23 @@ def sigmoid_loss(
     *,
     positive: Bool[Array, "batch batch"] | None = None,
 ) -> Float[Array, "batch"]:
-    """The sigmoid loss, -Σ_j log σ(± (s <u_i, v_j> + c)), + where image and text belong together and - elsewhere.
+    """Sigmoid loss of image and text features, as in SigLIP (Zhai et al., 2023).
 
-    No pair's term knows of the others, so it does not need a large batch, and several texts may be true of an image at no loss.
+    It is a binary cross-entropy for each pair of the batch, -log σ(± (s <u_i, v_j> + c)), with +
+    for positive pairs. Terms of different pairs are independent, so it works with small batches.
 
     Args:
-        images, texts, log_scale, positive: as `info_nce` has them.
-        bias: c, to start from about -log(batch), because most pairs do not belong together.
+        images: as of `info_nce`.
+        texts: as of `info_nce`.
+        log_scale: as of `info_nce`.
+        bias: c; initialize near -log(batch), since most pairs are negative.
+        positive: as of `info_nce`.
 
     Returns:
-        The loss of each pair, half of its image's row and half of its text's column, (batch,), at least float32.
+        The loss of each pair, (batch,), half the sum of its row and column, at least float32.
 
     Raises:
-        TypeError, ValueError: as `info_nce`; a bias that is no float scalar.
+        TypeError, ValueError: as `info_nce`, or bias is not a float scalar.
 
     Source: X. Zhai et al., "Sigmoid loss for language image pre-training", 2023.
 
@@ -94,67 +102,66 @@ def sigmoid_loss(
     [0.6265234 0.6265234]
     """
     _check_scalar("bias", bias)
-    logits, belongs = _logits(images, texts, log_scale), _belongs(images, texts, positive)
-    each = optax.losses.sigmoid_binary_cross_entropy(
-        logits + jnp.asarray(bias, logits.dtype), belongs
+    logits, positives = _logits_and_positives(images, texts, log_scale, positive)
+    losses = optax.losses.sigmoid_binary_cross_entropy(
+        logits + jnp.asarray(bias, logits.dtype), positives
     )
-    return (each.sum(0) + each.sum(1)) / 2
+    return (losses.sum(0) + losses.sum(1)) / 2
 
 
-def _logits(images: Any, texts: Any, log_scale: Any) -> Float[Array, "batch batch"]:
+def _logits_and_positives(
+    images: Any, texts: Any, log_scale: Any, positive: Any
+) -> tuple[Float[Array, "batch batch"], Float[Array, "batch batch"]]:
+    """Check the arguments of a loss; return logits, and 1 at positive pairs and 0 elsewhere."""
     for name, features in (("images", images), ("texts", texts)):
         _validation.floating(name, features, rank=2)
         _validation.finite(name, features)
     _validation.same_shape(images=images, texts=texts)
-    _validation.batch(images=images)
+    batch = _validation.batch(images=images)
     if images.shape[1] == 0:
         raise ValueError(
-            f"images and texts must have features of at least one number, got {list(images.shape)}"
+            f"images and texts must have at least one feature, got shape {list(images.shape)}"
         )
     _check_scalar("log_scale", log_scale)
-    u, v = unit_length(images), unit_length(texts)
-    return inverse_temperature(jnp.asarray(log_scale, u.dtype)) * (u @ v.T)
+    positives = jnp.eye(batch)
+    if positive is not None:
+        positive = _validation.array("positive", positive)
+        if positive.dtype != bool or positive.shape != (batch, batch):
+            raise TypeError(
+                f"positive must be bool {[batch, batch]}, "
+                f"got {positive.dtype}{list(positive.shape)}"
+            )
+        positives = (jnp.asarray(positive) | jnp.eye(batch, dtype=bool)).astype(jnp.float32)
+    u, v = normalize(images), normalize(texts)
+    return inverse_temperature(jnp.asarray(log_scale, u.dtype)) * (u @ v.T), positives
 
 
-def unit_length(features: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
-    """Each row divided by its length, zero where that is zero, in float32 or more."""
+def normalize(features: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
+    """Divide each row by its length, in float32 or more; rows of zeros stay zero."""
     return norms.l2.ascent(features.astype(jnp.promote_types(features.dtype, jnp.float32)))
 
 
 def inverse_temperature(log_scale: Float[Array, ""]) -> Float[Array, ""]:
-    """s = e^(log s), at most 100."""
-    return jnp.exp(_bounded(log_scale))
+    """Return s = exp(log s), at most 100."""
+    return jnp.exp(_clip_log_scale(log_scale))
 
 
 @jax.custom_vjp
-def _bounded(log_scale: Array) -> Array:
-    return jnp.minimum(log_scale, LARGEST_LOG_SCALE)
+def _clip_log_scale(log_scale: Array) -> Array:
+    return jnp.minimum(log_scale, MAX_LOG_SCALE)
 
 
-# The derivative of a minimum is 0 beyond the bound, where a scale that once went there would stay for good.
-_bounded.defvjp(
-    lambda log_scale: (_bounded(log_scale), log_scale),
-    lambda log_scale, slope: (
-        jnp.where(log_scale < LARGEST_LOG_SCALE, slope, jnp.maximum(slope, 0)),
+# The derivative of a minimum is 0 beyond the bound: a scale that got there could never decrease.
+_clip_log_scale.defvjp(
+    lambda log_scale: (_clip_log_scale(log_scale), log_scale),
+    lambda log_scale, cotangent: (
+        jnp.where(log_scale < MAX_LOG_SCALE, cotangent, jnp.maximum(cotangent, 0)),
     ),
 )
 
 
-def _belongs(images: Any, texts: Any, positive: Any) -> Float[Array, "batch batch"]:
-    """1 where image i and text j belong together, 0 elsewhere."""
-    count = len(images)
-    if positive is None:
-        return jnp.eye(count)
-    given = _validation.array("positive", positive)
-    if given.dtype != bool or given.shape != (count, count):
-        raise TypeError(
-            f"positive must be bool {[count, count]}, got {given.dtype}{list(given.shape)}"
-        )
-    return (jnp.asarray(given) | jnp.eye(count, dtype=bool)).astype(jnp.float32)
-
-
 def _check_scalar(name: str, value: Any) -> None:
-    given = _validation.array(name, value)
-    if given.shape != () or not jnp.issubdtype(given.dtype, jnp.floating):
-        raise TypeError(f"{name} must be one float, got {given.dtype}{list(given.shape)}")
-    _validation.finite(name, given)
+    array = _validation.array(name, value)
+    if array.shape != () or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a float scalar, got {array.dtype}{list(array.shape)}")
+    _validation.finite(name, array)

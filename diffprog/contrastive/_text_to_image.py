@@ -1,13 +1,13 @@
-"""Images from sentences: ascent on the similarity of an image to a text (lecture 000's last example).
+"""Text-to-image generation by gradient ascent on similarity (the last example of lecture 000).
 
     x* = argmax_x  Σ_k w_k similarity(x, t_k) - Σ_R λ R(x)
 
-which is `visualize` with one more objective: the cosine to one direction, because Σ_k w_k <u, v_k> = <u, Σ_k w_k v_k>. A weight below zero
-says what the image shall not be like.
+This is `visualize` with a cosine objective: Σ_k w_k <u, v_k> = <u, Σ_k w_k v_k> with unit features
+u of the image and v_k of the texts. A negative weight makes the image dissimilar to a text.
 
-That an image is similar says little: towers are fooled as any network is, and the highest similarity belongs to the worst images. What an
-image is painted from, what it is seen through and what is subtracted decide whether another reader sees in it what was asked for; see
-`experiments/text_to_image.py`.
+High similarity does not mean that an image shows what the prompt says: without constraints, ascent
+finds adversarial images. Parametrization, transforms and penalties decide how recognizable images
+are; see `experiments/text_to_image.py`.
 """
 
 import math
@@ -23,32 +23,32 @@ from jaxtyping import Array, Float
 from diffprog import _validation, visualization
 from diffprog.contrastive._dual_encoder import (
     Towers,
-    image_directions,
-    require_towers,
-    text_directions,
+    check_towers,
+    unit_image_features,
+    unit_text_features,
 )
-from diffprog.contrastive._info_nce import unit_length
+from diffprog.contrastive._info_nce import normalize
 from diffprog.visualization import Image, Objective, Request, Visualization
 
 Prompt = str | Mapping[str, float]
 
-_WEIGHT = re.compile(r"(.*\S)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
-
-_LIKE_A_WEIGHT = re.compile(r"[-+]*(?:$|\.?\d|nan\b|inf(?:inity)?\b)", re.IGNORECASE)
-# What float32 leaves of a difference of two equal directions, with room to spare.
-_CANCELLED = 1e-5
-# Where squares of gradients stay far from the ends of float32, and from the epsilon of Adam.
-_LEAST, _MOST = 1e-6, 1e6
+_WEIGHTED_TEXT = re.compile(r"(.*\S)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
+# What follows a colon and was probably meant as a weight: nothing, a sign, a digit, nan or inf.
+_LIKELY_WEIGHT = re.compile(r"[-+]*(?:$|\.?\d|nan\b|inf(?:inity)?\b)", re.IGNORECASE)
+# Relative length below which a weighted sum of unit vectors is rounding error of float32.
+_CANCELLATION = 1e-5
+# Sizes at which squared gradients neither overflow nor vanish beside the epsilon of Adam.
+_MIN_WEIGHT, _MAX_WEIGHT = 1e-6, 1e6
 
 
 class Generated(NamedTuple):
-    """Images made for prompts.
+    """Images generated for prompts.
 
     Attributes:
         images: (n, height, width, channels), in the range of the parametrization.
         names: the prompts.
-        similarities: for each image the cosine to each text of its prompt.
-        seen: all that `visualize` tells: scores (the weighted sums), history, endings, variables.
+        similarities: for each image, its cosine similarity to each text of its prompt.
+        seen: result of `visualize`: scores (weighted sums of similarities), history, ...
     """
 
     images: Float[Array, "n height width channels"]
@@ -57,7 +57,7 @@ class Generated(NamedTuple):
     seen: Visualization
 
     def __str__(self) -> str:
-        """A line for each image."""
+        """Return a line for each image, with its prompt and similarities."""
         rows = zip(self.names, self.similarities, strict=True)
         return "\n".join(
             f"{name}: " + ", ".join(f"{text} {cosine:.3f}" for text, cosine in row.items())
@@ -74,172 +74,164 @@ def generate(
     transforms: Sequence[Callable[[Array, jax.Array], Array]] = (),
     **options: Any,
 ) -> Generated:
-    """The images that prompts ask for, by ascent on the weighted sum of the similarities.
+    """Generate images from text prompts by gradient ascent on their similarity.
 
     Args:
-        towers: `Towers`.
-        text: a prompt, or several for one image each. A prompt is a sentence, weighted sentences as "a seven:1 | a one:-0.5", or a dict of
-            weights {"a seven": 1, "a one": -0.5}. A sentence without a weight has 1; one that ends in a colon and a number is for a dict.
-            Weights count as they are against penalties, and the largest has a size of 1e-6 to 1e6, in which float32 can ascend.
-        image: what an image is painted from: `visualization.covariance` of real images, `fourier`, `pixels`, ...
-        key: a random key.
-        transforms: what happens to an image before the tower sees it, as in `visualize`.
-        options: the others of `visualization.visualize`: `steps`, `penalties`, `optimizer`, `start`, ...
+        towers: dual encoder.
+        text: one prompt, or a sequence of prompts for one image each. A prompt is a text, weighted
+            texts as "a seven:1 | a one:-0.5", or a dict {"a seven": 1, "a one": -0.5}. The default
+            weight is 1; use a dict for a text that ends in a colon and a number. Weights are
+            relative to those of penalties; the largest must be 1e-6 to 1e6 in size.
+        image: parametrization of an image, from `visualization.covariance`, `fourier`, `pixels`,
+            ...
+        key: PRNG key.
+        transforms: functions (image, key) -> image applied before the encoder, as of `visualize`.
+        options: other arguments of `visualization.visualize`: `steps`, `penalties`, `optimizer`,
+            `start`, ...
 
     Raises:
-        TypeError, ValueError: prompts that are none, weights that are no finite numbers or under which the texts cancel, texts that the
-            tokenizer refuses, towers that are traced, whatever `visualize` refuses.
+        TypeError, ValueError: a prompt is invalid, a weight is not a finite number, weighted texts
+            cancel, the tokenizer refuses a text, towers are traced, or `visualize` refuses an
+            argument.
 
     >>> from diffprog.contrastive import text_tower, towers, words
     >>> from diffprog.models import cnn
-    >>> known = words(["a seven", "a one"])
-    >>> pair = towers(cnn((8, 8, 1), classes=8), text_tower(known.count, 2, outputs=8), known, key=jax.random.key(0))
-    >>> made = generate(pair, ["a seven", "a seven:1 | a one:-0.5"], visualization.fourier((8, 8, 1)), key=jax.random.key(1), steps=2)
-    >>> made.images.shape, made.names
+    >>> tokenizer = words(["a seven", "a one"])
+    >>> encoder = text_tower(tokenizer.count, 2, outputs=8)
+    >>> pair = towers(cnn((8, 8, 1), classes=8), encoder, tokenizer, key=jax.random.key(0))
+    >>> prompts, image = ["a seven", "a seven:1 | a one:-0.5"], visualization.fourier((8, 8, 1))
+    >>> result = generate(pair, prompts, image, key=jax.random.key(1), steps=2)
+    >>> result.images.shape, result.names
     ((2, 8, 8, 1), ('a seven', 'a seven:1 | a one:-0.5'))
     """
-    require_towers(towers)
-    _validation.concrete("towers", towers, "generate outside the transformation")
-    prompts = _prompts(text)
-    seen = visualization.visualize(
-        towers.image, _objective(towers, prompts), image, key=key, transforms=transforms, **options
+    check_towers(towers)
+    _validation.concrete("towers", towers, "call generate outside the transformation")
+    prompts = _parse_prompts(text)
+    objective = _similarity_objective(towers, prompts)
+    result = visualization.visualize(
+        towers.image, objective, image, key=key, transforms=transforms, **options
     )
-    return Generated(
-        seen.images,
-        seen.names,
-        _similarities(towers, _shown(seen.images, transforms, key), prompts),
-        seen,
+    # Transforms may change the size of an image to that of the encoder's input.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(result.images)))
+    transformed = jax.vmap(visualization.compose(transforms))(result.images, keys)
+    same_size = transformed.shape == result.images.shape
+    features = unit_image_features(towers, result.images if same_size else transformed)
+    texts = _distinct_texts(prompts)
+    similarities = tuple(
+        {text: float(row[texts.index(text)]) for text in prompt}
+        for prompt, row in zip(prompts, features @ unit_text_features(towers, texts).T, strict=True)
     )
+    return Generated(result.images, result.names, similarities, result)
 
 
 def similar_to(towers: Towers, text: Prompt | Sequence[Prompt]) -> Objective:
-    """Σ_k w_k cos(image, text_k): an objective of `towers.image`, to be put together with others.
+    """Objective of the weighted sum of cosine similarities to texts, Σ_k w_k cos(image, text_k).
+
+    It is an objective of `towers.image`, and can be combined with others.
 
     Args:
-        towers, text: as `generate` has them.
+        towers: dual encoder.
+        text: prompts as of `generate`.
 
     Raises:
-        TypeError, ValueError: as `generate`; at the call, a program whose output is not as long as the texts' features.
+        TypeError, ValueError: as `generate`. Evaluating the objective raises if the program's
+            outputs and the text features differ in length.
 
     >>> from diffprog.contrastive import text_tower, towers, words
     >>> from diffprog.models import cnn
-    >>> known = words(["a seven"])
-    >>> pair = towers(cnn((8, 8, 1), classes=8), text_tower(known.count, 2, outputs=8), known, key=jax.random.key(0))
+    >>> tokenizer = words(["a seven"])
+    >>> encoder = text_tower(tokenizer.count, 2, outputs=8)
+    >>> pair = towers(cnn((8, 8, 1), classes=8), encoder, tokenizer, key=jax.random.key(0))
     >>> (similar_to(pair, "a seven") + 0.1 * visualization.diversity("conv2")).names
     ('a seven + diversity of conv2 * 0.1',)
     """
-    require_towers(towers)
-    return _objective(towers, _prompts(text))
+    check_towers(towers)
+    return _similarity_objective(towers, _parse_prompts(text))
 
 
-def _objective(towers: Towers, prompts: tuple[dict[str, float], ...]) -> Objective:
-    texts = sorted({text for prompt in prompts for text in prompt})
-    directions = text_directions(towers, texts)
-    weights = jnp.asarray(
-        [[prompt.get(text, 0.0) for text in texts] for prompt in prompts], directions.dtype
-    )
-    toward = weights @ directions
-    _check_toward(prompts, weights, toward)
-    return Objective((Request(None, None),), toward, _cosines, tuple(map(_name, prompts)))
+def _distinct_texts(prompts: tuple[dict[str, float], ...]) -> list[str]:
+    return sorted({text for prompt in prompts for text in prompt})
 
 
-def _check_toward(
-    prompts: tuple[dict[str, float], ...],
-    weights: Float[Array, "batch texts"],
-    toward: Float[Array, "batch width"],
-) -> None:
-    if (known := _validation.values(toward)) is None:
-        return
-    lengths, most = (
-        np.linalg.norm(known.astype(float), axis=1),
-        np.abs(np.asarray(weights, float)).sum(1),
-    )
-    for prompt, length, sum_of_weights in zip(prompts, lengths, most, strict=True):
-        if not length > _CANCELLED * sum_of_weights:
-            raise ValueError(
-                f"text must ask for something, got {_name(prompt)!r}, of which the texts' directions add up to 0"
-            )
+def _similarity_objective(towers: Towers, prompts: tuple[dict[str, float], ...]) -> Objective:
+    texts = _distinct_texts(prompts)
+    features = unit_text_features(towers, texts)
+    weights = [[prompt.get(text, 0.0) for text in texts] for prompt in prompts]
+    directions = jnp.asarray(weights, features.dtype) @ features
+    if (known := _validation.values(directions)) is not None:
+        lengths = np.linalg.norm(known.astype(float), axis=1)
+        for prompt, length, row in zip(prompts, lengths, weights, strict=True):
+            if not length > _CANCELLATION * sum(map(abs, row)):
+                raise ValueError(
+                    f"text must not cancel, got {_format_prompt(prompt)!r}, whose weighted "
+                    "features add up to 0"
+                )
+    names = tuple(map(_format_prompt, prompts))
+    return Objective((Request(None, None),), directions, _cosine_to_direction, names)
 
 
-def _cosines(values: Sequence[Array], toward: Float[Array, "batch width"]) -> Float[Array, "batch"]:
+def _cosine_to_direction(
+    values: Sequence[Array], directions: Float[Array, "batch width"]
+) -> Float[Array, "batch"]:
     features = values[0]
-    if features.ndim != 2 or features.shape[1] != toward.shape[1]:
+    if features.ndim != 2 or features.shape[1] != directions.shape[1]:
         raise ValueError(
-            f"the program must have outputs (batch, {toward.shape[1]}), as the texts' features, got {list(features.shape)}"
+            f"the program must have outputs (batch, {directions.shape[1]}), like the text "
+            f"features, got {list(features.shape)}"
         )
-    return (unit_length(features) * toward).sum(1)
+    return (normalize(features) * directions).sum(1)
 
 
-def _shown(images: Array, transforms: Sequence[Any], key: jax.Array) -> Array:
-    """The images; as one draw of transforms shows them where those change the size, which the tower may need."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
-    shown = jax.vmap(visualization.compose(transforms))(images, keys)
-    return images if shown.shape == images.shape else shown
-
-
-def _similarities(
-    towers: Towers, images: Array, prompts: tuple[dict[str, float], ...]
-) -> tuple[dict[str, float], ...]:
-    texts = sorted({text for prompt in prompts for text in prompt})
-    cosines = image_directions(towers, images) @ text_directions(towers, texts).T
-    return tuple(
-        {text: float(row[texts.index(text)]) for text in prompt}
-        for prompt, row in zip(prompts, cosines, strict=True)
-    )
-
-
-def _prompts(text: Any) -> tuple[dict[str, float], ...]:
+def _parse_prompts(text: Any) -> tuple[dict[str, float], ...]:
     if isinstance(text, str | Mapping):
-        return (_prompt("text", text),)
+        return (_parse_prompt("text", text),)
     if not isinstance(text, Sequence):
         raise TypeError(
             f"text must be a prompt or a sequence of prompts, got {type(text).__name__}"
         )
     if not text:
         raise ValueError("text must hold at least one prompt, got none")
-    return tuple(_prompt(f"text[{k}]", prompt) for k, prompt in enumerate(text))
+    return tuple(_parse_prompt(f"text[{k}]", prompt) for k, prompt in enumerate(text))
 
 
-def _prompt(name: str, prompt: Any) -> dict[str, float]:
-    """Weights by sentence."""
-    if not isinstance(prompt, str | Mapping):
+def _parse_prompt(name: str, prompt: Any) -> dict[str, float]:
+    """Return the weights of a prompt by text; weights of a repeated text are added."""
+    if isinstance(prompt, str):
+        weighted_texts = [_parse_weighted_text(name, part.strip()) for part in prompt.split("|")]
+    elif isinstance(prompt, Mapping):
+        weighted_texts = list(prompt.items())
+    else:
         raise TypeError(
-            f"{name} must be a sentence or a dict of weights by sentence, got {type(prompt).__name__}"
+            f"{name} must be a text or a dict from texts to weights, got {type(prompt).__name__}"
         )
-    parts = (
-        [_weighted(name, part) for part in prompt.split("|")]
-        if isinstance(prompt, str)
-        else list(prompt.items())
-    )
     weights: dict[str, float] = {}
-    for sentence, weight in parts:
-        if not isinstance(sentence, str) or not sentence.strip():
-            raise ValueError(f"{name} must hold sentences, got {sentence!r}")
-        weights[sentence.strip()] = weights.get(sentence.strip(), 0.0) + _validation.number(
-            f"the weight of {sentence!r}", weight
-        )
+    for text, weight in weighted_texts:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} must hold nonempty texts, got {text!r}")
+        weight = _validation.number(f"the weight of {text!r}", weight)
+        weights[text.strip()] = weights.get(text.strip(), 0.0) + weight
     if not any(weights.values()):
-        raise ValueError(f"{name} must have a weight that is not 0, got {prompt!r}")
-    if not _LEAST <= max(map(abs, weights.values())) <= _MOST:
+        raise ValueError(f"{name} must have a nonzero weight, got {prompt!r}")
+    if not _MIN_WEIGHT <= max(map(abs, weights.values())) <= _MAX_WEIGHT:
         raise ValueError(
-            f"{name} must have a largest weight of size {_LEAST:g} .. {_MOST:g}, got {prompt!r}"
+            f"{name} must have a largest weight of size {_MIN_WEIGHT:g} .. {_MAX_WEIGHT:g}, "
+            f"got {prompt!r}"
         )
     return weights
 
 
-def _weighted(name: str, part: str) -> tuple[str, float]:
-    found, (_, colon, weight) = _WEIGHT.fullmatch(part.strip()), part.rpartition(":")
-    if (found is None and colon and _LIKE_A_WEIGHT.match(weight.strip())) or (
-        found and not math.isfinite(float(found[2]))
-    ):
+def _parse_weighted_text(name: str, part: str) -> tuple[str, float]:
+    if (match := _WEIGHTED_TEXT.fullmatch(part)) and math.isfinite(float(match[2])):
+        return match[1], float(match[2])
+    _, colon, end = part.rpartition(":")
+    if match or (colon and _LIKELY_WEIGHT.match(end.strip())):
         raise ValueError(
-            f"{name} must have a finite number for a weight behind the colon of a sentence, got {part.strip()!r}"
+            f"{name} must have a finite number as weight after the colon of a text, got {part!r}"
         )
-    return (part, 1.0) if found is None else (found[1], float(found[2]))
+    return part, 1.0
 
 
-def _name(prompt: dict[str, float]) -> str:
-    """As it would be written."""
+def _format_prompt(prompt: dict[str, float]) -> str:
     if list(prompt.values()) == [1.0]:
         return next(iter(prompt))
     return " | ".join(f"{text}:{weight:g}" for text, weight in prompt.items())

@@ -1,9 +1,9 @@
-"""Tokens: a sentence as a row of integers, and back.
+"""Tokenizers of words and of characters: encode sentences as rows of integer ids, and decode them.
 
-    "A thin seven"  ->  words: a, thin, seven  ->  3 17 12 0 0 0        0 fills up to one length, so that sentences make an array
+    "A thin seven"  ->  a, thin, seven  ->  3 17 12 0 0 0       padded with 0 to a fixed length
 
-A tokenizer says which pieces it knows, and refuses what it does not: a piece that was never trained on has an embedding that means nothing.
-The two here cut a sentence into its words or into its characters; those of pretrained models cut it into frequent parts of words.
+Text outside the vocabulary is refused: its embedding would be untrained. Pretrained text encoders
+use subwords instead, see `byte_pairs`.
 """
 
 import dataclasses
@@ -22,26 +22,26 @@ PADDING = 0
 
 
 class Tokenizer(Protocol):
-    """What towers need of a tokenizer: a frozen value, compared by what it holds, without leaves for `jax.jit`."""
+    """Interface of tokenizers: hashable, compared by value, and a pytree without leaves."""
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
-        """A row of ids for each text, all of one length."""
+        """Encode each text as a row of ids; all rows have one length."""
 
     def decode(self, ids: Integer[Any, "texts length"]) -> tuple[str, ...]:
-        """The texts of such rows."""
+        """Decode rows of ids to texts."""
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """A tokenizer that knows a list of pieces; made by `words` and `characters`.
+    """Tokenizer with a fixed vocabulary, made by `words` or `characters`.
 
-    Piece k has id k + 1; 0 is what rows are filled up with.
+    Token k of the vocabulary has id k + 1; id 0 is padding.
 
     Attributes:
-        known: the pieces.
-        length: of every row.
-        between: what stands between two pieces of a sentence, " " or "".
+        known: the vocabulary.
+        length: length of a row of ids.
+        between: separator of tokens in a text, " " or "".
     """
 
     known: tuple[str, ...]
@@ -50,94 +50,85 @@ class Pieces:
 
     @property
     def count(self) -> int:
-        """How many ids there are, 0 among them."""
+        """Number of ids, with that of padding."""
         return 1 + len(self.known)
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
-        """Ids of the pieces of each text, as it is read: without regard to case, punctuation or repeated spaces.
+        """Encode texts as ids; case, punctuation and repeated spaces are ignored.
 
         Raises:
-            TypeError, ValueError: not a sequence of texts, one with no piece, too many of them, or one that is not known.
+            TypeError, ValueError: texts is not a sequence of texts, or a text has no token, more
+                than `length`, or one outside the vocabulary.
 
         >>> words(["a thin seven"], length=4).encode(["Seven, thin!"])
         array([[2, 3, 0, 0]], dtype=int32)
         """
-        ids = {piece: k for k, piece in enumerate(self.known, 1)}
-        rows = np.full((len(require_texts("texts", texts)), self.length), PADDING, np.int32)
+        ids = {token: k for k, token in enumerate(self.known, 1)}
+        rows = np.full((len(check_texts("texts", texts)), self.length), PADDING, np.int32)
         for k, text in enumerate(texts):
-            pieces = _cut(text, self.between)
-            unknown = sorted({piece for piece in pieces if piece not in ids})
-            if unknown:
+            tokens = _split(text, self.between)
+            if unknown := sorted(set(tokens) - ids.keys()):
                 raise ValueError(
-                    f"texts[{k}] must hold known pieces, got {', '.join(map(repr, unknown))} in {text!r}; there are {self}"
+                    f"texts[{k}] must hold tokens of the vocabulary, got "
+                    f"{', '.join(map(repr, unknown))} in {text!r}; the vocabulary is: {self}"
                 )
-            if not 0 < len(pieces) <= self.length:
+            if not 0 < len(tokens) <= self.length:
                 raise ValueError(
-                    f"texts[{k}] must have 1 to {self.length} pieces, got {len(pieces)} in {text!r}"
+                    f"texts[{k}] must have 1 to {self.length} tokens, got {len(tokens)} in {text!r}"
                 )
-            rows[k, : len(pieces)] = [ids[piece] for piece in pieces]
+            rows[k, : len(tokens)] = [ids[token] for token in tokens]
         return rows
 
     def decode(self, ids: Integer[Any, "texts length"]) -> tuple[str, ...]:
-        """The texts that rows of ids stand for, ids of 0 left out.
+        """Decode rows of ids to texts, without padding.
 
         Raises:
-            TypeError, ValueError: ids that are not integers (texts, length) in 0 .. count - 1.
+            TypeError, ValueError: ids are not integers (texts, length) in 0 .. count - 1.
 
         >>> words(["a thin seven"]).decode(np.array([[2, 3, 0]]))
         ('seven thin',)
         """
-        rows = _validation.array("ids", ids)
-        if not np.issubdtype(rows.dtype, np.integer) or rows.ndim != 2:
-            raise TypeError(
-                f"ids must be integers (texts, length), got {rows.dtype}{list(rows.shape)}"
-            )
-        _validation.within("ids", rows, 0, len(self.known))
-        return tuple(
-            self.between.join(self.known[k - 1] for k in row if k != PADDING)
-            for row in np.asarray(rows)
-        )
+        rows = np.asarray(check_ids(ids, self.count))
+        return tuple(self.between.join(self.known[k - 1] for k in row if k) for row in rows)
 
     def __str__(self) -> str:
-        """The pieces."""
+        """Return the vocabulary."""
         return " ".join(self.known)
 
 
 def words(texts: Sequence[str], *, length: int | None = None) -> Pieces:
-    """The tokenizer of the words there are in some texts, in alphabetical order.
+    """Tokenizer of the words that occur in some texts, in alphabetical order.
 
     Args:
-        texts: sentences.
-        length: of every row; that of the longest of the texts by default.
+        texts: texts with all words of the vocabulary.
+        length: length of a row of ids; default: that of the longest text.
 
     Raises:
-        TypeError, ValueError: not a sequence of texts, texts without a word, a length below 1.
+        TypeError, ValueError: texts is not a sequence of texts or has no word, or length is below
+            1.
 
     >>> words(["a thin seven", "a one"]).known
     ('a', 'one', 'seven', 'thin')
     """
-    cut = [_cut(text, " ") for text in require_texts("texts", texts)]
-    longest = max(map(len, cut))
+    tokens = [_split(text, " ") for text in check_texts("texts", texts)]
+    longest = max(map(len, tokens))
     if longest == 0:
         raise ValueError("texts must hold at least one word, got none")
-    return Pieces(
-        tuple(sorted(set().union(*cut))),
-        longest if length is None else _validation.integer("length", length, low=1),
-        " ",
-    )
+    length = longest if length is None else _validation.integer("length", length, low=1)
+    return Pieces(tuple(sorted(set().union(*tokens))), length, " ")
 
 
 def characters(
     *, length: int = 64, alphabet: str = " 0123456789abcdefghijklmnopqrstuvwxyz"
 ) -> Pieces:
-    """The tokenizer of single characters: there is no word that it does not know.
+    """Tokenizer of single characters, for texts of any words.
 
     Args:
-        length: of every row.
-        alphabet: the characters, each once and in lower case: those of words, and the space between.
+        length: length of a row of ids.
+        alphabet: distinct characters, lower-case letters, digits and the space.
 
     Raises:
-        TypeError, ValueError: an argument out of these.
+        TypeError, ValueError: an argument is invalid.
 
     >>> characters(length=5).encode(["a 7"])
     array([[12,  1,  9,  0,  0]], dtype=int32)
@@ -145,23 +136,22 @@ def characters(
     if not isinstance(alphabet, str):
         raise TypeError(f"alphabet must be a string, got {type(alphabet).__name__}")
     if not alphabet or len(set(alphabet)) < len(alphabet) or alphabet != alphabet.lower():
-        raise ValueError(f"alphabet must be different characters in lower case, got {alphabet!r}")
-    if unread := [
-        character
-        for character in alphabet
-        if character != " " and _cut(character, "") != [character]
-    ]:
+        raise ValueError(f"alphabet must be distinct lower-case characters, got {alphabet!r}")
+    ignored = [repr(each) for each in alphabet if each != " " and _split(each, "") != [each]]
+    if ignored:
         raise ValueError(
-            f"alphabet must hold characters that are read, got {', '.join(map(repr, unread))}, which no word has"
+            "alphabet must hold characters that occur in words, "
+            f"got {', '.join(ignored)}, which encoding ignores"
         )
     return Pieces(tuple(alphabet), _validation.integer("length", length, low=1), "")
 
 
-def require_texts(name: str, texts: Any) -> Sequence[str]:
-    """A sequence of one or more strings."""
+def check_texts(name: str, texts: Any) -> Sequence[str]:
+    """Check that `texts` is a nonempty sequence of strings, and return it."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise TypeError(
-            f"{name} must be a sequence of texts, got {type(texts).__name__}; put a single one in a list"
+            f"{name} must be a sequence of texts, got {type(texts).__name__}; "
+            "put a single text in a list"
         )
     if not texts:
         raise ValueError(f"{name} must hold at least one text, got none")
@@ -171,6 +161,20 @@ def require_texts(name: str, texts: Any) -> Sequence[str]:
     return texts
 
 
-def _cut(text: str, between: str) -> list[str]:
-    read = re.findall(r"\w+", unicodedata.normalize("NFC", text.lower()))
-    return read if between else list(" ".join(read))
+def check_ids(ids: Any, count: int, lengths: range | None = None) -> Any:
+    """Check that `ids` are integers (batch, length) in 0 .. count - 1, and return them."""
+    array = _validation.array("ids", ids)
+    got = f"got {array.dtype}{list(array.shape)}"
+    if not np.issubdtype(array.dtype, np.integer) or (lengths is None and array.ndim != 2):
+        raise TypeError(f"ids must be integers (batch, length), {got}")
+    if lengths is not None and (array.ndim != 2 or array.shape[1] not in lengths):
+        expected = " to ".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
+        raise ValueError(f"ids must have shape (batch, length) with length {expected}, {got}")
+    _validation.within("ids", array, 0, count - 1)
+    return array
+
+
+def _split(text: str, separator: str) -> list[str]:
+    # NFC, so that a letter and its combining accent are one character.
+    tokens = re.findall(r"\w+", unicodedata.normalize("NFC", text.lower()))
+    return tokens if separator else list(" ".join(tokens))

@@ -1,4 +1,4 @@
-"""Pretrained networks: ViT and ResNet checkpoints from disk as programs of images."""
+"""Load pretrained vision transformers and ResNets as programs of images in 0 .. 1."""
 
 from diffprog.pretrained._preprocessing import Pretrained
 from diffprog.pretrained._resnet import load_resnet

@@ -1,9 +1,10 @@
-"""Checkpoints: a folder as the `transformers` library saves it, read into arrays by name and shape and nothing else.
+"""Read model folders saved by `transformers`: config files as JSON, weights from safetensors.
 
-What is wanted is said first, as a *layout*: the pytree of the parameters with a `Stored` in place of each array, the tensor that it is made
-of. The names and shapes of all files are held against it before a number is read, and every difference is reported at once.
+The caller describes the parameters as a pytree with a `TensorSpec` in place of each array. Names,
+shapes and dtypes of all tensors in the files are compared with the specs before any tensor is
+loaded, and all differences are reported in one error.
 
-Tensors are read from safetensors files, which hold numbers and nothing else. A pickle (pytorch_model.bin) can hold programs and is refused.
+Pickles (pytorch_model.bin) are refused: loading one can run arbitrary code.
 """
 
 import contextlib
@@ -20,30 +21,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_AT_MOST = 12  # differences of a kind that are written out
+_MAX_LISTED = 12  # tensors listed in an error message, for each kind of difference
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """A tensor of a checkpoint, in place of the array that it becomes.
+class TensorSpec:
+    """Tensor of a checkpoint that becomes one array of the params.
 
     Attributes:
-        name: of the tensor.
-        shape: of the tensor.
-        turned: from its layout to ours.
-        least: a dtype that the array has at least.
+        name: name of the tensor in the checkpoint.
+        shape: shape of the tensor in the checkpoint.
+        transform: function from the tensor to the array of the params.
+        min_dtype: dtype that the array has at least, as in `jnp.promote_types`; None for no limit.
     """
 
     name: str
     shape: tuple[int, ...]
-    turned: Callable[[np.ndarray], np.ndarray] = np.asarray
-    least: Any = None
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+    min_dtype: Any = None
 
 
-def extra(package: str) -> Any:
-    """A package of the extra "pretrained"."""
+def import_optional(package: str) -> Any:
+    """Import a package of the optional dependencies "pretrained"."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -52,187 +53,183 @@ def extra(package: str) -> Any:
         ) from error
 
 
-def folder_of(folder: str | os.PathLike[str]) -> Path:
-    """The path of a folder that exists."""
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """Check that a folder exists, and return its path."""
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"folder must be a path, got {type(folder).__name__}")
-    place = Path(folder)
-    if not place.is_dir():
-        raise FileNotFoundError(f"folder must be an existing folder, got {place}")
-    return place
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"folder must be an existing folder, got {Path(folder)}")
+    return Path(folder)
 
 
-def json_of(file: Path) -> dict[str, Any]:
-    """What a JSON file holds, which must be an object."""
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object."""
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent}: expected a file {file.name}, found none")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, found something else: {error}") from error
+        raise ValueError(f"{file}: expected valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object, found {type(content).__name__}")
     return content
 
 
-def config_of(folder: Path, kind: str) -> dict[str, Any]:
-    """The config.json of a model of one kind: "clip", "vit", "resnet"."""
-    config = json_of(folder / "config.json")
-    if config.get("model_type") != kind:
+def open_checkpoint(
+    folder: str | os.PathLike[str], dtype: Any, model_type: str
+) -> tuple[Path, Any, dict[str, Any]]:
+    """Check the arguments of a loader; return the folder's path, the dtype and config.json."""
+    folder, dtype = check_folder(folder), check_dtype(dtype)
+    config = read_json(folder / "config.json")
+    if (found := config.get("model_type")) != model_type:
         raise ValueError(
-            f"{folder / 'config.json'}: expected a model_type {kind!r}, found {config.get('model_type')!r}"
+            f"{folder / 'config.json'}: expected a model_type {model_type!r}, found {found!r}"
         )
-    return config
+    return folder, dtype, config
 
 
-def number_of(file: Path, stated: Mapping[str, Any], name: str) -> float:
-    """A finite number above 0."""
-    given = stated.get(name)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
-        raise ValueError(f"{file}: expected {name} to be a finite number above 0, found {given!r}")
-    return float(given)
+def read_number(file: Path, content: Mapping[str, Any], name: str) -> float:
+    """Read a positive finite number from the content of a JSON file."""
+    value = content.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{file}: expected {name} to be a finite number above 0, found {value!r}")
+    return float(value)
 
 
-def dtype_of(dtype: Any, name: str = "dtype") -> Any:
-    """A float dtype that JAX has as it is configured."""
+def check_dtype(dtype: Any, name: str = "dtype") -> Any:
+    """Check that `dtype` is a float dtype that JAX supports as it is configured, and return it."""
     try:
-        known = None if dtype is None else jnp.dtype(dtype)
+        checked = None if dtype is None else jnp.dtype(dtype)
     except TypeError:
-        known = None
-    if known is None or not jnp.issubdtype(known, jnp.floating):
-        raise TypeError(f"{name} must be of floats, such as 'float32' or 'bfloat16', got {dtype!r}")
-    if jax.dtypes.canonicalize_dtype(known) != known:
-        raise ValueError(
-            f"{name} must be one that JAX has as it is configured, got {known}; enable x64 for it"
+        checked = None
+    if checked is None or not jnp.issubdtype(checked, jnp.floating):
+        raise TypeError(
+            f"{name} must be a float dtype, such as 'float32' or 'bfloat16', got {dtype!r}"
         )
-    return known
+    if jax.dtypes.canonicalize_dtype(checked) != checked:
+        raise ValueError(f"{name} must be supported by JAX, got {checked}; enable x64 to use it")
+    return checked
 
 
-def read(folder: Path, layout: Any, dtype: Any, *, unused: Iterable[str] = ()) -> Any:
-    """The arrays of a checkpoint as the layout has them, NumPy's.
+def load_params(folder: Path, specs: Any, dtype: Any, *, unused: Iterable[str] = ()) -> Any:
+    """Load the params that `specs` describes from a checkpoint, as NumPy arrays.
 
     Args:
-        folder: holds model.safetensors, or model.safetensors.index.json and the files that it names.
-        layout: a pytree of `Stored`, and of arrays that no checkpoint holds.
-        dtype: of the arrays.
-        unused: ends of the names of tensors that may be there and are not read.
+        folder: holds model.safetensors, or model.safetensors.index.json and the files it names.
+        specs: params with a `TensorSpec` in place of each array that is loaded; other arrays are
+            returned as they are.
+        dtype: dtype of the arrays.
+        unused: suffixes of names of tensors to ignore.
 
     Raises:
-        FileNotFoundError: none of these files, or one of them missing.
-        ValueError: a corrupt file; tensors that are missing, unexpected, of another shape or not floats: their names and shapes; one with
-            numbers that are not finite, or not in the dtype.
+        FileNotFoundError: the folder has none of these files, or one of them is missing.
+        ValueError: a file is corrupt; tensors are missing, unexpected, of another shape or not
+            floats (all are listed); values are not finite, or overflow in dtype.
     """
-    wanted = {leaf.name: leaf.shape for leaf in jax.tree.leaves(layout) if isinstance(leaf, Stored)}
-    with contextlib.ExitStack() as open_files:
-        held = {name: file for file in _opened(folder, open_files) for name in file.keys()}
-        _compare(folder, wanted, held, tuple(unused))
+    is_spec = lambda leaf: isinstance(leaf, TensorSpec)
+    shapes = {spec.name: spec.shape for spec in filter(is_spec, jax.tree.leaves(specs))}
+    with contextlib.ExitStack() as stack:
+        files = _open_tensors(folder, stack)
+        _check_tensors(folder, shapes, files, tuple(unused))
 
-        def array(leaf: Any) -> np.ndarray:
-            if not isinstance(leaf, Stored):
+        def load(leaf: Any) -> np.ndarray:
+            if not is_spec(leaf):
                 return np.asarray(leaf, dtype)
-            own = dtype if leaf.least is None else jnp.promote_types(dtype, leaf.least)
+            own = dtype if leaf.min_dtype is None else jnp.promote_types(dtype, leaf.min_dtype)
             with np.errstate(over="ignore"):
-                numbers = np.asarray(leaf.turned(held[leaf.name].get_tensor(leaf.name)), own)
-            if not np.isfinite(numbers).all():
+                array = np.asarray(leaf.transform(files[leaf.name].get_tensor(leaf.name)), own)
+            if not np.isfinite(array).all():
                 raise ValueError(
-                    f"{folder}: expected a tensor {leaf.name} of finite numbers, found NaN, infinity or more than {own} holds"
+                    f"{folder}: expected a tensor {leaf.name} of finite numbers, "
+                    f"found NaN, infinity or values that overflow in {own}"
                 )
-            return numbers
+            return array
 
-        return jax.tree.map(array, layout)
+        return jax.tree.map(load, specs)
 
 
-def _opened(folder: Path, open_files: contextlib.ExitStack) -> list[Any]:
-    library = extra("safetensors")
-    opened = []
-    for file in _files(folder):
+def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Return the open file of each tensor by the tensor's name."""
+    safetensors = import_optional("safetensors")
+    tensors = {}
+    for path in _find_files(folder):
         try:
-            opened.append(open_files.enter_context(library.safe_open(file, "numpy")))
-        except library.SafetensorError as error:
-            raise ValueError(
-                f"{file}: expected a complete safetensors file, found a corrupt or truncated one: {error}"
-            ) from error
-    return opened
+            file = stack.enter_context(safetensors.safe_open(path, "numpy"))
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: not a complete safetensors file: {error}") from error
+        tensors.update(dict.fromkeys(file.keys(), file))
+    return tensors
 
 
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or those that an index names."""
-    if (folder / _WHOLE).is_file():
-        return [folder / _WHOLE]
+def _find_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder: a single one, or those that its index names."""
+    if (folder / _SINGLE_FILE).is_file():
+        return [folder / _SINGLE_FILE]
     if (folder / _INDEX).is_file():
-        shards = json_of(folder / _INDEX).get("weight_map")
-        names = (
-            sorted(set(shards.values()))
-            if isinstance(shards, dict) and all(isinstance(n, str) for n in shards.values())
-            else []
-        )
-        if not names or any(Path(name).name != name for name in names):
+        shards = read_json(folder / _INDEX).get("weight_map")
+        names = [*shards.values()] if isinstance(shards, dict) else []
+        # An index must not lead out of the folder.
+        if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
             raise ValueError(
-                f"{folder / _INDEX}: expected a weight_map from tensors to files of this folder, found {short(shards)}"
+                f"{folder / _INDEX}: expected a weight_map from tensors to files of this folder, "
+                f"found {shorten(shards)}"
             )
-        if missing := [name for name in names if not (folder / name).is_file()]:
+        files = [folder / name for name in sorted(set(names))]
+        if missing := [file.name for file in files if not file.is_file()]:
             raise FileNotFoundError(
                 f"{folder}: expected the files that {_INDEX} names, found no {', '.join(missing)}"
             )
-        return [folder / name for name in names]
-    if pickles := sorted(
-        file.name
-        for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl")
-        for file in folder.glob(pattern)
-    ):
+        return files
+    suffixes = (".bin", ".pt", ".pth", ".pkl")
+    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in suffixes):
         raise ValueError(
-            f"{folder}: expected {_WHOLE}, found only {', '.join(pickles)}. A pickle can run any program when it is read and is refused; "
-            "where you trust it, convert it with transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+            f"{folder}: expected {_SINGLE_FILE}, found only {', '.join(pickles)}. A pickle can run "
+            "any code when it is loaded and is refused; if you trust it, convert it with "
+            "transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    raise FileNotFoundError(f"{folder}: expected {_WHOLE} or {_INDEX}, found neither")
+    raise FileNotFoundError(f"{folder}: expected {_SINGLE_FILE} or {_INDEX}, found neither")
 
 
-def _compare(
+def _check_tensors(
     folder: Path,
-    wanted: Mapping[str, tuple[int, ...]],
-    held: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    files: Mapping[str, Any],
     unused: tuple[str, ...],
 ) -> None:
-    """Every name and shape of the files is that of the layout, or an error that says which are not."""
+    """Check that the files hold exactly the tensors expected, floats of the expected shapes."""
     found = {
         name: file.get_slice(name)
-        for name, file in held.items()
-        if name in wanted or not name.endswith(unused)
+        for name, file in files.items()
+        if name in shapes or not name.endswith(unused)
     }
-    shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
-    both = sorted(wanted.keys() & found)
-    faults = {
-        "missing": [
-            f"{name} {list(shape)}" for name, shape in sorted(wanted.items()) if name not in found
-        ],
-        "unexpected": [
-            f"{name} {list(shape)}" for name, shape in sorted(shapes.items()) if name not in wanted
-        ],
+    found_shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
+    missing, unexpected = shapes.keys() - found, found.keys() - shapes
+    common = shapes.keys() & found
+    dtypes = {name: found[name].get_dtype() for name in common}
+    differences = {
+        "missing": [f"{name} {list(shapes[name])}" for name in missing],
+        "unexpected": [f"{name} {list(found_shapes[name])}" for name in unexpected],
         "of another shape": [
-            f"{n} {list(shapes[n])} instead of {list(wanted[n])}"
-            for n in both
-            if shapes[n] != tuple(wanted[n])
+            f"{name} {list(found_shapes[name])} instead of {list(shapes[name])}"
+            for name in common
+            if found_shapes[name] != shapes[name]
         ],
-        "not floats": [
-            f"{name} {found[name].get_dtype()}"
-            for name in both
-            if found[name].get_dtype() not in _FLOATS
-        ],
+        "not floats": [f"{name} {dtypes[name]}" for name in common if dtypes[name] not in _FLOATS],
     }
-    if said := "".join(
-        f"\n  {len(names)} {fault}: {_listed(names)}" for fault, names in faults.items() if names
-    ):
+    report = ""
+    for difference, tensors in differences.items():
+        listed = sorted(tensors)[:_MAX_LISTED]
+        if len(tensors) > _MAX_LISTED:
+            listed.append(f"and {len(tensors) - _MAX_LISTED} more")
+        if tensors:
+            report += f"\n  {len(tensors)} {difference}: {', '.join(listed)}"
+    if report:
         raise ValueError(
-            f"{folder}: expected the tensors that its config.json describes, found{said}"
+            f"{folder}: expected the tensors that its config.json describes, found{report}"
         )
 
 
-def _listed(names: list[str]) -> str:
-    more = [f"and {len(names) - _AT_MOST} more"] * (len(names) > _AT_MOST)
-    return ", ".join(names[:_AT_MOST] + more)
-
-
-def short(value: Any) -> str:
-    """What came, cut to fit a line."""
-    said = repr(value)
-    return said if len(said) <= 100 else f"{said[:100]}..."
+def shorten(value: Any) -> str:
+    """Return the repr of a value, cut to 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,7 +1,8 @@
-"""How `transformers` stores a transformer: what its config says about the blocks, and which tensors they are made of.
+"""Config entries and tensor names of transformers, as the `transformers` library saves them.
 
-Matrices are stored as (outputs, inputs), as `backprop.affine` has them. The kernel that embeds patches is stored as (width, channels, rows,
-columns) and becomes the matrix of a patch's pixels row by row, channels last.
+Matrices are stored as (outputs, inputs), like those of `backprop.affine`. The kernel of the patch
+embedding is stored as (width, channels, rows, columns); `models.vit` takes it as a matrix whose
+rows are the pixels of a patch row by row, channels last.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffprog.models._transformer import Activation
-from diffprog.pretrained._safetensors import Stored, number_of
+from diffprog.pretrained._safetensors import TensorSpec, read_number
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -19,10 +20,20 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+# Default sizes of both ViTConfig and CLIPVisionConfig, those of ViT-Base.
+VIT_BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": 224,
+    "num_channels": 3,
+}
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-class Blocks(NamedTuple):
-    """What `models.transformer` is told."""
+class TransformerConfig(NamedTuple):
+    """Arguments of `models.transformer`."""
 
     width: int
     depth: int
@@ -32,115 +43,119 @@ class Blocks(NamedTuple):
     epsilon: float
 
 
-class Patches(NamedTuple):
-    """Square images and the square patches they are cut into."""
+class PatchConfig(NamedTuple):
+    """Sizes of square images and of the square patches that they are divided into."""
 
-    side: int
+    image_size: int
     patch: int
     channels: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image."""
-        return self.side, self.side, self.channels
+        """Shape (height, width, channels) of an image."""
+        return self.image_size, self.image_size, self.channels
 
     @property
-    def places(self) -> int:
-        """How many patches an image has."""
-        return (self.side // self.patch) ** 2
+    def num_patches(self) -> int:
+        """Number of patches of an image."""
+        return (self.image_size // self.patch) ** 2
 
 
-def blocks_of(folder: Path, config: Mapping[str, Any]) -> Blocks:
-    """The blocks that a config describes."""
-    if not isinstance(config["hidden_act"], str) or config["hidden_act"] not in _ACTIVATIONS:
-        known = ", ".join(map(repr, _ACTIVATIONS))
+def read_transformer_config(folder: Path, config: Mapping[str, Any]) -> TransformerConfig:
+    """Read the sizes, activation and epsilon of a transformer from its config."""
+    file, activation = folder / "config.json", config["hidden_act"]
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(
-            f"{folder / 'config.json'}: expected hidden_act to be one of {known}, found {config['hidden_act']!r}"
+            f"{file}: expected hidden_act to be one of {', '.join(map(repr, _ACTIVATIONS))}, "
+            f"found {activation!r}"
         )
-    width, depth, heads, hidden = (size_of(folder, config, name) for name in _SIZES)
+    width, depth, heads, hidden = (read_size(folder, config, name) for name in _SIZES)
     if width % heads:
         raise ValueError(
-            f"{folder / 'config.json'}: expected a hidden_size that is a multiple of num_attention_heads, found {width} and {heads}"
+            f"{file}: expected a hidden_size that is a multiple of num_attention_heads, "
+            f"found {width} and {heads}"
         )
-    epsilon = number_of(folder / "config.json", config, "layer_norm_eps")
-    return Blocks(width, depth, heads, hidden, _ACTIVATIONS[config["hidden_act"]], epsilon)
+    epsilon = read_number(file, config, "layer_norm_eps")
+    return TransformerConfig(width, depth, heads, hidden, _ACTIVATIONS[activation], epsilon)
 
 
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-
-
-def patches_of(folder: Path, config: Mapping[str, Any]) -> Patches:
-    """The images that a config describes."""
-    patches = Patches(
-        *(size_of(folder, config, name) for name in ("image_size", "patch_size", "num_channels"))
-    )
-    if patches.side % patches.patch:
+def read_patch_config(folder: Path, config: Mapping[str, Any]) -> PatchConfig:
+    """Read the sizes of images and patches from the config of a vision transformer."""
+    names = ("image_size", "patch_size", "num_channels")
+    patches = PatchConfig(*(read_size(folder, config, name) for name in names))
+    if patches.image_size % patches.patch:
         raise ValueError(
-            f"{folder / 'config.json'}: expected an image_size that is a multiple of patch_size, found {patches.side} and {patches.patch}"
+            f"{folder / 'config.json'}: expected an image_size that is a multiple of patch_size, "
+            f"found {patches.image_size} and {patches.patch}"
         )
     return patches
 
 
-def size_of(folder: Path, config: Mapping[str, Any], name: str, *, least: int = 1) -> int:
-    """A positive integer of a config, or twice the same one, as the sides of a square."""
+def read_size(folder: Path, config: Mapping[str, Any], name: str, *, least: int = 1) -> int:
+    """Read an integer of at least `least`, or the sides of a square as a list of two equal ones."""
     size = config[name]
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
-    expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
     if isinstance(size, bool) or not isinstance(size, int) or size < least:
+        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise ValueError(
-            f"{folder / 'config.json'}: expected {name} to be {expected} (images and patches are square), found {config[name]!r}"
+            f"{folder / 'config.json'}: expected {name} to be {expected} (images and patches are "
+            f"square), found {config[name]!r}"
         )
     return size
 
 
-def stored_blocks(
-    prefix: str, names: Mapping[str, str], blocks: Blocks, biases: bool = True
+def transformer_specs(
+    prefix: str, names: Mapping[str, str], config: TransformerConfig, *, qkv_bias: bool = True
 ) -> dict[str, Any]:
-    """The layout of the params of `models.transformer`; `names` says what its layers are called within a stored block.
+    """Specify the params of `models.transformer`.
 
-    `biases` says whether query, key and value have any stored; where not, they are zero.
+    Args:
+        prefix: name of the list of blocks in the checkpoint.
+        names: names of a block's layers in the checkpoint, by their names in `models.transformer`.
+        config: sizes of the transformer.
+        qkv_bias: whether query, key and value have biases; otherwise they are zero.
     """
-    width, hidden = blocks.width, blocks.hidden
+    width, hidden = config.width, config.hidden
 
     def block(k: int) -> dict[str, Any]:
-        name = {ours: f"{prefix}.{k}.{theirs}" for ours, theirs in names.items()}
-        norms = {each: stored_norm(name[each], width) for each in ("norm1", "norm2")}
-        reads = {
-            each: stored_affine(name[each], width, width, bias=biases)
-            for each in ("query", "key", "value")
+        stored = {layer: f"{prefix}.{k}.{name}" for layer, name in names.items()}
+        return {
+            **{layer: norm_specs(stored[layer], width) for layer in ("norm1", "norm2")},
+            **{
+                layer: affine_specs(stored[layer], width, width, bias=qkv_bias)
+                for layer in ("query", "key", "value")
+            },
+            "output": affine_specs(stored["output"], width, width),
+            "hidden": affine_specs(stored["hidden"], width, hidden),
+            "out": affine_specs(stored["out"], hidden, width),
         }
-        writes = {
-            "output": stored_affine(name["output"], width, width),
-            "out": stored_affine(name["out"], hidden, width),
-        }
-        return norms | reads | writes | {"hidden": stored_affine(name["hidden"], width, hidden)}
 
-    return {f"block{k}": block(k) for k in range(blocks.depth)}
+    return {f"block{k}": block(k) for k in range(config.depth)}
 
 
-def stored_norm(name: str, width: int) -> dict[str, Any]:
-    """The layout of the params of a norm."""
-    return {"scale": Stored(f"{name}.weight", (width,)), "shift": Stored(f"{name}.bias", (width,))}
-
-
-def stored_affine(name: str, inputs: int, outputs: int, *, bias: bool = True) -> dict[str, Any]:
-    """The layout of the params of an affine layer; a bias that is not stored is zero."""
+def norm_specs(name: str, width: int) -> dict[str, Any]:
+    """Specify the params of `backprop.layer_norm`."""
+    shape = (width,)
     return {
-        "weight": Stored(f"{name}.weight", (outputs, inputs)),
-        "bias": Stored(f"{name}.bias", (outputs,)) if bias else np.zeros(outputs),
+        "scale": TensorSpec(f"{name}.weight", shape),
+        "shift": TensorSpec(f"{name}.bias", shape),
     }
 
 
-def stored_patches(name: str, patches: Patches, width: int, *, bias: bool = True) -> dict[str, Any]:
-    """The layout of the params that embed a patch."""
-    kernel = Stored(
-        f"{name}.weight",
-        (width, patches.channels, patches.patch, patches.patch),
-        _as_rows_of_pixels,
-    )
-    return {"weight": kernel, "bias": Stored(f"{name}.bias", (width,)) if bias else np.zeros(width)}
+def affine_specs(name: str, inputs: int, outputs: int, *, bias: bool = True) -> dict[str, Any]:
+    """Specify the params of `backprop.affine`; without `bias` it is zero."""
+    return {
+        "weight": TensorSpec(f"{name}.weight", (outputs, inputs)),
+        "bias": TensorSpec(f"{name}.bias", (outputs,)) if bias else np.zeros(outputs),
+    }
 
 
-def _as_rows_of_pixels(kernel: np.ndarray) -> np.ndarray:
-    return np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1)
+def patch_specs(
+    name: str, patches: PatchConfig, width: int, *, bias: bool = True
+) -> dict[str, Any]:
+    """Specify the params of the patch embedding; without `bias` it is zero."""
+    shape = (width, patches.channels, patches.patch, patches.patch)
+    flatten = lambda kernel: np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1)
+    specs = affine_specs(name, patches.channels * patches.patch**2, width, bias=bias)
+    return specs | {"weight": TensorSpec(f"{name}.weight", shape, flatten)}

@@ -1,4 +1,4 @@
-"""CLIP from a folder: the formulas in NumPy on the file's own tensors, what is refused, and (slow) what transformers makes of it."""
+"""Loading CLIP, against NumPy and (slow) against transformers."""
 
 import json
 
@@ -36,32 +36,32 @@ def tensors(towers):
     return folders.random(folders.clip_shapes(towers.tokenizer.count))
 
 
-def run(tower, x):
-    return jax.jit(lambda tower, x: tower(x))(tower, x)
+def run(encoder, x):
+    return jax.jit(lambda encoder, x: encoder(x))(encoder, x)
 
 
 def quick_gelu(z):
     return z / (1 + np.exp(-1.702 * z))
 
 
-def test_image_features_are_the_formula_on_the_stored_tensors(towers, tensors):
+def test_image_features_agree_with_numpy(towers, tensors):
     embeddings = "vision_model.embeddings"
-    patches = folders.embedded(
-        tensors[f"{embeddings}.patch_embedding.weight"], folders.shown(IMAGES)
+    patches = folders.embed_patches(
+        tensors[f"{embeddings}.patch_embedding.weight"], folders.normalize(IMAGES)
     )
     first = np.broadcast_to(tensors[f"{embeddings}.class_embedding"], (3, 1, 8))
     x = np.concatenate([first, patches], 1) + tensors[f"{embeddings}.position_embedding.weight"]
-    x = folders.normed(tensors, "vision_model.pre_layrnorm", x)
+    x = folders.layer_norm(tensors, "vision_model.pre_layrnorm", x)
     x = folders.encoder(tensors, "vision_model.encoder.layers", NAMES, x, quick_gelu)
     features = folders.dense(
         tensors,
         "visual_projection",
-        folders.normed(tensors, "vision_model.post_layernorm", x[:, 0]),
+        folders.layer_norm(tensors, "vision_model.post_layernorm", x[:, 0]),
     )
     np.testing.assert_allclose(run(towers.image, IMAGES), features, rtol=1e-4, atol=1e-5)
 
 
-def test_text_features_are_the_formula_on_the_stored_tensors(towers, tensors):
+def test_text_features_agree_with_numpy(towers, tensors):
     ids = towers.tokenizer.encode(folders.SENTENCES)
     ends = [row.tolist().index(towers.tokenizer.end) for row in ids]
     x = (
@@ -69,23 +69,23 @@ def test_text_features_are_the_formula_on_the_stored_tensors(towers, tensors):
         + tensors["text_model.embeddings.position_embedding.weight"]
     )
     x = folders.encoder(tensors, "text_model.encoder.layers", NAMES, x, quick_gelu, causal=True)
-    x = folders.normed(tensors, "text_model.final_layer_norm", x[np.arange(3), ends])
+    x = folders.layer_norm(tensors, "text_model.final_layer_norm", x[np.arange(3), ends])
     np.testing.assert_allclose(
         run(towers.text, ids), folders.dense(tensors, "text_projection", x), rtol=1e-4, atol=1e-5
     )
 
 
-def test_towers_are_what_the_rest_of_the_toolkit_takes(towers, tensors):
+def test_the_result_is_a_dual_encoder(towers, tensors):
     assert isinstance(towers, Towers)
     assert towers.bias is None
     assert towers.log_scale == tensors["logit_scale"]
 
 
 @pytest.mark.slow
-def test_images_are_told_apart_by_sentences_and_made_from_them(towers):
+def test_images_can_be_classified_and_generated(towers):
     assert similarity(towers, IMAGES, folders.SENTENCES).shape == (3, 3)
     assert len(zero_shot(towers, IMAGES, ["a seven", "a nine"]).labels) == 3
-    made = generate(
+    result = generate(
         towers,
         "a thin seven",
         dp.visualization.pixels((6, 6, 3)),
@@ -93,12 +93,12 @@ def test_images_are_told_apart_by_sentences_and_made_from_them(towers):
         steps=20,
         transforms=[],
     )
-    assert made.images.shape == (1, 6, 6, 3)
-    assert made.similarities[0]["a thin seven"] > made.seen.history[0, 0]
+    assert result.images.shape == (1, 6, 6, 3)
+    assert result.similarities[0]["a thin seven"] > result.seen.history[0, 0]
 
 
 @pytest.mark.slow
-def test_what_follows_the_end_of_a_text_changes_nothing(towers):
+def test_ids_after_the_end_token_are_ignored(towers):
     ids = towers.tokenizer.encode(folders.SENTENCES)
     ends = [row.tolist().index(towers.tokenizer.end) for row in ids]
     other = np.where(np.arange(16) > np.array(ends)[:, None], 7, ids)
@@ -108,8 +108,8 @@ def test_what_follows_the_end_of_a_text_changes_nothing(towers):
     )
 
 
-def changed(folder, tmp_path, part, **values):
-    """A copy of the folder with other values in a part of its config."""
+def copy_with_config(folder, tmp_path, part, **values):
+    """Copy the folder, with other values in a part of its config."""
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
@@ -118,18 +118,18 @@ def changed(folder, tmp_path, part, **values):
     return tmp_path
 
 
-def test_the_end_of_old_configs_is_the_largest_id(folder, towers, tmp_path):
-    old = load_clip(changed(folder, tmp_path, "text_config", eos_token_id=2))
+def test_the_end_token_of_old_configs_is_the_largest_id(folder, towers, tmp_path):
+    old = load_clip(copy_with_config(folder, tmp_path, "text_config", eos_token_id=2))
     ids = towers.tokenizer.encode(folders.SENTENCES)
     np.testing.assert_array_equal(run(old.text, ids), run(towers.text, ids))
 
 
-def test_a_second_config_of_old_files_holds(folder, towers, tmp_path):
-    other = load_clip(changed(folder, tmp_path, "vision_config_dict", hidden_act="gelu"))
+def test_the_second_config_of_old_files_takes_precedence(folder, towers, tmp_path):
+    other = load_clip(copy_with_config(folder, tmp_path, "vision_config_dict", hidden_act="gelu"))
     assert not np.allclose(run(other.image, IMAGES), run(towers.image, IMAGES), atol=1e-4)
 
 
-def test_other_weights_are_the_same_program(folder, towers):
+def test_weights_are_leaves(folder, towers):
     doubled = jax.tree.map(lambda leaf: 2 * leaf, load_clip(folder))
     assert jax.tree.structure(doubled) == jax.tree.structure(towers)
 
@@ -177,7 +177,7 @@ def test_other_weights_are_the_same_program(folder, towers):
         (
             "text_config",
             {"eos_token_id": 5},
-            "ends a text with its eos_token_id 5, found ids up to .* and the end",
+            "its eos_token_id 5 as end token, found ids up to .* and end token",
         ),
         ("text_config", {"vocab_size": 9}, "ids below the vocab_size 9 of config.json"),
         (
@@ -212,14 +212,14 @@ def test_other_weights_are_the_same_program(folder, towers):
         ),
     ],
 )
-def test_refuses_a_config_that_does_not_fit(folder, tmp_path, part, values, message):
+def test_refuses_an_invalid_config(folder, tmp_path, part, values, message):
     with pytest.raises(ValueError, match=message):
-        load_clip(changed(folder, tmp_path, part, **values))
+        load_clip(copy_with_config(folder, tmp_path, part, **values))
 
 
-def test_refuses_tensors_that_are_not_finite(folder, tensors, tmp_path):
+def test_refuses_nonfinite_tensors(folder, tensors, tmp_path):
     tensors["text_model.final_layer_norm.bias"][3] = np.inf
-    changed(folder, tmp_path, None)
+    copy_with_config(folder, tmp_path, None)
     folders.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(
         ValueError,
@@ -231,8 +231,8 @@ def test_refuses_tensors_that_are_not_finite(folder, tensors, tmp_path):
 @pytest.mark.parametrize(
     "name", ["config.json", "preprocessor_config.json", "merges.txt", "model.safetensors"]
 )
-def test_refuses_a_folder_without_one_of_its_files(folder, tmp_path, name):
-    (changed(folder, tmp_path, None) / name).unlink()
+def test_refuses_a_folder_with_a_missing_file(folder, tmp_path, name):
+    (copy_with_config(folder, tmp_path, None) / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}: expected .*{name}"):
         load_clip(tmp_path)
 
@@ -255,7 +255,7 @@ def test_refuses_a_folder_without_one_of_its_files(folder, tmp_path, name):
         (np.zeros((0, 6, 6, 3), np.float32), ValueError, "images must not be empty"),
     ],
 )
-def test_image_tower_refuses_what_it_cannot_see(towers, images, error, message):
+def test_the_image_encoder_refuses_invalid_images(towers, images, error, message):
     with pytest.raises(error, match=message):
         towers.image(images)
 
@@ -263,7 +263,7 @@ def test_image_tower_refuses_what_it_cannot_see(towers, images, error, message):
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (np.zeros((1, 17), np.int32), ValueError, r"a length of 1 to 16, got \[1, 17\]"),
+        (np.zeros((1, 17), np.int32), ValueError, r"with length 1 to 16, got int32\[1, 17\]"),
         (np.zeros(3, np.int32), ValueError, r"ids must have shape \(batch, length\)"),
         (
             np.zeros((1, 3), np.float32),
@@ -273,12 +273,12 @@ def test_image_tower_refuses_what_it_cannot_see(towers, images, error, message):
         (np.full((1, 3), 9999), ValueError, "ids must lie in 0 .. "),
     ],
 )
-def test_text_tower_refuses_what_it_cannot_read(towers, ids, error, message):
+def test_the_text_encoder_refuses_invalid_ids(towers, ids, error, message):
     with pytest.raises(error, match=message):
         towers.text(ids)
 
 
-def test_towers_with_a_tokenizer_of_more_ids_are_refused(towers):
+def test_refuses_a_tokenizer_with_more_ids_than_the_text_encoder(towers):
     other = towers._replace(
         tokenizer=dp.contrastive.characters(
             alphabet="".join(map(chr, range(0x4E00, 0x5100))), length=16
@@ -286,14 +286,14 @@ def test_towers_with_a_tokenizer_of_more_ids_are_refused(towers):
     )
     with pytest.raises(
         ValueError,
-        match=r"towers.text must read rows of 16 ids up to 768, as the tokenizer makes them: ids must lie in",
+        match=r"towers.text must accept the tokenizer's rows of 16 ids up to 768: ids must lie in",
     ):
         similarity(other, IMAGES, ["\u50ff"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_computes_in_the_dtype_asked_for(folder, dtype):
+def test_computes_in_the_requested_dtype(folder, dtype):
     with jax.enable_x64(dtype == "float64"):
         towers = load_clip(folder, dtype=dtype)
         assert {leaf.dtype for leaf in jax.tree.leaves(towers[:2])} == {jnp.dtype(dtype)}
@@ -311,7 +311,7 @@ def test_computes_in_the_dtype_asked_for(folder, dtype):
     ("dtype", "error"),
     [("int32", TypeError), ("float64", ValueError), ("foo", TypeError), (None, TypeError)],
 )
-def test_refuses_a_dtype_that_is_not_there(folder, dtype, error):
+def test_refuses_an_unsupported_dtype(folder, dtype, error):
     with pytest.raises(error, match="dtype must be"):
         load_clip(folder, dtype=dtype)
 
@@ -342,7 +342,7 @@ def test_agrees_with_transformers(tmp_path, seed, vision, text):
         "text_config": config["text_config"] | text,
         "vision_config": config["vision_config"] | vision,
     }
-    # As drawn, weights are so small that the features hardly depend on anything.
+    # With the default initial weights, features hardly depend on the input.
     model = transformers.CLIPModel(
         transformers.CLIPConfig(**sizes, projection_dim=4, initializer_factor=20.0)
     ).eval()

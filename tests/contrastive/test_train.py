@@ -1,4 +1,4 @@
-"""Pre-training: towers of colours that learn their words, which pairs belong together, and what is refused."""
+"""Contrastive pre-training: color encoders learn words, positives of a batch, and errors."""
 
 import functools
 
@@ -9,17 +9,17 @@ import optax
 import pytest
 
 import diffprog as dp
-from diffprog.contrastive._train import _own, pairs_loss
+from diffprog.contrastive._train import index_captions, make_loss, sample_captions
 
 con, vis = dp.contrastive, dp.visualization
 
 KEY = jax.random.key(0)
-KNOWN = con.words(["red green blue dark"], length=2)
-COLOURS = (
+WORDS = con.words(["red green blue dark"], length=2)
+COLORS = (
     np.repeat(np.eye(3, dtype=np.float32), 8, axis=0)
     * np.tile(np.linspace(0.3, 1, 8, dtype=np.float32), 3)[:, None]
 )
-IMAGES = jnp.asarray(COLOURS.reshape(24, 1, 1, 3))
+IMAGES = jnp.asarray(COLORS.reshape(24, 1, 1, 3))
 CAPTIONS = [
     (name, f"dark {name}") if shade < 4 else (name,)
     for name in ("red", "green", "blue")
@@ -28,19 +28,19 @@ CAPTIONS = [
 
 
 def towers(**options):
-    """An image is affine in its colour, and a text the sum of its words' vectors."""
-    drawn = lambda key: jax.random.normal(key, (4, 8))
-    seen = dp.models.Model(
-        drawn, lambda params, images: images.reshape(len(images), -1) @ params[:3] + params[3]
+    """Return a dual encoder: affine in the color of an image, the sum of word vectors of a text."""
+    init = lambda key: jax.random.normal(key, (4, 8))
+    image = dp.models.Model(
+        init, lambda params, images: images.reshape(len(images), -1) @ params[:3] + params[3]
     )
     words = dp.models.Model(
-        lambda key: 0.1 * jax.random.normal(key, (KNOWN.count, 8)),
+        lambda key: 0.1 * jax.random.normal(key, (WORDS.count, 8)),
         lambda params, ids: params[ids].sum(1),
     )
-    return con.towers(seen, words, KNOWN, key=jax.random.key(1), **options)
+    return con.towers(image, words, WORDS, key=jax.random.key(1), **options)
 
 
-def trained(start, **options):
+def train(start, **options):
     options = {
         "epochs": 150,
         "batch_size": 12,
@@ -52,13 +52,13 @@ def trained(start, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bias", [None, -2.0])
-def test_colours_learn_their_names(bias):
-    fit = trained(towers(bias=bias))
+def test_trained_encoders_classify_colors(bias):
+    fit = train(towers(bias=bias))
     assert isinstance(fit.params, con.Towers)
-    found = con.zero_shot(fit.params, IMAGES, ["red", "green", "blue"])
-    np.testing.assert_array_equal(found.labels, np.repeat([0, 1, 2], 8))
+    result = con.zero_shot(fit.params, IMAGES, ["red", "green", "blue"])
+    np.testing.assert_array_equal(result.labels, np.repeat([0, 1, 2], 8))
     assert fit.history["cost"][-10:].mean() < fit.history["cost"][:10].mean()
-    # What only the second caption says is told from the image too: the four darker ones.
+    # Only the second captions name the four darker images.
     dark = np.diff(np.asarray(con.similarity(fit.params, IMAGES[:8], ["red", "dark red"])), axis=1)[
         :, 0
     ]
@@ -66,55 +66,52 @@ def test_colours_learn_their_names(bias):
 
 
 @pytest.mark.slow
-def test_a_caption_is_true_of_every_image_that_lists_it():
+def test_a_sampled_caption_is_positive_for_every_image_that_lists_it():
     start = towers()
-    own, ids = _own(start, [("red",), ("red", "dark red"), ("blue",)], 3)
-    assert KNOWN.decode(ids) == ("blue", "dark red", "red")
-    np.testing.assert_array_equal(own, [[2, -1], [2, 1], [0, -1]])
-    loss = pairs_loss(ids, ())
-    key = next(key for key in jax.random.split(KEY, 20) if _second(own, key) == 2)
+    indices, ids = index_captions(start, [("red",), ("red", "dark red"), ("blue",)], 3)
+    assert WORDS.decode(ids) == ("blue", "dark red", "red")
+    np.testing.assert_array_equal(indices, [[2, -1], [2, 1], [0, -1]])
+    loss = make_loss(ids, ())
+    key = next(key for key in jax.random.split(KEY, 20) if _sample_second(indices, key) == 2)
     features = (
         start.image(IMAGES[:3]),
-        start.text(jnp.asarray(KNOWN.encode(["red", "red", "blue"]))),
+        start.text(jnp.asarray(WORDS.encode(["red", "red", "blue"]))),
     )
     positive = np.array([[True, True, False], [True, True, False], [False, False, True]])
     expected = con.info_nce(*features, start.log_scale, positive=positive)
     np.testing.assert_allclose(
-        loss(start, IMAGES[:3], jnp.asarray(own), key=key), expected, rtol=1e-5
+        loss(start, IMAGES[:3], jnp.asarray(indices), key=key), expected, rtol=1e-5
     )
-    # Drawn for the second image, "dark red" is not true of the first; "red", drawn for the first, is true of the second.
-    key = next(key for key in jax.random.split(KEY, 20) if _second(own, key) == 1)
+    # "dark red", sampled for the second image, is no positive of the first; "red" is one of both.
+    key = next(key for key in jax.random.split(KEY, 20) if _sample_second(indices, key) == 1)
     features = (
         start.image(IMAGES[:3]),
-        start.text(jnp.asarray(KNOWN.encode(["red", "dark red", "blue"]))),
+        start.text(jnp.asarray(WORDS.encode(["red", "dark red", "blue"]))),
     )
     positive = np.array([[True, False, False], [True, True, False], [False, False, True]])
     expected = con.info_nce(*features, start.log_scale, positive=positive)
     np.testing.assert_allclose(
-        loss(start, IMAGES[:3], jnp.asarray(own), key=key), expected, rtol=1e-5
+        loss(start, IMAGES[:3], jnp.asarray(indices), key=key), expected, rtol=1e-5
     )
 
 
-def _second(own, key):
-    from diffprog.contrastive._train import _drawn
-
-    return int(_drawn(jnp.asarray(own), jax.random.split(key)[0])[1])
+def _sample_second(indices, key):
+    return int(_drawn(jnp.asarray(indices), jax.random.split(key)[0])[1])
 
 
-def test_each_of_an_images_captions_is_drawn_as_often():
-    from diffprog.contrastive._train import _drawn
-
-    own = jnp.asarray([[4, 7, 9, -1], [1, -1, -1, -1]])
-    drawn = np.asarray(jax.vmap(lambda key: _drawn(own, key))(jax.random.split(KEY, 3000)))
-    assert set(drawn[:, 1]) == {1}
-    counts = np.array([(drawn[:, 0] == number).sum() for number in (4, 7, 9)])
-    # Five standard deviations of a binomial of 3000 thirds.
+def test_captions_are_sampled_uniformly():
+    indices = jnp.asarray([[4, 7, 9, -1], [1, -1, -1, -1]])
+    sample = lambda key: sample_captions(indices, key)
+    samples = np.asarray(jax.vmap(sample)(jax.random.split(KEY, 3000)))
+    assert set(samples[:, 1]) == {1}
+    counts = np.array([(samples[:, 0] == index).sum() for index in (4, 7, 9)])
+    # Within five standard deviations of the binomial distribution.
     assert counts.sum() == 3000
     np.testing.assert_allclose(counts, 1000, atol=5 * np.sqrt(3000 * 2 / 9))
 
 
 @pytest.mark.slow
-def test_same_key_same_towers_other_key_others():
+def test_the_key_determines_the_result():
     leaves = lambda key: jax.tree.leaves(
         con.pretrain(towers(), IMAGES, CAPTIONS, key=key, epochs=2, batch_size=12).params
     )
@@ -124,57 +121,57 @@ def test_same_key_same_towers_other_key_others():
 
 
 @pytest.mark.slow
-def test_transforms_are_what_the_towers_overlook():
-    grey = lambda image, key: jnp.zeros_like(image)
-    fit = trained(towers(), transforms=[grey], epochs=4)
-    # All images look alike: nothing can be told, and the loss stays above what it is by chance for three kinds.
+def test_transforms_are_applied_to_the_images():
+    erase = lambda image, key: jnp.zeros_like(image)
+    fit = train(towers(), transforms=[erase], epochs=4)
+    # All images are equal, so the loss stays near that of guessing among three colors.
     assert fit.history["cost"].min() > np.log(3) - 0.3
 
 
 @pytest.mark.slow
-def test_bfloat16_is_for_the_towers_and_not_for_temperature_and_bias():
-    # Halfway between two bfloat16 each.
+def test_compute_dtype_does_not_round_temperature_and_bias():
+    # Each is halfway between two bfloat16 numbers.
     start = towers(bias=-2.0)._replace(
         log_scale=jnp.float32(2.6640625), bias=jnp.float32(-2.0078125)
     )
-    own, ids = _own(start, CAPTIONS, 24)
-    low = pairs_loss(ids, (), jnp.bfloat16)
+    indices, ids = index_captions(start, CAPTIONS, 24)
+    low = make_loss(ids, (), jnp.bfloat16)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (start.image, start.text))
-    drawn = _drawn_texts(own, ids)
-    features = half[0](IMAGES.astype(jnp.bfloat16)), half[1](drawn[0])
-    expected = con.sigmoid_loss(*features, start.log_scale, start.bias, positive=drawn[1])
-    np.testing.assert_array_equal(low(start, IMAGES, jnp.asarray(own), key=KEY), expected)
+    texts, positive = _sample_texts(indices, ids)
+    features = half[0](IMAGES.astype(jnp.bfloat16)), half[1](texts)
+    expected = con.sigmoid_loss(*features, start.log_scale, start.bias, positive=positive)
+    np.testing.assert_array_equal(low(start, IMAGES, jnp.asarray(indices), key=KEY), expected)
     rounded = con.sigmoid_loss(
         *features,
         *(x.astype(jnp.bfloat16) for x in (start.log_scale, start.bias)),
-        positive=drawn[1],
+        positive=positive,
     )
     assert np.abs(rounded - expected).max() > 1e-3
 
 
-def test_fit_is_handed_float32_whatever_is_computed_in(monkeypatch):
-    given = {}
-    monkeypatch.setattr(dp.training, "fit", lambda *args, **options: given.update(options))
-    trained(towers(), compute_dtype=jnp.bfloat16)
-    assert "compute_dtype" not in given
+def test_fit_keeps_params_in_float32(monkeypatch):
+    passed = {}
+    monkeypatch.setattr(dp.training, "fit", lambda *args, **options: passed.update(options))
+    train(towers(), compute_dtype=jnp.bfloat16)
+    assert "compute_dtype" not in passed
 
 
-def _drawn_texts(own, ids):
-    from diffprog.contrastive._train import _drawn
+def _sample_texts(indices, ids):
+    sampled = sample_captions(jnp.asarray(indices), jax.random.split(KEY)[0])
+    return jnp.asarray(ids)[sampled], (
+        indices[:, None, :] == np.asarray(sampled)[None, :, None]
+    ).any(-1)
 
-    drawn = _drawn(jnp.asarray(own), jax.random.split(KEY)[0])
-    return jnp.asarray(ids)[drawn], (own[:, None, :] == np.asarray(drawn)[None, :, None]).any(-1)
 
-
-def test_bfloat16_learns_too_and_keeps_float32_towers():
-    fit = trained(towers(), compute_dtype=jnp.bfloat16)
+def test_training_in_bfloat16_returns_float32_encoders():
+    fit = train(towers(), compute_dtype=jnp.bfloat16)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fit.params))
-    found = con.zero_shot(fit.params, IMAGES, ["red", "green", "blue"])
-    np.testing.assert_array_equal(found.labels, np.repeat([0, 1, 2], 8))
+    result = con.zero_shot(fit.params, IMAGES, ["red", "green", "blue"])
+    np.testing.assert_array_equal(result.labels, np.repeat([0, 1, 2], 8))
 
 
 @pytest.mark.parametrize(
-    ("changed", "error", "message"),
+    ("arguments", "error", "message"),
     [
         ({"towers": None}, TypeError, "towers must be Towers"),
         ({"images": IMAGES[0]}, ValueError, "images must have rank 4"),
@@ -188,7 +185,7 @@ def test_bfloat16_learns_too_and_keeps_float32_towers():
         (
             {"captions": CAPTIONS[1:]},
             ValueError,
-            "captions must be one list for each of 24 images, got 23",
+            "captions must be 24 lists, one per image, got 23",
         ),
         ({"captions": ["red"] * 24}, TypeError, r"captions\[0\] must be a sequence of texts"),
         ({"captions": [()] * 24}, ValueError, r"captions\[0\] must hold at least one"),
@@ -203,16 +200,20 @@ def test_bfloat16_learns_too_and_keeps_float32_towers():
         ({"transforms": 3}, TypeError, "transforms must be a sequence of functions .*, got int"),
         ({"transforms": vis.jitter(1)}, TypeError, "transforms must be a sequence of functions"),
         ({"compute_dtype": int}, TypeError, "compute_dtype"),
-        ({"compute_dtype": "foo"}, TypeError, "compute_dtype must be of floats, .*, got 'foo'"),
-        ({"towers": "few"}, ValueError, "towers.text must read rows of 2 ids up to 4"),
+        ({"compute_dtype": "foo"}, TypeError, "compute_dtype must be a float dtype, .*, got 'foo'"),
+        (
+            {"towers": "few"},
+            ValueError,
+            "towers.text must accept the tokenizer's rows of 2 ids up to 4",
+        ),
         (
             {"towers": "narrow"},
             ValueError,
-            r"features of one length, got \[24, 8\] of images and \[6, 5\] of texts",
+            r"features of one length, got \[24, 8\] for images and \[6, 5\] for texts",
         ),
     ],
 )
-def test_refuses(changed, error, message):
+def test_refuses(arguments, error, message):
     few = con.text_tower(3, 2, width=8, depth=1, heads=2, outputs=8)
     texts = {
         "narrow": lambda ids: jnp.ones((len(ids), 5)),
@@ -225,7 +226,7 @@ def test_refuses(changed, error, message):
         "key": KEY,
         "epochs": 1,
         "batch_size": 12,
-    } | changed
+    } | arguments
     if isinstance(given["towers"], str):
         given["towers"] = towers()._replace(text=dp.program(texts[given["towers"]]))
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""Tiny checkpoint folders as `transformers` saves them, names and shapes written out, with random numbers in place of what was learned."""
+"""Small checkpoint folders as `transformers` saves them, and the networks in NumPy."""
 
 import json
 from pathlib import Path
@@ -51,14 +51,14 @@ def clip_config(end: int, count: int, patch: int = 3) -> dict:
 
 
 def random(shapes: dict) -> dict:
-    """Numbers for each tensor; variances are positive."""
+    """Return random float32 tensors of the given shapes; variances are positive."""
     generator = np.random.default_rng(0)
-    drawn = {
+    tensors = {
         name: generator.normal(0.1, 0.4, shape).astype(np.float32) for name, shape in shapes.items()
     }
     return {
         name: 0.5 + np.abs(array) if name.endswith("running_var") else array
-        for name, array in drawn.items()
+        for name, array in tensors.items()
     }
 
 
@@ -121,7 +121,7 @@ def clip_shapes(count: int, width: int = 8, hidden: int = 12, patch: int = 3) ->
 
 
 def resnet_shapes(*, bottleneck: bool = False) -> dict:
-    """Of RESNET: three blocks, the second with a shortcut."""
+    """Return the tensor shapes of RESNET: three blocks, the second with a shortcut."""
     shapes = layer("resnet.embedder.embedder", 3, 4, 7)
     for name, inputs, outputs in (("0.layers.0", 4, 4), ("1.layers.0", 4, 8), ("1.layers.1", 8, 8)):
         within = outputs // 4
@@ -148,7 +148,7 @@ def layer(name: str, inputs: int, outputs: int, window: int) -> dict:
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's: all bytes, all bytes that end a word, what the merges make of the sentences, start and end."""
+    """Return a small vocabulary and merges, laid out like CLIP's."""
     byte = sorted(ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
     for word in " ".join(SENTENCES).replace(",", "").replace("'", " ").split():
@@ -196,8 +196,8 @@ def clip(folder: Path, patch: int = 3) -> Path:
     )
 
 
-def of_the_readme(folder: Path) -> None:
-    """Tiny ones under the names that the README reads, with images of the size that it says and as many blocks."""
+def write_readme_folders(folder: Path) -> None:
+    """Write small checkpoints with the names, image sizes and depths that the README uses."""
     clip(folder / "clip-vit-base-patch32", patch=112)
     config = VIT | {
         "image_size": 224,
@@ -220,20 +220,23 @@ def encoder(
     causal: bool = False,
     epsilon: float = 1e-5,
 ) -> np.ndarray:
-    """Two blocks of two heads, in NumPy. `names` are of the norms, of query, key, value and output, and of the MLP's two."""
+    """Apply two blocks of two heads, in NumPy.
+
+    `names` are those of the two norms, of query, key, value and output, and of the MLP's layers.
+    """
     first, second, query, key, value, output, hidden, out = names
-    readable = np.tri(x.shape[1], dtype=bool) if causal else True
+    mask = np.tri(x.shape[1], dtype=bool) if causal else True
     for k in range(2):
         block = {
             name: value for name, value in tensors.items() if name.startswith(f"{prefix}.{k}.")
         }
         run = lambda name, x, block=block, k=k: dense(block, f"{prefix}.{k}.{name}", x)
-        h = normed(block, f"{prefix}.{k}.{first}", x, epsilon)
+        h = layer_norm(block, f"{prefix}.{k}.{first}", x, epsilon)
         q, keys, v = (np.stack(np.split(run(name, h), 2, -1)) for name in (query, key, value))
-        scores = np.where(readable, q @ keys.swapaxes(-1, -2) / np.sqrt(q.shape[-1]), -np.inf)
+        scores = np.where(mask, q @ keys.swapaxes(-1, -2) / np.sqrt(q.shape[-1]), -np.inf)
         a = np.exp(scores - scores.max(-1, keepdims=True))
         x = x + run(output, np.concatenate([*(a / a.sum(-1, keepdims=True) @ v)], -1))
-        x = x + run(out, s(run(hidden, normed(block, f"{prefix}.{k}.{second}", x, epsilon))))
+        x = x + run(out, s(run(hidden, layer_norm(block, f"{prefix}.{k}.{second}", x, epsilon))))
     return x
 
 
@@ -241,19 +244,19 @@ def dense(tensors: dict, name: str, x: np.ndarray) -> np.ndarray:
     return x @ tensors[f"{name}.weight"].T + tensors.get(f"{name}.bias", 0)
 
 
-def normed(tensors: dict, name: str, x: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
+def layer_norm(tensors: dict, name: str, x: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
     h = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
     return h * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
 
 
-def embedded(kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The patches of images (batch, 6, 6, 3) under a stored kernel (width, 3, 3, 3), row by row."""
+def embed_patches(kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Embed the patches of images (batch, 6, 6, 3) by a stored kernel (width, 3, 3, 3)."""
     corners = [(row, column) for row in (0, 3) for column in (0, 3)]
     return np.stack(
         [np.einsum("bijc,wcij->bw", x[:, i : i + 3, j : j + 3], kernel) for i, j in corners], 1
     )
 
 
-def shown(images: np.ndarray) -> np.ndarray:
-    """What a network is shown under PREPROCESSING."""
+def normalize(images: np.ndarray) -> np.ndarray:
+    """Normalize images in 0 .. 1 as PREPROCESSING states."""
     return (images - PREPROCESSING["image_mean"]) / PREPROCESSING["image_std"]

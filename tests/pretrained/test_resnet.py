@@ -1,4 +1,4 @@
-"""Residual networks from a folder: the layers with their norms unfolded, refusals, and (slow) what transformers makes of the folder."""
+"""Loading residual networks, against unfolded layers and (slow) against transformers."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def run(program, x):
 
 
 def conv(name, x, stride):
-    """A convolution and the norm behind it, one after the other, channels first."""
+    """Apply a convolution, then its batch norm, channels first."""
     kernel = TENSORS[f"{name}.convolution.weight"]
     z = lax.conv(
         np.pad(x, [(0, 0), (0, 0), *[(kernel.shape[2] // 2,) * 2] * 2]),
@@ -33,8 +33,8 @@ def conv(name, x, stride):
     return scale * (z - mean) / np.sqrt(variance + 1e-5) + shift
 
 
-def test_logits_are_the_layers_with_their_norms_on_the_stored_tensors(tmp_path):
-    x = np.moveaxis(folders.shown(IMAGES), -1, 1).astype(np.float32)
+def test_logits_agree_with_unfolded_batch_norms(tmp_path):
+    x = np.moveaxis(folders.normalize(IMAGES), -1, 1).astype(np.float32)
     x = np.pad(
         np.maximum(conv("resnet.embedder.embedder", x, 2), 0), [(0, 0), (0, 0), (1, 1), (1, 1)]
     )
@@ -43,7 +43,7 @@ def test_logits_are_the_layers_with_their_norms_on_the_stored_tensors(tmp_path):
         block = f"resnet.encoder.stages.{name}"
         h = conv(f"{block}.layer.1", np.maximum(conv(f"{block}.layer.0", x, stride), 0), 1)
         x = np.maximum(h + (conv(f"{block}.shortcut", x, stride) if name == "1.layers.0" else x), 0)
-    seen = load_resnet(
+    loaded = load_resnet(
         folders.write(
             tmp_path,
             folders.RESNET,
@@ -52,23 +52,23 @@ def test_logits_are_the_layers_with_their_norms_on_the_stored_tensors(tmp_path):
         )
     )
     np.testing.assert_allclose(
-        run(seen.program, IMAGES),
+        run(loaded.program, IMAGES),
         folders.dense(TENSORS, "classifier.1", x.mean((2, 3))),
         rtol=1e-4,
         atol=1e-5,
     )
-    assert seen.classes == ("cat", "dog", "newt")
-    assert seen.shape == (32, 32, 3)
+    assert loaded.classes == ("cat", "dog", "newt")
+    assert loaded.shape == (32, 32, 3)
 
 
-def test_nodes_are_named_block_by_block(tmp_path):
-    seen = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
-    names = dp.nodes.names(seen.program, IMAGES)
+def test_nodes_are_named_by_stage_and_block(tmp_path):
+    loaded = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
+    names = dp.nodes.names(loaded.program, IMAGES)
     blocks = [(s, k) for s, k in ((0, 0), (1, 0), (1, 1))]
     parts = [f"stage{s}.block{k}{part}" for s, k in blocks for part in (".conv0", ".conv1", "")]
     assert list(names) == ["stem", *parts, "pooled", "logits"]
     assert names["stage1.block0.conv0"].shape == (2, 3, 3, 8)
-    out, values = dp.nodes.read(seen.program, ["stage1.block1"])(IMAGES)
+    out, values = dp.nodes.read(loaded.program, ["stage1.block1"])(IMAGES)
     np.testing.assert_allclose(
         out,
         folders.dense(TENSORS, "classifier.1", values["stage1.block1"].mean((1, 2))),
@@ -78,21 +78,21 @@ def test_nodes_are_named_block_by_block(tmp_path):
 
 
 @pytest.mark.parametrize(("early", "sides"), [(True, [3, 3, 3]), (False, [5, 3, 3])])
-def test_the_stride_of_a_bottleneck_is_where_the_config_says(tmp_path, early, sides):
+def test_the_config_states_which_layer_of_a_bottleneck_has_the_stride(tmp_path, early, sides):
     config = folders.RESNET | {"layer_type": "bottleneck", "downsample_in_bottleneck": early}
-    seen = load_resnet(
+    loaded = load_resnet(
         folders.write(tmp_path, config, folders.random(folders.resnet_shapes(bottleneck=True)))
     )
-    names = dp.nodes.names(seen.program, IMAGES)
+    names = dp.nodes.names(loaded.program, IMAGES)
     assert [names[f"stage1.block0.conv{k}"].shape[1] for k in range(3)] == sides
 
 
 @pytest.mark.slow
-def test_channels_of_blocks_can_be_seen(tmp_path):
-    seen = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
+def test_channels_can_be_visualized(tmp_path):
+    loaded = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
     channel = dp.visualization.channel("stage1.block0.conv0", [0, 5])
-    made = dp.visualization.visualize(
-        seen.program,
+    result = dp.visualization.visualize(
+        loaded.program,
         channel,
         dp.visualization.pixels((16, 16, 3)),
         key=jax.random.key(0),
@@ -100,9 +100,9 @@ def test_channels_of_blocks_can_be_seen(tmp_path):
         transforms=[],
     )
     assert (
-        (made.scores > made.history[0]).all()
-        if made.history.shape[1:] == made.scores.shape
-        else made.images.shape == (2, 16, 16, 3)
+        (result.scores > result.history[0]).all()
+        if result.history.shape[1:] == result.scores.shape
+        else result.images.shape == (2, 16, 16, 3)
     )
 
 
@@ -120,7 +120,7 @@ def test_channels_of_blocks_can_be_seen(tmp_path):
         ({"num_channels": 0}, "expected num_channels to be a positive integer"),
         (
             {"depths": [1, 1]},
-            r"10 unexpected: resnet.encoder.stages.1.layers.1.layer.0.convolution.weight \[8, 8, 3, 3\]",
+            r"10 unexpected: .*stages.1.layers.1.layer.0.convolution.weight \[8, 8, 3, 3\]",
         ),
         (
             {"layer_type": "bottleneck"},
@@ -129,31 +129,31 @@ def test_channels_of_blocks_can_be_seen(tmp_path):
         ({"id2label": {"0": "a"}}, r"2 of another shape: classifier.1.bias \[3\] instead of \[1\]"),
     ],
 )
-def test_refuses_configs_that_do_not_fit(tmp_path, config, message):
+def test_refuses_an_invalid_config(tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
         load_resnet(folders.write(tmp_path, folders.RESNET | config, TENSORS))
 
 
-def test_refuses_images_of_other_channels(tmp_path):
-    seen = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
+def test_refuses_images_with_other_channels(tmp_path):
+    loaded = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
     with pytest.raises(
         ValueError,
-        match=r"images must have shape \(batch, any, any, 3\) for this network, got \[2, 19, 22, 1\]",
+        match=r"images must have shape \(batch, any, any, 3\) .*, got \[2, 19, 22, 1\]",
     ):
-        seen.program(IMAGES[..., :1])
+        loaded.program(IMAGES[..., :1])
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 22, 3), (1, 0, 0, 3)])
 def test_refuses_images_without_pixels(tmp_path, shape):
-    seen = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
+    loaded = load_resnet(folders.write(tmp_path, folders.RESNET, TENSORS))
     with pytest.raises(
         ValueError,
         match=r"images must have shape \(batch, any, any, 3\) for this network, got \[1, 0",
     ):
-        seen.program(np.zeros(shape, np.float32))
+        loaded.program(np.zeros(shape, np.float32))
 
 
-def test_refuses_variances_below_zero(tmp_path):
+def test_refuses_negative_variances(tmp_path):
     name = "resnet.embedder.embedder.normalization.running_var"
     with pytest.raises(
         ValueError,
@@ -164,7 +164,7 @@ def test_refuses_variances_below_zero(tmp_path):
         )
 
 
-def test_a_classifier_of_no_classes_is_read_as_features(tmp_path):
+def test_a_checkpoint_without_classes_returns_features(tmp_path):
     tensors = {name: array for name, array in TENSORS.items() if not name.startswith("classifier")}
     headless = load_resnet(
         folders.write(tmp_path / "none", folders.RESNET | {"id2label": {}}, tensors)
@@ -205,7 +205,7 @@ def test_agrees_with_transformers(tmp_path, kind, config):
     transformers.ConvNextImageProcessor().save_pretrained(tmp_path)
     for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-11)):
         with torch.no_grad(), jax.enable_x64(dtype == "float64"):
-            seen = load_resnet(tmp_path, dtype=dtype)
+            loaded = load_resnet(tmp_path, dtype=dtype)
             mean, deviation = (
                 np.array(each)
                 for each in (
@@ -221,9 +221,9 @@ def test_agrees_with_transformers(tmp_path, kind, config):
                 else expected.pooler_output[..., 0, 0]
             ).numpy()
             np.testing.assert_allclose(
-                run(seen.program, IMAGES.astype(dtype)),
+                run(loaded.program, IMAGES.astype(dtype)),
                 want,
                 rtol=tolerance,
                 atol=tolerance * np.abs(want).max(),
             )
-    assert seen.shape == (seen.shape[0], seen.shape[0], 3)
+    assert loaded.shape == (loaded.shape[0], loaded.shape[0], 3)

@@ -1,4 +1,4 @@
-"""Vision transformers from a folder: the formulas in NumPy, nodes, labels, refusals, and (slow) what transformers makes of the folder."""
+"""Loading vision transformers, against NumPy and (slow) against transformers."""
 
 import json
 
@@ -13,11 +13,11 @@ from tests.pretrained import folders
 
 IMAGES = np.random.default_rng(1).uniform(size=(3, 6, 6, 3)).astype(np.float32)
 TENSORS = folders.random(folders.vit_shapes())
-READ = [f"attention.attention.{name}" for name in ("query", "key", "value")]
+QKV = [f"attention.attention.{name}" for name in ("query", "key", "value")]
 NAMES = [
     "layernorm_before",
     "layernorm_after",
-    *READ,
+    *QKV,
     "attention.output.dense",
     "intermediate.dense",
     "output.dense",
@@ -30,8 +30,8 @@ def run(program, x):
 
 def logits(tensors, images):
     embeddings = "vit.embeddings"
-    patches = folders.embedded(
-        tensors[f"{embeddings}.patch_embeddings.projection.weight"], folders.shown(images)
+    patches = folders.embed_patches(
+        tensors[f"{embeddings}.patch_embeddings.projection.weight"], folders.normalize(images)
     )
     first = np.broadcast_to(tensors[f"{embeddings}.cls_token"], (len(images), 1, 8))
     x = np.concatenate(
@@ -47,32 +47,32 @@ def logits(tensors, images):
         epsilon=1e-12,
     )
     return folders.dense(
-        tensors, "classifier", folders.normed(tensors, "vit.layernorm", x[:, 0], 1e-12)
+        tensors, "classifier", folders.layer_norm(tensors, "vit.layernorm", x[:, 0], 1e-12)
     )
 
 
-def test_logits_are_the_formula_on_the_stored_tensors(tmp_path):
-    seen = load_vit(folders.write(tmp_path, folders.VIT, TENSORS))
+def test_logits_agree_with_numpy(tmp_path):
+    loaded = load_vit(folders.write(tmp_path, folders.VIT, TENSORS))
     np.testing.assert_allclose(
-        run(seen.program, IMAGES), logits(TENSORS, IMAGES), rtol=1e-4, atol=1e-5
+        run(loaded.program, IMAGES), logits(TENSORS, IMAGES), rtol=1e-4, atol=1e-5
     )
-    assert seen.classes == ("cat", "dog", "newt")
-    assert seen.shape == (6, 6, 3)
+    assert loaded.classes == ("cat", "dog", "newt")
+    assert loaded.shape == (6, 6, 3)
 
 
-def test_biases_that_a_config_does_without_are_zero(tmp_path):
+def test_query_key_and_value_biases_can_be_absent(tmp_path):
     tensors = {
         name: array
         for name, array in TENSORS.items()
-        if not name.endswith(tuple(f"{each}.bias" for each in READ))
+        if not name.endswith(tuple(f"{each}.bias" for each in QKV))
     }
-    seen = load_vit(folders.write(tmp_path, folders.VIT | {"qkv_bias": False}, tensors))
+    loaded = load_vit(folders.write(tmp_path, folders.VIT | {"qkv_bias": False}, tensors))
     np.testing.assert_allclose(
-        run(seen.program, IMAGES), logits(tensors, IMAGES), rtol=1e-4, atol=1e-5
+        run(loaded.program, IMAGES), logits(tensors, IMAGES), rtol=1e-4, atol=1e-5
     )
 
 
-def test_a_model_without_classes_ends_in_the_normalised_place_of_the_class(tmp_path):
+def test_a_vit_model_returns_the_normalized_class_token(tmp_path):
     bare = {
         name.removeprefix("vit."): array
         for name, array in TENSORS.items()
@@ -95,33 +95,35 @@ def test_a_model_without_classes_ends_in_the_normalised_place_of_the_class(tmp_p
 
 
 @pytest.mark.slow
-def test_units_of_blocks_can_be_seen(tmp_path):
-    seen = load_vit(folders.write(tmp_path, folders.VIT, TENSORS))
+def test_hidden_units_can_be_visualized(tmp_path):
+    loaded = load_vit(folders.write(tmp_path, folders.VIT, TENSORS))
     channel, image = (
         dp.visualization.channel("block1.hidden", [3, 7]),
-        dp.visualization.pixels(seen.shape),
+        dp.visualization.pixels(loaded.shape),
     )
-    made = dp.visualization.visualize(seen.program, channel, image, key=jax.random.key(0), steps=30)
-    assert made.images.shape == (2, 6, 6, 3)
-    assert (made.scores > made.history[0]).all()
+    result = dp.visualization.visualize(
+        loaded.program, channel, image, key=jax.random.key(0), steps=30
+    )
+    assert result.images.shape == (2, 6, 6, 3)
+    assert (result.scores > result.history[0]).all()
 
 
 @pytest.mark.slow
-def test_images_can_be_attacked(tmp_path):
-    seen = load_vit(folders.write(tmp_path, folders.VIT, TENSORS))
+def test_pgd_increases_the_loss(tmp_path):
+    loaded = load_vit(folders.write(tmp_path, folders.VIT, TENSORS))
     y = np.argmax(logits(TENSORS, IMAGES), 1)
-    found = dp.adversarial.pgd(epsilon=0.1, steps=10)(
-        seen.program, IMAGES, y, key=jax.random.key(0)
+    result = dp.adversarial.pgd(epsilon=0.1, steps=10)(
+        loaded.program, IMAGES, y, key=jax.random.key(0)
     )
     before, after = (
-        np.asarray(dp.losses.softmax_cross_entropy(run(seen.program, x), y))
-        for x in (IMAGES, found.adversarial)
+        np.asarray(dp.losses.softmax_cross_entropy(run(loaded.program, x), y))
+        for x in (IMAGES, result.adversarial)
     )
     assert (after > before).all()
 
 
 @pytest.mark.parametrize(
-    ("stated", "mean", "deviation"),
+    ("preprocessing", "mean", "deviation"),
     [
         ({"do_normalize": False}, 0, 1),
         ({"do_rescale": False, "image_mean": [51, 51, 51], "image_std": [51, 51, 51]}, 0.2, 0.2),
@@ -129,8 +131,8 @@ def test_images_can_be_attacked(tmp_path):
         ({"image_processor": {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}}, 0.5, 0.25),
     ],
 )
-def test_pixels_are_on_the_scale_that_the_folder_states(tmp_path, stated, mean, deviation):
-    arrays = load_vit(folders.write(tmp_path, folders.VIT, TENSORS, stated)).program.arrays
+def test_pixels_are_normalized_as_the_folder_states(tmp_path, preprocessing, mean, deviation):
+    arrays = load_vit(folders.write(tmp_path, folders.VIT, TENSORS, preprocessing)).program.arrays
     assert any(
         a.shape == b.shape == (3,) and np.allclose(a, mean) and np.allclose(b, deviation)
         for a in arrays
@@ -139,14 +141,14 @@ def test_pixels_are_on_the_scale_that_the_folder_states(tmp_path, stated, mean, 
     )
 
 
-def test_newer_folders_have_another_name_for_the_preprocessing(tmp_path):
+def test_preprocessing_can_be_in_processor_config_json(tmp_path):
     folders.write(tmp_path, folders.VIT, TENSORS)
     (tmp_path / "preprocessor_config.json").rename(tmp_path / "processor_config.json")
     assert load_vit(tmp_path).shape == (6, 6, 3)
 
 
 @pytest.mark.parametrize(
-    "stated",
+    "preprocessing",
     [
         {},
         {"image_mean": [0.5], "image_std": [0.5]},
@@ -157,14 +159,14 @@ def test_newer_folders_have_another_name_for_the_preprocessing(tmp_path):
         folders.PREPROCESSING | {"image_mean": [True, 0.5, 0.5]},
     ],
 )
-def test_refuses_pixels_of_another_number_of_channels(tmp_path, stated):
+def test_refuses_an_invalid_mean_or_deviation(tmp_path, preprocessing):
     with pytest.raises(
-        ValueError, match=r"preprocessor_config.json: expected (image_mean|an image_std|image_std)"
+        ValueError, match=r"preprocessor_config.json: expected (image_mean|image_std)"
     ):
-        load_vit(folders.write(tmp_path, folders.VIT, TENSORS, stated))
+        load_vit(folders.write(tmp_path, folders.VIT, TENSORS, preprocessing))
 
 
-def test_refuses_tensors_of_another_size_by_name_and_shape(tmp_path):
+def test_refuses_tensors_of_other_shapes(tmp_path):
     other = folders.random(folders.vit_shapes(hidden=16, classes=5))
     with pytest.raises(
         ValueError, match=r"8 of another shape: .*classifier.weight \[5, 8\] instead of \[3, 8\]"
@@ -181,7 +183,7 @@ def test_refuses_tensors_of_another_size_by_name_and_shape(tmp_path):
         {"layer_norm_eps": None},
     ],
 )
-def test_refuses_other_configs(tmp_path, config):
+def test_refuses_an_invalid_config(tmp_path, config):
     with pytest.raises(
         ValueError,
         match=r"config.json: expected .*(model_type|patch_size|num_attention_heads|layer_norm_eps)",
@@ -199,16 +201,16 @@ def test_refuses_other_configs(tmp_path, config):
         {"id2label": None, "num_labels": -1},
     ],
 )
-def test_refuses_names_that_do_not_belong_to_logits(tmp_path, config):
+def test_refuses_invalid_class_names(tmp_path, config):
     with pytest.raises(
         ValueError,
-        match=r"config.json: expected id2label to name '0', '1', ..., or num_labels, found",
+        match=r"config.json: expected id2label with keys '0', '1', ..., or num_labels, found",
     ):
         load_vit(folders.write(tmp_path, folders.VIT | config, TENSORS))
 
 
 @pytest.mark.parametrize(
-    ("stated", "message"),
+    ("entries", "message"),
     [
         *(
             ({"rescale_factor": bad}, "rescale_factor to be a finite number above 0, found")
@@ -218,12 +220,12 @@ def test_refuses_names_that_do_not_belong_to_logits(tmp_path, config):
         ({"size": {"height": 0}}, "a size of at least 1"),
     ],
 )
-def test_refuses_pixels_of_no_scale(tmp_path, stated, message):
+def test_refuses_an_invalid_preprocessing_config(tmp_path, entries, message):
     with pytest.raises(ValueError, match=f"preprocessor_config.json: expected {message}"):
-        load_vit(folders.write(tmp_path, folders.VIT, TENSORS, folders.PREPROCESSING | stated))
+        load_vit(folders.write(tmp_path, folders.VIT, TENSORS, folders.PREPROCESSING | entries))
 
 
-def test_a_classifier_of_no_classes_is_read_as_features(tmp_path):
+def test_a_checkpoint_without_classes_returns_features(tmp_path):
     tensors = {name: array for name, array in TENSORS.items() if not name.startswith("classifier")}
     headless = load_vit(folders.write(tmp_path / "none", folders.VIT | {"id2label": {}}, tensors))
     whole = load_vit(folders.write(tmp_path / "whole", folders.VIT, TENSORS))
@@ -231,10 +233,10 @@ def test_a_classifier_of_no_classes_is_read_as_features(tmp_path):
     np.testing.assert_array_equal(
         run(headless.program, IMAGES), dp.nodes.read(whole.program, ["pooled"])(IMAGES)[1]["pooled"]
     )
-    stated = {name: value for name, value in folders.VIT.items() if name != "id2label"} | {
+    config = {name: value for name, value in folders.VIT.items() if name != "id2label"} | {
         "num_labels": 0
     }
-    assert load_vit(folders.write(tmp_path / "stated", stated, tensors)).classes == ()
+    assert load_vit(folders.write(tmp_path / "num_labels", config, tensors)).classes == ()
 
 
 @pytest.mark.slow
