@@ -1,15 +1,18 @@
-"""Plant bugs in a hand-written network, one after another, and read what the gradient checker says of each.
+"""Plant bugs in hand-written backward passes and show how the gradient checker reports them.
 
     python -m experiments.gradient_check [--fast]
 
-The network is a small one for images: convolution, relu, max pool, affine with tanh, affine with softmax cross-entropy. First the right one
-is checked, part by part; then each bug in `BUGS` is put into one of its parts, the table of the parts that are not right is printed, and
-beside it what a single number (the cosine between the wrong gradient and the right one) would have said. Most wrong gradients point more or
-less downhill: training would go on, only worse, and nobody would know.
+The network classifies small images: convolution, relu, max pooling, affine layers with tanh and
+sigmoid, softmax. First the correct network is checked, layer by layer. Then each bug in `BUGS` is
+planted in one of its layers, and the findings that are not ok are printed, together with the cosine
+between the wrong gradient and the right one. Most wrong gradients still point downhill: training
+would be worse, but not fail, so a check is needed to notice them.
 
-Last comes Taylor's test of the right gradient and of one that is 1 % off: lines of slope 2 and 1.
+The last part is a Taylor test of a right gradient and of one that is 1 % off: slopes 2 and 1.
 
-Writes results/gradient_check/: bugs.json (bug, part, leaf, verdict, hint, cosine), slopes.png.
+Writes results/gradient_check/: bugs.json (bug, layer, leaf, verdict, hint, cosine), slopes.png.
+
+To check your own layer call `checks.check_layer`; for a network of layers `checks.check_net`.
 """
 
 import argparse
@@ -33,97 +36,109 @@ SEED = 0
 
 
 class Bug(NamedTuple):
-    """What is wrong, in which part of the network, and how it gets there: `plant(layer)` gives the wrong layer."""
+    """Bug with the name of its layer; `plant` maps the correct layer to the wrong one."""
 
-    said: str
-    part: str
+    description: str
+    layer: str
     plant: Callable[[Layer], Layer]
 
 
-def backward_through(change: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Layer], Layer]:
-    """Put the right (dparams, dx) through `change`."""
+def change_backward(change: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Layer], Layer]:
+    """Apply `change` to the right (dparams, dx)."""
     return lambda layer: layer._replace(
-        backward=lambda params, kept, dy: change(*layer.backward(params, kept, dy))
+        backward=lambda params, residuals, dy: change(*layer.backward(params, residuals, dy))
     )
 
 
-def in_leaf(name: str, change: Callable[[Array], Array]) -> Callable[[Layer], Layer]:
-    """Change the gradient of one parameter."""
-    return backward_through(lambda dparams, dx: ({**dparams, name: change(dparams[name])}, dx))
+def change_param(name: str, change: Callable[[Array], Array]) -> Callable[[Layer], Layer]:
+    """Apply `change` to the gradient of one parameter."""
+    return change_backward(lambda dparams, dx: ({**dparams, name: change(dparams[name])}, dx))
 
 
-def in_input(change: Callable[[Array], Array]) -> Callable[[Layer], Layer]:
-    """Change the gradient of the input."""
-    return backward_through(lambda dparams, dx: (dparams, change(dx)))
-
-
-def with_rule(rule: Callable[[Any, Any, Any], tuple[Any, Any]]) -> Callable[[Layer], Layer]:
-    """Put another formula in place of the backward pass."""
+def replace_backward(rule: Callable[[Any, Any, Any], tuple[Any, Any]]) -> Callable[[Layer], Layer]:
     return lambda layer: layer._replace(backward=rule)
 
 
-def with_kernel_as_it_is(layer: Layer) -> Layer:
-    """The kernel of dx not turned by 180 degrees."""
+def unflipped_kernel(layer: Layer) -> Layer:
+    """Compute dx of a convolution without rotating the kernel by 180 degrees."""
 
-    def backward(params: Any, kept: Any, dy: Array) -> tuple[Any, Any]:
-        turned = {**params, "weight": params["weight"][::-1, ::-1]}
-        return layer.backward(params, kept, dy)[0], layer.backward(turned, kept, dy)[1]
+    def backward(params: Any, residuals: Any, dy: Array) -> tuple[Any, Any]:
+        # Rotating it once more undoes the rotation of the right backward pass.
+        rotated = {**params, "weight": params["weight"][::-1, ::-1]}
+        dparams, _ = layer.backward(params, residuals, dy)
+        return dparams, layer.backward(rotated, residuals, dy)[1]
 
     return layer._replace(backward=backward)
 
 
-def with_residual_detached(layer: Layer) -> Layer:
-    """What is kept for the backward pass is cut off from what it came from."""
+def detached_residuals(layer: Layer) -> Layer:
+    """Stop the gradient of the residuals, so that second derivatives are wrong."""
 
     def forward(params: Any, x: Any) -> tuple[Any, Any]:
-        y, kept = layer.forward(params, x)
-        return y, jax.lax.stop_gradient(kept)
+        y, residuals = layer.forward(params, x)
+        return y, jax.lax.stop_gradient(residuals)
 
     return layer._replace(forward=forward)
 
 
 BUGS = [
     Bug(
-        "bias: mean over the examples for their sum",
+        "bias: mean over the examples instead of the sum",
         "affine2",
-        in_leaf("bias", lambda d: d / BATCH),
+        change_param("bias", lambda d: d / BATCH),
     ),
     Bug(
-        "weight: transposed (it is square, so that every shape fits)",
+        "weight: transposed (it is square, so all shapes fit)",
         "affine2",
-        in_leaf("weight", jnp.transpose),
+        change_param("weight", jnp.transpose),
     ),
     Bug(
         "weight: one of 64 numbers too large by 0.1 %",
         "affine2",
-        in_leaf("weight", lambda d: d.at[3, 5].multiply(1.001)),
+        change_param("weight", lambda d: d.at[3, 5].multiply(1.001)),
     ),
     Bug(
-        "dx = dz W^T for dz W",
+        "dx = dz Wᵀ instead of dz W",
         "affine2",
-        with_rule(lambda p, x, dz: ({"weight": dz.T @ x, "bias": dz.sum(0)}, dz @ p["weight"].T)),
+        replace_backward(
+            lambda p, x, dz: ({"weight": dz.T @ x, "bias": dz.sum(0)}, dz @ p["weight"].T)
+        ),
     ),
-    Bug("convolution: kernel of dx not flipped", "convolution2", with_kernel_as_it_is),
+    Bug("convolution: kernel of dx not flipped", "convolution2", unflipped_kernel),
     Bug(
-        "relu: the mask is taken from dy, not from z",
+        "relu: mask taken from dy instead of z",
         "relu1",
-        with_rule(lambda p, z, dy: ((), dy * (dy > 0))),
+        replace_backward(lambda p, z, dy: ((), dy * (dy > 0))),
     ),
     Bug(
-        "relu: a slope of 0.001 left of 0",
+        "relu: slope 0.001 for z < 0",
         "relu1",
-        with_rule(lambda p, z, dy: ((), jnp.where(z > 0, dy, 1e-3 * dy))),
+        replace_backward(lambda p, z, dy: ((), jnp.where(z > 0, dy, 1e-3 * dy))),
     ),
-    Bug("tanh: 1 - y for 1 - y^2", "tanh1", with_rule(lambda p, y, dy: ((), dy * (1 - y)))),
-    Bug("tanh: detached (nothing flows back)", "tanh1", in_input(jnp.zeros_like)),
     Bug(
-        "tanh: residual detached, seen only in a second derivative", "tanh1", with_residual_detached
+        "tanh: 1 - y instead of 1 - y²",
+        "tanh1",
+        replace_backward(lambda p, y, dy: ((), dy * (1 - y))),
     ),
-    Bug("softmax: its sum forgotten", "softmax1", with_rule(lambda p, y, dy: ((), dy * y))),
     Bug(
-        "softmax: the diagonal of its Jacobian only",
+        "tanh: dx is 0 (detached)",
+        "tanh1",
+        change_backward(lambda dparams, dx: (dparams, jnp.zeros_like(dx))),
+    ),
+    Bug(
+        "tanh: residuals detached, visible only in second derivatives",
+        "tanh1",
+        detached_residuals,
+    ),
+    Bug(
+        "softmax: the sum is missing",
         "softmax1",
-        with_rule(lambda p, y, dy: ((), dy * y * (1 - y))),
+        replace_backward(lambda p, y, dy: ((), dy * y)),
+    ),
+    Bug(
+        "softmax: only the diagonal of the Jacobian",
+        "softmax1",
+        replace_backward(lambda p, y, dy: ((), dy * y * (1 - y))),
     ),
 ]
 
@@ -144,104 +159,93 @@ LAYERS = {
 FAST = ("flatten1", "affine1", "tanh1", "affine2", "softmax1")
 
 
-def network(names: Iterable[str], bug: Bug | None = None) -> Layer:
-    """The network of these layers, with a bug or without."""
+def make_network(names: Iterable[str], bug: Bug | None = None) -> Layer:
+    """Return the network of these layers, with a bug or without."""
     return bp.chain(
         [
-            bug.plant(LAYERS[name]) if bug is not None and bug.part == name else LAYERS[name]
+            bug.plant(LAYERS[name]) if bug is not None and bug.layer == name else LAYERS[name]
             for name in names
         ]
     )
 
 
 def cosine(right: Layer, wrong: Layer, params: Any, x: Array) -> float:
-    """Between the gradients of all parameters, as training would see them: of the sum of the squared outputs."""
-    flat = [_flat_gradient(net, params, x) for net in (right, wrong)]
-    return float(flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1])))
+    """Return the cosine between the parameter gradients of the sum of squared outputs."""
 
+    def flat_gradient(net: Layer) -> np.ndarray:
+        gradient = jax.grad(lambda params: (bp.differentiable(net)(params, x) ** 2).sum())(params)
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
 
-def _flat_gradient(net: Layer, params: Any, x: Array) -> np.ndarray:
-    gradient = jax.grad(lambda params: (bp.differentiable(net)(params, x) ** 2).sum())(params)
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
+    a, b = flat_gradient(right), flat_gradient(wrong)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def check_bug(bug: Bug, names: Iterable[str], params: Any, x: Array, key: Array) -> dict[str, Any]:
-    """Plant it, print what the checker says, return it."""
-    net = network(names, bug)
+    """Plant a bug, print the findings of the checker and return them."""
+    net = make_network(names, bug)
     report = checks.check_net(net, params, x, key=key)
     wrong = [finding for finding in report.findings if not finding.ok]
-    angle = cosine(network(names), net, params, x)
-    print(f"\nplanted in {bug.part}: {bug.said}")
+    angle = cosine(make_network(names), net, params, x)
+    print(f"\nplanted in {bug.layer}: {bug.description}")
     print(
-        f"cosine to the right gradient {angle:.4f}; {len(report.findings) - len(wrong)} other gradients right"
+        f"cosine to the right gradient {angle:.4f}; "
+        f"{len(report.findings) - len(wrong)} other gradients right"
     )
     print("\n".join(str(checks.Report(tuple(wrong))).splitlines()[1:]) if wrong else "NOT CAUGHT")
-    found = [
-        {
-            "part": finding.layer,
-            "leaf": finding.path,
-            "verdict": finding.verdict,
-            "hint": finding.hint,
-        }
-        for finding in wrong
-    ]
-    caught = {finding.layer for finding in wrong} == {bug.part}
-    return {"bug": bug.said, "part": bug.part, "caught": caught, "cosine": angle, "found": found}
+    return {
+        "bug": bug.description,
+        "layer": bug.layer,
+        "caught": {finding.layer for finding in wrong} == {bug.layer},
+        "cosine": angle,
+        "findings": [
+            {"layer": f.layer, "leaf": f.path, "verdict": f.verdict, "hint": f.hint} for f in wrong
+        ],
+    }
 
 
-def taylor(names: list[str], params: Any, x: Array, key: Array) -> checks.SlopeReport:
-    """Taylor's test of two affine layers' weights; the gradient of the second is 1 % off."""
-    net, (first, second) = network(names), (names.index("affine1"), names.index("affine2"))
+def taylor_test(names: list[str], params: Any, x: Array, key: Array) -> checks.SlopeReport:
+    """Run a Taylor test on the weights of two layers; the gradient of the second is 1 % off."""
+    net, (first, second) = make_network(names), (names.index("affine1"), names.index("affine2"))
 
-    def cost(weights: dict[str, Array]) -> Array:
-        moved = list(params)
-        moved[first] = {**params[first], "weight": weights["right"]}
-        moved[second] = {**params[second], "weight": weights["1 % off"]}
-        return (bp.differentiable(net)(tuple(moved), x) ** 2).sum()
+    def loss(weights: dict[str, Array]) -> Array:
+        changed = list(params)
+        changed[first] = {**params[first], "weight": weights["right"]}
+        changed[second] = {**params[second], "weight": weights["1 % off"]}
+        return (bp.differentiable(net)(tuple(changed), x) ** 2).sum()
 
-    def claimed(weights: dict[str, Array]) -> dict[str, Array]:
-        gradient = jax.grad(cost)(weights)
-        return {**gradient, "1 % off": 1.01 * gradient["1 % off"]}
+    def gradient(weights: dict[str, Array]) -> dict[str, Array]:
+        right = jax.grad(loss)(weights)
+        return {**right, "1 % off": 1.01 * right["1 % off"]}
 
-    return checks.slope_test(
-        cost,
-        claimed,
-        {"right": params[first]["weight"], "1 % off": params[second]["weight"]},
-        key=key,
-    )
+    weights = {"right": params[first]["weight"], "1 % off": params[second]["weight"]}
+    return checks.slope_test(loss, gradient, weights, key=key)
 
 
 def main(fast: bool = False) -> list[dict[str, Any]]:
-    """Check the right network, then every bug; save the table and the figure."""
+    """Check the correct network, then every bug; write and return the findings."""
     names = list(FAST if fast else LAYERS)
-    bugs = [bug for bug in BUGS if bug.part in names][:: 3 if fast else 1]
+    bugs = [bug for bug in BUGS if bug.layer in names][:: 3 if fast else 1]
     init_key, x_key, key = jax.random.split(jax.random.key(SEED), 3)
-    params = network(names).init(init_key)
-    x = jax.random.normal(
-        x_key, (BATCH, SIDE // 2, SIDE // 2, CHANNELS) if fast else (BATCH, SIDE, SIDE, 1)
-    )
-    print("the right network, part by part\n")
-    print(checks.check_net(network(names), params, x, key=key))
-    found = [check_bug(bug, names, params, x, key) for bug in bugs]
-    print(
-        f"\n{sum(bug['caught'] for bug in found)} of {len(found)} bugs caught, in the part they were planted in and no other"
-    )
-    slopes = taylor(names, params, x, key)
-    print(f"\nTaylor's test\n{slopes}")
+    params = make_network(names).init(init_key)
+    shape = (BATCH, SIDE // 2, SIDE // 2, CHANNELS) if fast else (BATCH, SIDE, SIDE, 1)
+    x = jax.random.normal(x_key, shape)
+    print("the correct network\n")
+    print(checks.check_net(make_network(names), params, x, key=key))
+    results = [check_bug(bug, names, params, x, key) for bug in bugs]
+    caught = sum(result["caught"] for result in results)
+    print(f"\n{caught} of {len(results)} bugs caught in the layer of the bug and in no other")
+    slopes = taylor_test(names, params, x, key)
+    print(f"\nTaylor test\n{slopes}")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "bugs.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "bugs.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plotting.draw_slopes(slopes).savefig(RESULTS / "slopes.png", dpi=150)
-    print(f"\nwritten: {RESULTS / 'bugs.json'}, {RESULTS / 'slopes.png'}")
-    return found
+    print(f"\n{RESULTS / 'bugs.json'}\n{RESULTS / 'slopes.png'}")
+    return results
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.gradient_check", description="Bugs planted and caught."
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--fast",
-        action="store_true",
-        help="a smaller network and fewer bugs: a check that everything runs",
-    )
+    parser.add_argument("--fast", action="store_true", help="a smaller network and fewer bugs")
     main(parser.parse_args().fast)

@@ -1,17 +1,21 @@
-"""What do we know about J? Its value, its gradient, its curvature: lecture 000's three orders of descent on one and the same cost.
+"""Compare zeroth-, first- and second-order optimizers on one loss, by work and by time.
 
     python -m experiments.optimizer_orders [--fast]
 
-    zeroth    only values of J             random search, evolution strategies (antithetic pairs), SPSA
-    first     and its gradient             SGD on batches, momentum, Adam
-    second    and Hessian-vector products  Newton-CG, Gauss-Newton, L-BFGS (curvature guessed from gradients)
+    zeroth   values of J                      random search, evolution strategies, SPSA
+    first    and gradients                    SGD on minibatches, momentum, Adam
+    second   and Hessian-vector products      Newton-CG, Gauss-Newton, L-BFGS (from gradients)
 
-All are `dp.training.fit` with another optimizer; only the zeroth order asks for another gradient, the one that it estimates. The cost is
-"2 or not 2" by one sigmoid on 64 pixels (lecture 004), with weight decay: convex, so that its least value J* is known and J - J* can be
-drawn. Work is counted in evaluations of J, by what each step asks for, and time is measured. Writes results/orders/: the figure,
+All methods are `dp.training.fit` with another optimizer; those of order zero also estimate their
+gradient. The loss is "2 or not 2" by one sigmoid on 64 pixels (lecture 004) with weight decay. It
+is convex, so its minimum J* is known and J - J* can be plotted. Work is counted in evaluations of
+J, from what each step computes; time is measured. Writes results/optimizer_orders/: the figure,
 numbers.json and index.html.
 
-For your own cost change `logits`, `loss` and `start`; for another method add a line to `methods`.
+For your own loss change `logits`, `loss` and `initial_params`; for another method add a line to
+`make_methods`.
+
+Source: lecture 000, "What do we know about J?".
 """
 
 import argparse
@@ -29,18 +33,20 @@ from jaxtyping import Array, Float
 
 import diffprog as dp
 from diffprog.plotting import Panel, Section, Table
-from experiments.trajectory_recorder import recorded
+from experiments.trajectory_recorder import record
 
 training = dp.training
 
-DIGIT, DECAY, BATCH = 2, 1e-3, 32
-PAIRS, PRODUCTS = 16, 10
-EVALUATIONS = (20_000, 3_000, 1_000)  # at most, of each order
-NEAR, NEARER, LEAST = 1e-2, 1e-6, 1e-12
-TIMED = 2
+DIGIT, WEIGHT_DECAY, BATCH = 2, 1e-3, 32
+PAIRS = 16  # antithetic pairs per step of evolution strategies
+PRODUCTS = 10  # conjugate gradient iterations per second-order step
+MAX_EVALUATIONS = (20_000, 3_000, 1_000)  # for each order
+TARGETS = (1e-2, 1e-6)  # values of J - J* whose evaluations and time are reported
+SMALLEST = 1e-12  # J - J* below is rounding error
+TIMED_RUNS = 2
 
 
-def start() -> Float[Array, "65"]:
+def initial_params() -> Float[Array, "65"]:
     return jnp.zeros(65)
 
 
@@ -48,293 +54,262 @@ def logits(w: Float[Array, "65"], x: Float[Array, "n 64"]) -> Float[Array, "n"]:
     return x @ w[:-1] + w[-1]
 
 
-def loss(w: Float[Array, "65"], x: Float[Array, "n 64"], d: Float[Array, "n"]) -> Float[Array, ""]:
-    """KL divergence of the sigmoid from what is right, and weight decay."""
-    return divergence(logits(w, x), d) + DECAY / 2 * (w @ w)
-
-
-def divergence(z: Float[Array, "n"], d: Float[Array, "n"]) -> Float[Array, ""]:
+def kl_divergence(z: Float[Array, "n"], d: Float[Array, "n"]) -> Float[Array, ""]:
     return dp.losses.sigmoid_kl(z, d).mean()
 
 
-class Asked(NamedTuple):
-    """What one step asks of J: how many values, gradients (each with its value), products with the Hessian, and steps of a line search."""
+def loss(w: Float[Array, "65"], x: Float[Array, "n 64"], d: Float[Array, "n"]) -> Float[Array, ""]:
+    """KL divergence of the predictions from the targets, and weight decay."""
+    return kl_divergence(logits(w, x), d) + WEIGHT_DECAY / 2 * (w @ w)
+
+
+class Work(NamedTuple):
+    """Number of values, of gradients (with values) and of Hessian-vector products in one step.
+
+    With `line_search` the step also takes a varying number of gradients along a line.
+    """
 
     values: float = 0
     gradients: float = 0
     products: float = 0
-    searches: bool = False
+    line_search: bool = False
 
 
 class Method(NamedTuple):
-    """A way to descend.
+    """Optimization method.
 
     Attributes:
         order: 0, 1 or 2.
-        optimizer: of optax.
-        asked: in one step.
-        loss: what `fit` differentiates.
-        batch: examples a step; None for all.
+        optimizer: an optax optimizer.
+        work: of one step.
+        loss: the loss for `fit`, with its gradient estimator if it has one.
+        batch: examples per step; None for all.
     """
 
     order: int
     optimizer: optax.GradientTransformation
-    asked: Asked
+    work: Work
     loss: Callable[..., Array] = loss
     batch: int | None = None
 
 
-def methods(x: Array, d: Array) -> dict[str, Method]:
-    """Learning rates and scales are the best of a few tried, a factor of about 3 apart."""
-    pairs = Asked(values=2 * PAIRS + 1)
-    exactly: Any = {"iterations": PRODUCTS, "tolerance": 1e-14}
-    curved = Asked(gradients=1, products=PRODUCTS)
-    # Weight decay is part of J: its curvature, which Gauss-Newton's outputs do not see, is the damping.
+def make_methods(x: Array, d: Array) -> dict[str, Method]:
+    """Return the methods; learning rates and scales are the best of a few, 3 times apart."""
+    search = training.random_search(jax.random.key(1), scale=0.03)
+    cg: Any = {"iterations": PRODUCTS, "tolerance": 1e-14}
+    newton = training.newton_cg(damping=0.0, **cg)
+    # Gauss-Newton sees the curvature of the outputs only; that of the weight decay is the damping.
     gauss_newton = training.gauss_newton(
-        lambda w, _: logits(w, x), lambda z, _: divergence(z, d), damping=DECAY, **exactly
+        lambda w, _: logits(w, x), lambda z, _: kl_divergence(z, d), damping=WEIGHT_DECAY, **cg
     )
+    estimated = training.antithetic(loss, samples=PAIRS)
+    one, two = Work(gradients=1), Work(gradients=1, products=PRODUCTS)
+    part = Work(gradients=BATCH / len(x))
     return {
-        "random search": Method(
-            0, training.random_search(jax.random.key(1), scale=0.03), Asked(values=2)
-        ),
-        "evolution strategies": Method(
-            0, optax.adam(0.1), pairs, training.antithetic(loss, samples=PAIRS)
-        ),
-        "SPSA": Method(0, optax.sgd(0.1), Asked(values=3), training.spsa(loss)),
-        f"SGD, batches of {BATCH}": Method(
-            1, optax.sgd(0.1), Asked(gradients=BATCH / len(x)), batch=BATCH
-        ),
-        "momentum": Method(1, optax.sgd(0.3, momentum=0.97), Asked(gradients=1)),
-        "Adam": Method(1, optax.adam(0.1), Asked(gradients=1)),
-        "Newton-CG": Method(2, training.newton_cg(damping=0.0, **exactly), curved),
-        "Gauss-Newton": Method(2, gauss_newton, curved),
-        "L-BFGS": Method(2, optax.lbfgs(), Asked(gradients=1, searches=True)),
+        "random search": Method(0, search, Work(values=2)),
+        "evolution strategies": Method(0, optax.adam(0.1), Work(values=2 * PAIRS + 1), estimated),
+        "SPSA": Method(0, optax.sgd(0.1), Work(values=3), training.spsa(loss)),
+        f"SGD, batch size {BATCH}": Method(1, optax.sgd(0.1), part, batch=BATCH),
+        "momentum": Method(1, optax.sgd(0.3, momentum=0.97), one),
+        "Adam": Method(1, optax.adam(0.1), one),
+        "Newton-CG": Method(2, newton, two),
+        "Gauss-Newton": Method(2, gauss_newton, two),
+        "L-BFGS": Method(2, optax.lbfgs(), Work(gradients=1, line_search=True)),
     }
 
 
-class Price(NamedTuple):
-    """A gradient with its value, and a Hessian-vector product, in evaluations of J: floating-point operations, as XLA counts them."""
+class UnitCosts(NamedTuple):
+    """Work of a gradient (with value) and of a Hessian-vector product, in evaluations of J."""
 
     gradient: float
     product: float
 
 
-def price(w: Array, data: tuple[Array, Array]) -> Price:
-    """Count them in the compiled programs."""
+def count_unit_costs(w: Array, data: tuple[Array, Array]) -> UnitCosts:
+    """Count the floating-point operations of the compiled programs, as XLA reports them."""
 
     def operations(f: Callable[..., Any], *args: Any) -> float:
         return (jax.jit(f).lower(*args, *data).compile().cost_analysis() or {})["flops"]
 
+    def product(w: Array, v: Array, *data: Array) -> Array:
+        return jax.jvp(lambda w: jax.grad(loss)(w, *data), (w,), (v,))[1]
+
     value = operations(loss, w)
-    product = operations(
-        lambda w, v, *data: jax.jvp(lambda w: jax.grad(loss)(w, *data), (w,), (v,))[1], w, w
-    )
-    return Price(operations(jax.value_and_grad(loss), w) / value, product / value)
+    gradient = operations(jax.value_and_grad(loss), w)
+    return UnitCosts(gradient / value, operations(product, w, w) / value)
 
 
-class Trace(NamedTuple):
-    """J after each step (or pass), and the evaluations of J and the seconds it took to get there."""
+class Progress(NamedTuple):
+    """J after each step or epoch, with the evaluations of J and the seconds until then."""
 
-    costs: np.ndarray
+    losses: np.ndarray
     evaluations: np.ndarray
     seconds: np.ndarray
 
-    def reaches(self, excess: float, least: float) -> tuple[float, float] | tuple[None, None]:
-        """Evaluations and seconds until J - J* is so small for the first time."""
-        there = np.flatnonzero(self.costs - least <= excess)
-        return (
-            (float(self.evaluations[there[0]]), float(self.seconds[there[0]]))
-            if len(there)
-            else (None, None)
-        )
+
+def run_method(
+    method: Method,
+    data: tuple[Array, Array],
+    max_evaluations: int,
+    costs: UnitCosts,
+    key: jax.Array,
+) -> Progress:
+    """Optimize until `max_evaluations` are used."""
+    work, epoch = method.work, len(data[0]) // (method.batch or len(data[0]))
+    # A line search evaluates at least one gradient.
+    gradients = work.gradients + work.line_search
+    per_step = work.values + costs.gradient * gradients + costs.product * work.products
+    steps = int(max_evaluations / per_step) + 1
+    if epoch > 1:
+        # The loss of a minibatch is not J: evaluate J after each epoch, uncounted and untimed.
+        optimizer = record(method.optimizer, steps, every=epoch)
+        _, params, seconds = time_fit(method._replace(optimizer=optimizer), data, steps, key)
+        done = epoch * np.arange(1, steps // epoch + 1) - 1
+        losses = jax.lax.map(lambda w: loss(w, *data), params[: len(done)])
+        return Progress(np.asarray(losses), per_step * done, seconds * done)
+    optimizer = record(method.optimizer, steps, line_search_steps)
+    losses, searches, seconds = time_fit(method._replace(optimizer=optimizer), data, steps, key)
+    done, more = np.arange(1, steps), np.cumsum(np.asarray(searches) - work.line_search)[:-1]
+    return Progress(losses[1:], per_step * done + costs.gradient * more, seconds * done)
 
 
-def traced(
-    method: Method, data: tuple[Array, Array], limit: int, prices: Price, key: jax.Array
-) -> Trace:
-    """Descend until the evaluations are used up."""
-    asked, a_pass = method.asked, len(data[0]) // (method.batch or len(data[0]))
-    each = (
-        asked.values
-        + prices.gradient * (asked.gradients + asked.searches)
-        + prices.product * asked.products
-    )
-    steps = int(limit / each) + 1
-    optimizer = recorded(
-        method.optimizer,
-        steps,
-        _searches if a_pass == 1 else lambda params, state: params,
-        every=a_pass,
-    )
-    costs, seen, seconds = timed(method._replace(optimizer=optimizer), data, steps, key)
-    if a_pass > 1:
-        # The cost of a batch is not J, which is measured once a pass, and neither counted nor timed.
-        done = a_pass * np.arange(1, steps // a_pass + 1) - 1
-        costs = jax.lax.map(lambda w: loss(w, *data), seen[: len(done)])
-        return Trace(np.asarray(costs), each * done, seconds * done)
-    # A line search takes a gradient at each place that it tries, one at least.
-    done, more = (
-        np.arange(1, steps),
-        np.cumsum(np.asarray(seen) - asked.searches)[:-1] if asked.searches else 0,
-    )
-    return Trace(costs[1:], each * done + prices.gradient * more, seconds * done)
-
-
-def timed(
-    method: Method, data: tuple[Array, Array], steps: int, key: jax.Array
-) -> tuple[np.ndarray, Any, float]:
-    """The costs, what was recorded, and the seconds of a step: those of the fastest of a few runs after a first one, which compiles."""
-    settings: Any = {
-        "optimizer": method.optimizer,
-        "batch_size": method.batch,
-        "steps": steps,
-        "key": key,
-        "progress": False,
-    }
-    times = []
-    for _ in range(1 + TIMED):
-        began = time.perf_counter()
-        fit = training.fit(method.loss, start(), data, **settings)
-        times.append(time.perf_counter() - began)
-    return fit.history["cost"], fit.state.optimizer.seen, min(times[1:]) / steps
-
-
-def _searches(params: Any, state: Any) -> Array:
+def line_search_steps(params: Any, state: Any) -> Array:
+    """Return the number of line search steps in an optimizer's state, 0 if it does not search."""
     return jnp.asarray(optax.tree.get(state, "num_linesearch_steps", 0))
 
 
-def least(data: tuple[Array, Array]) -> tuple[float, float]:
-    """J*, by Newton's method with the whole Hessian, and the length of the gradient there."""
+def time_fit(
+    method: Method, data: tuple[Array, Array], steps: int, key: jax.Array
+) -> tuple[np.ndarray, Any, float]:
+    """Return losses, records and seconds per step of the fastest run after one that compiles."""
+    times = []
+    for _ in range(1 + TIMED_RUNS):
+        began = time.perf_counter()
+        fit = training.fit(
+            method.loss,
+            initial_params(),
+            data,
+            optimizer=method.optimizer,
+            batch_size=method.batch,
+            steps=steps,
+            key=key,
+            progress=False,
+        )
+        times.append(time.perf_counter() - began)
+    return fit.history["cost"], fit.state.optimizer.records, min(times[1:]) / steps
+
+
+def find_minimum(data: tuple[Array, Array]) -> tuple[float, float]:
+    """Return J* by Newton's method with the full Hessian, and the norm of the gradient there."""
     gradient, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
-    w = start()
+    w = initial_params()
     for _ in range(20):
         w = w - jnp.linalg.solve(hessian(w, *data), gradient(w, *data))
     return float(loss(w, *data)), float(jnp.linalg.norm(gradient(w, *data)))
 
 
 def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Descend in all ways, in float64, and write it to `folder`; returns the numbers."""
-    limits = (600, 600, 400) if fast else EVALUATIONS
+    """Run all methods in float64, write the results to `folder` and return the numbers."""
+    limits = (600, 600, 400) if fast else MAX_EVALUATIONS
     with jax.enable_x64(True):
         digits = dp.data.digits(flatten=True)
         data = digits.x_train.astype(float), (digits.y_train == DIGIT).astype(float)
-        tried, prices, (lowest, slope) = methods(*data), price(start(), data), least(data)
-        keys = jax.random.split(jax.random.key(seed), len(tried))
-        traces = {
-            name: traced(method, data, limits[method.order], prices, key)
-            for (name, method), key in zip(tried.items(), keys, strict=True)
+        methods = make_methods(*data)
+        costs = count_unit_costs(initial_params(), data)
+        minimum, gradient_norm = find_minimum(data)
+        keys = jax.random.split(jax.random.key(seed), len(methods))
+        runs = {
+            name: run_method(method, data, limits[method.order], costs, key)
+            for (name, method), key in zip(methods.items(), keys, strict=True)
         }
     numbers = {
-        "J*": lowest,
-        "length of the gradient at J*": slope,
-        "a gradient in evaluations": prices.gradient,
-        "a Hessian-vector product in evaluations": prices.product,
+        "J*": minimum,
+        "gradient norm at J*": gradient_norm,
+        "gradient, in evaluations": costs.gradient,
+        "Hessian-vector product, in evaluations": costs.product,
         "methods": {
             name: {
-                "order": tried[name].order,
-                "J - J*": float(trace.costs[-1] - lowest),
-                **soon(trace, lowest),
+                "order": methods[name].order,
+                "J - J*": float(run.losses[-1] - minimum),
+                **find_first_below(run, minimum),
             }
-            for name, trace in traces.items()
+            for name, run in runs.items()
         },
     }
-    write(folder, numbers, draw(tried, traces, lowest))
+    write_results(folder, numbers, draw_excess_loss(methods, runs, minimum))
     return numbers
 
 
-def soon(trace: Trace, lowest: float) -> dict[str, float | None]:
-    """What it took to come near the least value, None where it did not."""
-    kinds = ("evaluations", "seconds")
-    return {
-        f"{kind} to {near:g}": what
-        for near in (NEAR, NEARER)
-        for kind, what in zip(kinds, trace.reaches(near, lowest), strict=True)
-    }
+def find_first_below(run: Progress, minimum: float) -> dict[str, float | None]:
+    """Return evaluations and seconds until J - J* reaches each target, None if it never does."""
+    found: dict[str, float | None] = {}
+    for target in TARGETS:
+        below = np.flatnonzero(run.losses - minimum <= target)
+        for name, values in (("evaluations", run.evaluations), ("seconds", run.seconds)):
+            found[f"{name} to {target:g}"] = float(values[below[0]]) if len(below) else None
+    return found
 
 
-def draw(tried: dict[str, Method], traces: dict[str, Trace], lowest: float) -> Any:
-    """J - J* against evaluations, and against time."""
-
-    def against(axis: str, scale: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        shown = {}
-        for name, trace in traces.items():
-            above = trace.costs - lowest > LEAST
-            some = np.unique(np.geomspace(1, above.sum(), 200).astype(int)) - 1
-            shown[name] = (
-                scale * getattr(trace, axis)[above][some],
-                (trace.costs - lowest)[above][some],
-            )
-        return shown
-
+def draw_excess_loss(methods: dict[str, Method], runs: dict[str, Progress], minimum: float) -> Any:
+    """Plot J - J* against evaluations and against time."""
+    by_evaluations, by_time = {}, {}
+    for name, run in runs.items():
+        excess = run.losses - minimum
+        above = np.flatnonzero(excess > SMALLEST)
+        shown = above[np.unique(np.geomspace(1, len(above), 200).astype(int)) - 1]
+        by_evaluations[name] = run.evaluations[shown], excess[shown]
+        by_time[name] = 1e3 * run.seconds[shown], excess[shown]
     groups = {
-        f"order {order}": [name for name, method in tried.items() if method.order == order]
+        f"order {order}": [name for name, method in methods.items() if method.order == order]
         for order in range(3)
     }
-    panels = [
-        Panel(against("evaluations", 1.0), "evaluations of J"),
-        Panel(against("seconds", 1e3), "milliseconds"),
-    ]
+    panels = [Panel(by_evaluations, "evaluations of J"), Panel(by_time, "time in ms")]
     return dp.plotting.draw_traces(panels, ylabel="J - J*", groups=groups)
 
 
-def write(folder: Path, numbers: dict[str, Any], figure: Any) -> None:
-    """The page, the figure as a file, and the numbers as JSON."""
+def write_results(folder: Path, numbers: dict[str, Any], figure: Any) -> None:
+    """Write page, figure and numbers, and print a summary."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "orders.png", dpi=150)
+    figure.savefig(folder / "excess_loss.png", dpi=150)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
-    kinds = ("zeroth", "first", "second")
+    names = [f"{name} to {target:g}" for target in TARGETS for name in ("evaluations", "seconds")]
     rows = [
         [
-            kinds[found["order"]],
+            ("zeroth", "first", "second")[method["order"]],
             name,
-            *("-" if value is None else value for key, value in found.items() if " to " in key),
+            *("-" if method[key] is None else method[key] for key in names),
         ]
-        for name, found in numbers["methods"].items()
+        for name, method in numbers["methods"].items()
     ]
-    gradient, product = (
-        numbers["a gradient in evaluations"],
-        numbers["a Hessian-vector product in evaluations"],
+    section = Section(
+        "Values, gradients, curvature",
+        "With values of J alone, a method tries one direction after another in 65 dimensions. A "
+        "gradient gives the slope in all directions for about the price of two values. Curvature "
+        "gives the length of the step; its products pay off near the minimum, where Newton's "
+        "method doubles the number of correct digits in each step. L-BFGS computes no products: "
+        "it estimates curvature from how the gradient changes.\n\n"
+        "For this loss, a sigmoid under its KL divergence, the Gauss-Newton matrix equals the "
+        "Hessian, so both methods have the same curve up to rounding.",
+        figure,
+        Table(["order", "method", *names], rows),
+        caption="Blue: zeroth order; orange: first; green: second. J* is the minimum. One "
+        "evaluation of J is over all examples. By floating-point operations, a gradient with its "
+        f"value counts {numbers['gradient, in evaluations']:.2f}, a Hessian-vector product "
+        f"{numbers['Hessian-vector product, in evaluations']:.2f}, and a Gauss-Newton product as "
+        "much, though it is cheaper; the gradient of a minibatch counts its share of the examples, "
+        "line searches as many gradients as they took. Newton-CG and Gauss-Newton take "
+        f"{PRODUCTS} products per step. Time is that of the fastest of {TIMED_RUNS} runs after one "
+        "that compiles, divided evenly among its steps.",
     )
-    columns = [
-        "order",
-        "method",
-        *(
-            f"{what} to {excess:g}"
-            for excess in (NEAR, NEARER)
-            for what in ("evaluations", "seconds")
-        ),
-    ]
-    sections = [
-        Section(
-            "Value, gradient, curvature",
-            "Who knows only values of J gropes along 65 parameters one direction at a time. A gradient says all of them at once, for the "
-            "price of two values. Curvature says how far, and is worth its products near the least value, where Newton's steps double the "
-            "number of right digits. L-BFGS has no products and guesses curvature from how the gradient changes.\n\n"
-            "For this cost, a sigmoid under its own divergence, the Gauss-Newton matrix is the Hessian, so that the two have one "
-            "curve but for rounding.",
-            figure,
-            Table(columns, rows),
-            caption="Blue: zeroth order; orange: first; green: second. J* is the least value. Evaluations of J are those over all "
-            f"examples, by floating-point operations: a gradient with its value counts {gradient:.2f}, a Hessian-vector product "
-            f"{product:.2f}, a Gauss-Newton product as much, though it is cheaper, a batch's gradient its share, line searches as they "
-            f"were made. Each step of Newton-CG and Gauss-Newton asks for {PRODUCTS} products. Time is that of the fastest of {TIMED} runs "
-            "after a first one, which compiles, spread evenly over its steps.",
-        )
-    ]
     page = dp.plotting.write_page(
         folder / "index.html",
-        "What do we know about J?",
-        sections,
-        summary="Three orders of descent on one cost.",
+        "Zeroth-, first- and second-order optimizers",
+        [section],
+        summary="Nine methods on one loss, compared by evaluations and by time.",
     )
-    for order, name, *reached in rows:
-        print(
-            f"{order:7} {name:22}"
-            + "".join(
-                f"{value:>12.4g}" if isinstance(value, float) else f"{value:>12}"
-                for value in reached
-            )
-        )
+    for order, name, *values in rows:
+        cells = (f"{v:>12.4g}" if isinstance(v, float) else f"{v:>12}" for v in values)
+        print(f"{order:7} {name:22}" + "".join(cells))
     print(page)
 
 
@@ -344,6 +319,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--fast", action="store_true", help="fewer evaluations")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("results/orders"))
+    parser.add_argument("--folder", type=Path, default=Path("results/optimizer_orders"))
     options = parser.parse_args()
     main(options.folder, fast=options.fast, seed=options.seed)

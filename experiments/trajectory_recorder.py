@@ -1,4 +1,4 @@
-"""What an optimizer saw at every step, kept beside its own state, for the pictures: an optax transformation around another."""
+"""Record parameters or optimizer state at every step, by wrapping an optax optimizer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,52 +9,59 @@ import optax
 from jaxtyping import Array, Integer
 
 
-class Recorded(NamedTuple):
-    """The number of steps taken, what was seen (zeros for what is to come), and the state of the optimizer itself."""
+class RecorderState(NamedTuple):
+    """State of the wrapper.
 
-    steps: Integer[Array, ""]
-    seen: Any
-    optimizer: Any
+    Attributes:
+        step: number of steps taken.
+        records: the recorded values, one per leading index; zeros for future steps.
+        inner: state of the wrapped optimizer.
+    """
+
+    step: Integer[Array, ""]
+    records: Any
+    inner: Any
 
 
-def recorded(
+def record(
     optimizer: optax.GradientTransformation,
     steps: int,
-    look: Callable[[Any, Any], Any] = lambda params, state: params,
+    observe: Callable[[Any, Any], Any] = lambda params, state: params,
     *,
     every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer, whose state holds what it saw: `look(params, state)`, the parameters before a step and the state after it.
+    """Wrap an optimizer so that its state also holds `observe(params, state)` of each step.
 
     Args:
-        optimizer: of optax.
-        steps: how many there will be.
-        look: to an array or a pytree of them.
-        every: keep the last of so many steps.
+        optimizer: an optax optimizer; its updates do not change.
+        steps: total number of steps.
+        observe: (parameters before the step, optimizer state after it) -> pytree of arrays;
+            default the parameters.
+        every: keep the last record of every `every` steps; default 1.
 
     >>> from diffprog import descent
-    >>> halving = descent.descent(lambda v, k: 0.5 * v**2, recorded(optax.sgd(0.5), 3))
-    >>> descent.run(halving, 8.0, 3).state.optimizer.seen.tolist()
+    >>> halving = descent.descent(lambda v, k: 0.5 * v**2, record(optax.sgd(0.5), 3))
+    >>> descent.run(halving, 8.0, 3).state.optimizer.records.tolist()
     [8.0, 4.0, 2.0]
     """
-    inner = optax.with_extra_args_support(optimizer)
+    optimizer = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> Recorded:
-        state = inner.init(params)
-        each = jax.eval_shape(look, params, state)
-        return Recorded(
-            jnp.int32(0),
-            jax.tree.map(lambda one: jnp.zeros((-(-steps // every), *one.shape), one.dtype), each),
-            state,
-        )
+    def init(params: Any) -> RecorderState:
+        inner = optimizer.init(params)
+        shapes = jax.eval_shape(observe, params, inner)
+        count = -(-steps // every)
+        records = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), shapes)
+        return RecorderState(jnp.int32(0), records, inner)
 
     def update(
-        gradient: Any, state: Recorded, params: Any = None, **known: Any
-    ) -> tuple[Any, Recorded]:
-        updates, moved = inner.update(gradient, state.optimizer, params, **known)
-        keep = lambda kept, now: kept.at[state.steps // every].set(jnp.asarray(now, kept.dtype))
-        return updates, Recorded(
-            state.steps + 1, jax.tree.map(keep, state.seen, look(params, moved)), moved
+        gradient: Any, state: RecorderState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, RecorderState]:
+        updates, inner = optimizer.update(gradient, state.inner, params, **extra_args)
+        records = jax.tree.map(
+            lambda array, value: array.at[state.step // every].set(value),
+            state.records,
+            observe(params, inner),
         )
+        return updates, RecorderState(state.step + 1, records, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,7 +1,4 @@
-"""The computation graphs, fast: files for each graph, and the numbers of the sources."""
-
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,23 +6,19 @@ import pytest
 
 from diffprog.graph import trace
 from experiments import computation_graphs
+from experiments.sources import golden
 
 pytestmark = pytest.mark.slow  # `make test` stays under four minutes
 
-GOLDEN = {
-    example["id"]: example
-    for example in json.loads((Path(__file__).parents[1] / "golden.json").read_text())["examples"]
-}
-
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def fast_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs")
     return folder, computation_graphs.main(folder, fast=True)
 
 
-def test_writes_a_page_and_three_files_for_each_graph(made):
-    folder, numbers = made
+def test_writes_a_page_and_three_files_for_each_graph(fast_run):
+    folder, numbers = fast_run
     names = set(numbers) - {"gallery"}
     assert {path.name for path in folder.iterdir()} == {
         f"{name}.{kind}" for name in names for kind in ("png", "html", "dot")
@@ -38,19 +31,19 @@ def test_writes_a_page_and_three_files_for_each_graph(made):
     assert json.loads((folder / "numbers.json").read_text()) == numbers
 
 
-def test_the_red_edge_is_the_one_with_the_slip(made):
-    assert made[1]["wrong"]["red edges"] == [["W0", "matmul"]]
-    assert made[1]["product"]["red edges"] == []
+def test_red_edge_is_the_one_with_the_wrong_derivative(fast_run):
+    assert fast_run[1]["wrong"]["red edges"] == [["W0", "matmul"]]
+    assert fast_run[1]["product"]["red edges"] == []
 
 
-def test_the_gallery_says_what_descent_does(made):
-    gallery = made[1]["gallery"]
+def test_gallery_has_the_ends_of_eight_descents(fast_run):
+    gallery = fast_run[1]["gallery"]
     assert len(gallery) == 8
     assert gallery["step(x)"]["end"] == gallery["step(x)"]["start"]
     assert abs(gallery["x²"]["end"]) < 1.8
 
 
-def test_longer_descents_do_what_is_said_of_them():
+def test_longer_descents_converge_oscillate_and_stop():
     ends = {
         landscape.name: computation_graphs.descend(landscape, 40)[0][-2:]
         for landscape in computation_graphs.LANDSCAPES[:4]
@@ -60,11 +53,11 @@ def test_longer_descents_do_what_is_said_of_them():
     assert ends["relu(x)"][0] == ends["relu(x)"][1] <= 0
 
 
-def test_the_worked_examples_have_the_sources_numbers():
+def test_adjoints_equal_the_worked_examples():
     with jax.enable_x64(True):
-        examples = computation_graphs.graphs()
+        examples = computation_graphs.make_examples()
         adjoints = {name: _adjoints(examples[name]) for name in ("squared_norm", "sigmoid", "tanh")}
-    true = {name: example["true"] for name, example in GOLDEN.items()}
+    true = {name: example["true"] for name, example in golden().items()}
     close = np.testing.assert_allclose
     close(adjoints["squared_norm"]["W"], true["wx_norm2"]["dW"])
     close(adjoints["squared_norm"]["x"], true["wx_norm2"]["dx"])
@@ -79,7 +72,7 @@ def _adjoints(example):
     return {node.name: node.adjoint for node in trace(example.f, *example.args).nodes}
 
 
-def test_the_gradient_by_hand_is_right_but_for_the_slip():
+def test_wrong_gradient_is_right_in_the_other_parameter():
     with jax.enable_x64(True):
         graph = trace(computation_graphs.tanh_network, *computation_graphs.TANH)
         _, dW1 = computation_graphs.tanh_gradient_by_hand(*computation_graphs.TANH)
