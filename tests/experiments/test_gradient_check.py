@@ -16,7 +16,7 @@ def test_fast_run_catches_and_saves_its_bugs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "gradient_check/slopes.png").stat().st_size > 5000
     assert "NOT CAUGHT" not in printed
     assert "x['1 % off']  order 1.00  wrong" in printed
-    assert "x['right']    order 2.00  right" in printed
+    assert "x['right']    order 2.00  correct" in printed
 
 
 def test_every_bug_has_a_layer_of_the_network():
