@@ -144,16 +144,20 @@ def write(
     """Write the page and the numbers, and print the reports."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2))
-    keys = ["clean accuracy", "naive PGD", "black-box attack", "adaptive attack"]
+    columns = ["clean accuracy", "naive PGD", "black-box attack", "adaptive attack"]
     rows = [
-        [name, *(f"{found[key]:.0%}" for key in keys), found["name of the adaptive attack"]]
+        [
+            name,
+            *(f"{found[column]:.0%}" for column in columns[:-1]),
+            f"{found['adaptive attack']:.0%} ({found['name of the adaptive attack']})",
+        ]
         for name, found in numbers["defenses"].items()
     ]
     text = (
-        f"Accuracy under each attack at ε = {EPSILON}. Without a defense, PGD leaves "
-        f"{numbers['undefended']:.0%}; no defense makes the network more robust."
+        f"Accuracy under each attack at ε = {EPSILON}. Without a defense it is "
+        f"{numbers['undefended']:.0%} under PGD; no defense makes the network more robust."
     )
-    table = Table(["defense", *keys, "adaptive attack is"], rows)
+    table = Table(["defense", *columns], rows)
     sections = [Section("Three defenses", text, table=table)]
     for name, (naive, _) in reports.items():
         flags = Table(

@@ -118,7 +118,7 @@ def write(
             for outcome in report.outcomes
             if outcome.epsilon is not None
         ]
-        stages = ", ".join(
+        stages = "; ".join(
             f"{stage} {count}" for stage, count in numbers[name]["successes of each stage"].items()
         )
         flags = ", ".join(numbers[name]["flags"]) or "none"
@@ -127,7 +127,7 @@ def write(
             f"Signs of gradient masking: {flags}. The figure shows the smallest perturbations that "
             "FMN found."
         )
-        columns = [f"attack, ε = {EPSILON}", "accuracy", "gradients", "queries"]
+        columns = [f"attack, ε = {EPSILON}", "accuracy", "gradients per digit", "queries per digit"]
         title = f"Network after {name}"
         sections.append(Section(title, text, figures[name], Table(columns, attacks)))
     page = dp.plotting.write_page(

@@ -130,7 +130,7 @@ def draw_adversarial(
     for column, r_pixels in enumerate(signed_to_rgb(r / (largest or 1))):
         grid.draw_image(0, column, original_pixels[column])
         grid.draw_image(1, column, r_pixels)
-        grid.write_title(1, column, f"max |r| = {np.abs(r[column]).max():.3g}", color=FAINT)
+        grid.write_title(1, column, f"max |r| {np.abs(r[column]).max():.2g}", color=FAINT)
         grid.draw_image(2, column, adversarial_pixels[column])
         for row, probabilities in ((0, before), (2, after)):
             predicted = int(np.argmax(probabilities[column]))

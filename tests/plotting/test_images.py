@@ -146,7 +146,7 @@ def test_magnification_is_printed_and_shared():
         0 * adversarial + 0.4, adversarial, LABELS[:2], PROBABILITIES[:2], PROBABILITIES[:2]
     )
     assert "perturbation\n× 10" in texts(figure)
-    assert {"max |r| = 0.1", "max |r| = 0.05"} <= set(texts(figure))
+    assert {"max |r| 0.1", "max |r| 0.05"} <= set(texts(figure))
     np.testing.assert_allclose([tiles(figure)[1].max(), tiles(figure)[4].max()], [1, 0.75])
 
 
