@@ -116,22 +116,19 @@ def transformer_specs(
         config: sizes of the transformer.
         qkv_bias: whether query, key and value have biases; otherwise they are zero.
     """
-    width, hidden = config.width, config.hidden
 
-    def block(k: int) -> dict[str, Any]:
-        stored = {layer: f"{prefix}.{k}.{name}" for layer, name in names.items()}
-        return {
-            **{layer: norm_specs(stored[layer], width) for layer in ("norm1", "norm2")},
-            **{
-                layer: affine_specs(stored[layer], width, width, bias=qkv_bias)
-                for layer in ("query", "key", "value")
-            },
-            "output": affine_specs(stored["output"], width, width),
-            "hidden": affine_specs(stored["hidden"], width, hidden),
-            "out": affine_specs(stored["out"], hidden, width),
-        }
+    def specs(layer: str, stored: str) -> dict[str, Any]:
+        if layer in ("norm1", "norm2"):
+            return norm_specs(stored, config.width)
+        inputs = config.hidden if layer == "out" else config.width
+        outputs = config.hidden if layer == "hidden" else config.width
+        bias = qkv_bias or layer not in ("query", "key", "value")
+        return affine_specs(stored, inputs, outputs, bias=bias)
 
-    return {f"block{k}": block(k) for k in range(config.depth)}
+    return {
+        f"block{k}": {layer: specs(layer, f"{prefix}.{k}.{name}") for layer, name in names.items()}
+        for k in range(config.depth)
+    }
 
 
 def norm_specs(name: str, width: int) -> dict[str, Any]:

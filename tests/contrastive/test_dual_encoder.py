@@ -30,21 +30,16 @@ def pair(seed=0, **options):
 def test_similarity_is_the_cosine_of_the_features():
     towers = pair()
     apply = jax.jit(lambda encoder, x: encoder(x))
-    u, v = (
-        np.asarray(apply(towers.image, IMAGES)),
-        np.asarray(apply(towers.text, WORDS.encode(TEXTS))),
-    )
+    u = np.asarray(apply(towers.image, IMAGES))
+    v = np.asarray(apply(towers.text, WORDS.encode(TEXTS)))
     cosines = (u @ v.T) / np.linalg.norm(u, axis=1)[:, None] / np.linalg.norm(v, axis=1)
     np.testing.assert_allclose(con.similarity(towers, IMAGES, TEXTS), cosines, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_images_of_several_batches():
-    plain = dp.program(lambda images: images[:, 0, :6, 0])
-    towers, many = (
-        pair()._replace(image=plain),
-        jax.random.uniform(jax.random.key(1), (600, 8, 8, 1)),
-    )
+    towers = pair()._replace(image=dp.program(lambda images: images[:, 0, :6, 0]))
+    many = jax.random.uniform(jax.random.key(1), (600, 8, 8, 1))
     together = con.similarity(towers, many, TEXTS)
     assert together.shape == (600, 3)
     np.testing.assert_allclose(together[590:], con.similarity(towers, many[590:], TEXTS), atol=1e-6)

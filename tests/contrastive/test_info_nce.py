@@ -27,18 +27,11 @@ def naive_info_nce(images, texts, log_scale, positive):
     for i in range(BATCH):
         positive_texts = [j for j in range(BATCH) if positive[i, j]]
         positive_images = [j for j in range(BATCH) if positive[j, i]]
-        row, column = (
-            sum(jnp.exp(z[i][k]) for k in range(BATCH)),
-            sum(jnp.exp(z[k][i]) for k in range(BATCH)),
-        )
-        total -= (
-            sum(jnp.log(jnp.exp(z[i][j]) / row) for j in positive_texts) / len(positive_texts) / 2
-        )
-        total -= (
-            sum(jnp.log(jnp.exp(z[j][i]) / column) for j in positive_images)
-            / len(positive_images)
-            / 2
-        )
+        row = sum(jnp.exp(z[i][k]) for k in range(BATCH))
+        column = sum(jnp.exp(z[k][i]) for k in range(BATCH))
+        for_texts = sum(jnp.log(jnp.exp(z[i][j]) / row) for j in positive_texts)
+        for_images = sum(jnp.log(jnp.exp(z[j][i]) / column) for j in positive_images)
+        total -= (for_texts / len(positive_texts) + for_images / len(positive_images)) / 2
     return total / BATCH
 
 
@@ -52,36 +45,35 @@ def naive_sigmoid_loss(images, texts, log_scale, bias, positive):
 
 
 @pytest.mark.parametrize("positive", [None, POSITIVE])
-def test_value_and_gradient_agree_with_a_double_loop(positive):
+@pytest.mark.parametrize(
+    ("loss", "naive", "inputs"),
+    [
+        (info_nce, naive_info_nce, (IMAGES, TEXTS, SCALE)),
+        (sigmoid_loss, naive_sigmoid_loss, (IMAGES, TEXTS, SCALE, BIAS)),
+    ],
+)
+def test_value_and_gradient_agree_with_a_double_loop(loss, naive, inputs, positive):
     pairs = np.eye(BATCH, dtype=bool) if positive is None else positive
+    arguments = range(len(inputs))
     with jax.enable_x64(True):
-        given = [jnp.asarray(np.asarray(value, np.float64)) for value in (IMAGES, TEXTS, SCALE)]
-        bias = jnp.asarray(-2.0)
-        got = jax.value_and_grad(
-            lambda *args: info_nce(*args, positive=positive).mean(), (0, 1, 2)
-        )(*given)
-        want = jax.jit(jax.value_and_grad(lambda *args: naive_info_nce(*args, pairs), (0, 1, 2)))(
-            *given
+        inputs = [jnp.asarray(np.asarray(value, np.float64)) for value in inputs]
+        mean_loss = lambda *args: loss(*args, positive=positive).mean()
+        naive_loss = lambda *args: naive(*args, pairs)
+        value_and_gradient = jax.value_and_grad(mean_loss, arguments)(*inputs)
+        expected = jax.jit(jax.value_and_grad(naive_loss, arguments))(*inputs)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9),
+            value_and_gradient,
+            expected,
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), got, want)
-        got = jax.value_and_grad(
-            lambda *args: sigmoid_loss(*args, positive=positive).mean(), (0, 1, 2, 3)
-        )(*given, bias)
-        want = jax.jit(
-            jax.value_and_grad(lambda *args: naive_sigmoid_loss(*args, pairs), (0, 1, 2, 3))
-        )(*given, bias)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), got, want)
 
 
 @pytest.mark.parametrize(
     "loss", [info_nce, lambda *args, **options: sigmoid_loss(*args, BIAS, **options)]
 )
 def test_losses_are_symmetric_in_images_and_texts(loss):
-    loss_of_pairs, loss_of_swapped = (
-        loss(IMAGES, TEXTS, SCALE, positive=POSITIVE),
-        loss(TEXTS, IMAGES, SCALE, positive=POSITIVE.T),
-    )
-    np.testing.assert_allclose(loss_of_pairs, loss_of_swapped, rtol=1e-5)
+    swapped = loss(TEXTS, IMAGES, SCALE, positive=POSITIVE.T)
+    np.testing.assert_allclose(loss(IMAGES, TEXTS, SCALE, positive=POSITIVE), swapped, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [info_nce, lambda *args: sigmoid_loss(*args, BIAS)])

@@ -122,50 +122,6 @@ def test_pgd_increases_the_loss(tmp_path):
     assert (after > before).all()
 
 
-@pytest.mark.parametrize(
-    ("preprocessing", "mean", "deviation"),
-    [
-        ({"do_normalize": False}, 0, 1),
-        ({"do_rescale": False, "image_mean": [51, 51, 51], "image_std": [51, 51, 51]}, 0.2, 0.2),
-        ({"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]}, 0.5, 0.5),
-        ({"image_processor": {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}}, 0.5, 0.25),
-    ],
-)
-def test_pixels_are_normalized_as_the_folder_states(tmp_path, preprocessing, mean, deviation):
-    arrays = load_vit(folders.write(tmp_path, folders.VIT, TENSORS, preprocessing)).program.arrays
-    assert any(
-        a.shape == b.shape == (3,) and np.allclose(a, mean) and np.allclose(b, deviation)
-        for a in arrays
-        for b in arrays
-        if a is not b
-    )
-
-
-def test_preprocessing_can_be_in_processor_config_json(tmp_path):
-    folders.write(tmp_path, folders.VIT, TENSORS)
-    (tmp_path / "preprocessor_config.json").rename(tmp_path / "processor_config.json")
-    assert load_vit(tmp_path).shape == (6, 6, 3)
-
-
-@pytest.mark.parametrize(
-    "preprocessing",
-    [
-        {},
-        {"image_mean": [0.5], "image_std": [0.5]},
-        {"image_mean": 0.5, "image_std": [1] * 3},
-        folders.PREPROCESSING | {"image_std": [0] * 3},
-        folders.PREPROCESSING | {"image_mean": [0.5, float("nan"), 0.5]},
-        folders.PREPROCESSING | {"image_std": [0.5, float("inf"), 0.5]},
-        folders.PREPROCESSING | {"image_mean": [True, 0.5, 0.5]},
-    ],
-)
-def test_refuses_an_invalid_mean_or_deviation(tmp_path, preprocessing):
-    with pytest.raises(
-        ValueError, match=r"preprocessor_config.json: expected (image_mean|image_std)"
-    ):
-        load_vit(folders.write(tmp_path, folders.VIT, TENSORS, preprocessing))
-
-
 def test_refuses_tensors_of_other_shapes(tmp_path):
     other = folders.random(folders.vit_shapes(hidden=16, classes=5))
     with pytest.raises(
@@ -189,54 +145,6 @@ def test_refuses_an_invalid_config(tmp_path, config):
         match=r"config.json: expected .*(model_type|patch_size|num_attention_heads|layer_norm_eps)",
     ):
         load_vit(folders.write(tmp_path, folders.VIT | config, TENSORS))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"id2label": {"1": "a", "2": "b", "3": "c"}},
-        {"id2label": {"a": "a", "1": "b", "2": "c"}},
-        {"id2label": ["a", "b", "c"]},
-        {"id2label": None, "num_labels": "3"},
-        {"id2label": None, "num_labels": -1},
-    ],
-)
-def test_refuses_invalid_class_names(tmp_path, config):
-    with pytest.raises(
-        ValueError,
-        match=r"config.json: expected id2label with keys '0', '1', ..., or num_labels, found",
-    ):
-        load_vit(folders.write(tmp_path, folders.VIT | config, TENSORS))
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        *(
-            ({"rescale_factor": bad}, "rescale_factor to be a finite number above 0, found")
-            for bad in (0, "1/255", None, float("nan"), -1)
-        ),
-        ({"image_processor": None}, "image_processor to be an object, found NoneType"),
-        ({"size": {"height": 0}}, "a size of at least 1"),
-    ],
-)
-def test_refuses_an_invalid_preprocessing_config(tmp_path, entries, message):
-    with pytest.raises(ValueError, match=f"preprocessor_config.json: expected {message}"):
-        load_vit(folders.write(tmp_path, folders.VIT, TENSORS, folders.PREPROCESSING | entries))
-
-
-def test_a_checkpoint_without_classes_returns_features(tmp_path):
-    tensors = {name: array for name, array in TENSORS.items() if not name.startswith("classifier")}
-    headless = load_vit(folders.write(tmp_path / "none", folders.VIT | {"id2label": {}}, tensors))
-    whole = load_vit(folders.write(tmp_path / "whole", folders.VIT, TENSORS))
-    assert headless.classes == ()
-    np.testing.assert_array_equal(
-        run(headless.program, IMAGES), dp.nodes.read(whole.program, ["pooled"])(IMAGES)[1]["pooled"]
-    )
-    config = {name: value for name, value in folders.VIT.items() if name != "id2label"} | {
-        "num_labels": 0
-    }
-    assert load_vit(folders.write(tmp_path / "num_labels", config, tensors)).classes == ()
 
 
 @pytest.mark.slow
