@@ -2,7 +2,7 @@
 
 Modules:
 
-    program          any callable as a pytree of arrays, compiled once per structure
+    program          turns any callable into a program, whose arrays are pytree leaves
     nodes            read, replace and perturb intermediate values by name; `tap` names them
     gradients        gradients by parameters, input, nodes or example; second derivatives
     fast_gradients   fast CPU gradients of convolutions and max-pooling

@@ -63,12 +63,15 @@ class EquationSite(NamedTuple):
 
     @property
     def opaque_primitive(self) -> str | None:
-        """Outermost enclosing primitive that `interpret` cannot enter."""
+        """Name of the outermost enclosing primitive that `interpret` cannot enter, or None."""
         return next((name for name in self.enclosing if name not in _ENTER), None)
 
     @property
     def custom_rule_primitive(self) -> str | None:
-        """Outermost enclosing primitive with a custom derivative; its outputs cannot be changed."""
+        """Name of the outermost enclosing custom-derivative primitive, or None.
+
+        The outputs of such a primitive cannot be changed.
+        """
         return next((name for name in self.enclosing if _ENTER.get(name) is _custom_rule), None)
 
 
@@ -137,35 +140,25 @@ def find_equations(
             names = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
             if predicate(equation):
                 yield EquationSite(here, equation, names, enclosing, scan_lengths)
-            is_scan = primitive == "scan"
-            lengths = (scan_parameters(equation).length,) if is_scan else ()
+            lengths = (scan_parameters(equation).length,) if primitive == "scan" else ()
+            context = names, (*enclosing, primitive), (*scan_lengths, *lengths)
             for number, inner in enumerate(sub_jaxprs(equation)):
-                yield from search(
-                    inner,
-                    (*here, number),
-                    names,
-                    (*enclosing, primitive),
-                    (*scan_lengths, *lengths),
-                )
+                yield from search(inner, (*here, number), *context)
 
     return list(search(program, (), "", (), ()))
 
 
 def evaluate_equation(equation: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
-    """Evaluate one equation unchanged, in the context it was traced in.
+    """Return the outputs of one equation for given inputs, one for each entry of its `invars`.
 
-    `inputs` has one value per entry of `equation.invars`. Literals keep their own values, and a
-    variable that occurs twice takes the last of its two.
+    Literals keep their own values. If a variable occurs twice, the last of its two inputs counts.
     """
     values = {
         variable: value
         for variable, value in zip(equation.invars, inputs, strict=True)
         if not isinstance(variable, Literal)
     }
-    single = _EMPTY.replace(
-        invars=list(values), outvars=equation.outvars, eqns=[equation], effects=equation.effects
-    )
-    return jaxpr_as_fun(ClosedJaxpr(single, ()))(*values.values())
+    return as_function([equation], list(values))(*values.values())
 
 
 def as_function(
@@ -219,11 +212,11 @@ def interpret(
 
     Args:
         program: a traced function, from `jax.make_jaxpr`.
-        handlers: by path. Inside a function with a custom derivative, the outputs of a handler are
-            ignored.
+        handlers: function to run instead of an equation, by path of the equation. Inside a function
+            with a custom derivative, the outputs of a handler are ignored.
         arguments: the flat arrays that the program takes.
-        side_inputs: last argument of each handler, by path; inside a scan with a leading axis of
-            its iterations.
+        side_inputs: last argument of a handler, by path of its equation; inside a scan, with the
+            iterations as the leading axis.
 
     Returns:
         The flat outputs of the program, and the side outputs of the handlers, by path.
@@ -373,7 +366,7 @@ def _tracing_context(equation: JaxprEqn) -> Iterator[None]:
 
 
 def _by_first_index(mapping: Mapping[Path, Any]) -> dict[int, ByPath]:
-    """Group entries by the first index of their path, keyed by the rest of it."""
+    """Group the entries of a mapping by the first index of their path; the rest is the new key."""
     grouped: dict[int, ByPath] = {}
     for (first, *rest), value in mapping.items():
         grouped.setdefault(first, {})[tuple(rest)] = value

@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
 
 
 class StepInputs:
-    """Inputs of the steps: a count, arrays, or an iterator of batches.
+    """Inputs of the steps of a loop, given as a count, arrays or an iterator of batches.
 
     With a count, the input of a step is its number; with arrays, their entry at that number.
 
@@ -44,22 +44,20 @@ class StepInputs:
     def __init__(self, xs: Any, steps: int | None = None) -> None:
         self.is_iterator = isinstance(xs, Iterator)
         self.length: int | None = None
-        self._xs: Any
         self._read_ahead: list[Any] = []
         if isinstance(xs, int) or getattr(xs, "ndim", None) == 0:
-            self._xs, self.length = None, _validation.integer("xs", xs, low=0)
-        elif self.is_iterator:
-            self._xs = xs
-        else:
+            xs, self.length = None, _validation.integer("xs", xs, low=0)
+        elif not self.is_iterator:
             self.length = _validation.batch(xs=xs)
             _validation.concrete("xs", xs, "inside jit, grad or vmap loop over descent.step")
             _validation.finite("xs", xs)
-            self._xs = jax.tree.map(jnp.asarray, xs)
+            xs = jax.tree.map(jnp.asarray, xs)
+        self._xs = xs
         if steps is not None and self.length is not None:
             self.length = min(self.length, _validation.integer("steps", steps, low=0))
 
     def first(self) -> Any:
-        """Return the input of step 0, or its shapes and dtypes."""
+        """Return the shapes and dtypes of the input of step 0; of an iterator, its first batch."""
         if not self.is_iterator:
             xs = jnp.zeros(1, jnp.int32) if self._xs is None else self._xs
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
@@ -68,7 +66,10 @@ class StepInputs:
         return self._read_ahead[0]
 
     def take(self, start: int, count: int) -> tuple[Any, int]:
-        """Return the inputs of at most `count` steps from `start` on, and their number."""
+        """Return the inputs of the steps from `start` on, and for how many steps, at most `count`.
+
+        Arrays are returned in full, an iterator gives a list of its next batches.
+        """
         if self.length is not None:
             return self._xs, min(count, self.length - start)
         batches = self._read_ahead + list(itertools.islice(self._xs, count - len(self._read_ahead)))
@@ -111,7 +112,7 @@ def trace(step: Program, state: Any, x: Any) -> Any:
 
 
 def python_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """Run a chunk from Python; return the state after it and the stacked infos of its steps."""
+    """Run a chunk from Python; return the state after it and the stacked outputs of its steps."""
     state, infos = chunk.state, []
     for k in range(chunk.start, chunk.stop):
         if isinstance(chunk.xs, list):

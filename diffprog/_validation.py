@@ -26,17 +26,14 @@ def values(array: Any) -> np.ndarray | None:
     A traced array and a `jax.ShapeDtypeStruct` have no values; those of an array that is sharded
     over several processes are not all here.
     """
-    if isinstance(array, jax.ShapeDtypeStruct) or _is_sharded_over_processes(array):
+    concrete = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    is_here = not concrete or array.is_fully_addressable or array.is_fully_replicated
+    if isinstance(array, jax.ShapeDtypeStruct) or not is_here:
         return None
     try:
         return np.asarray(array)
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
         return None
-
-
-def _is_sharded_over_processes(array: Any) -> bool:
-    concrete = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
-    return concrete and not (array.is_fully_addressable or array.is_fully_replicated)
 
 
 def _dtype_and_shape(array: Any) -> str:
@@ -145,11 +142,7 @@ def labels(name: str, value: Any, classes: int) -> None:
             f"{name} must be integer labels of shape (batch,), got {_dtype_and_shape(x)}"
         )
     numbers = values(x)
-    if (
-        numbers is not None
-        and numbers.size
-        and not (numbers.min() >= 0 and numbers.max() < classes)
-    ):
+    if numbers is not None and numbers.size and not 0 <= numbers.min() <= numbers.max() < classes:
         raise ValueError(
             f"{name} must lie in 0 .. {classes - 1}, "
             f"got values from {numbers.min()} to {numbers.max()}"
@@ -216,12 +209,8 @@ def integer(name: str, value: Any, *, low: int) -> int:
 
 def integers(name: str, value: Any, *, least: int = 0, most: int | None = None) -> tuple[int, ...]:
     """Check that `value` is a sequence of `least` to `most` positive integers."""
-    if (
-        not isinstance(value, Sequence)
-        or isinstance(value, str)
-        or len(value) < least
-        or (most is not None and len(value) > most)
-    ):
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_sequence or not least <= len(value) <= (math.inf if most is None else most):
         count = f"{least} or more" if most is None else f"{least} to {most}"
         count = f"{least}" if least == most else count
         raise ValueError(f"{name} must be {count} positive integers, got {value!r}")

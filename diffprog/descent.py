@@ -168,7 +168,7 @@ def require_optimizer(optimizer: Any) -> optax.GradientTransformation:
 
 
 def extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the extra arguments of a step that an optimizer's `update` takes."""
+    """Return the names among value, grad, value_fn, grad_fn and x that `update` accepts."""
     parameters = inspect.signature(update).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
@@ -192,8 +192,7 @@ def run(
         descent: from `descent`.
         start: initial variable, a pytree of finite float arrays; or a `State` to continue from.
         xs: inputs of the steps. A count n: the input of step k is the integer k. A pytree of finite
-            arrays: their entry k on the leading axis. An iterator of batches: its k-th item; up to
-                some
+            arrays: their entry k on the leading axis. An iterator of batches: its k-th item; some
             hundred are read ahead.
         until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, the rule of lecture 004 (which
             also stops on a plateau).
@@ -298,7 +297,10 @@ def run_in_chunks(
             if ending is not None:
                 # A nonfinite cost at step k is that of v_k, so v_{k-1} is the last good variable.
                 good = first_step + at if ending == "until" else max(first_step + at - 1, 0)
-                state = _state_after(good, run_chunk, previous_chunk, chunk)
+                if previous_chunk is not None and good < chunk.start:
+                    chunk = previous_chunk
+                repeat = chunk._replace(stop=good)  # steps up to the good variable, taken again
+                state = chunk.state if good == chunk.start else run_chunk(repeat)[0]
                 costs, aux = costs[: at + 1], jax.tree.map(lambda v, at=at: v[: at + 1], info.aux)
                 yield Result(state.variable, costs, aux, good - first_step, state, ending)
                 return
@@ -307,18 +309,6 @@ def run_in_chunks(
             yield Result(state.variable, costs, info.aux, count, state, "steps")
             previous_chunk, first_step, previous_cost = chunk, chunk.stop, float(costs[-1])
             size = chunk_length(count, time.perf_counter() - start_time, largest)
-
-
-def _state_after(
-    steps: int,
-    run_chunk: Callable[[_loops.Chunk], tuple[State, Info]],
-    previous_chunk: _loops.Chunk | None,
-    chunk: _loops.Chunk,
-) -> State:
-    """Return the state after `steps` updates; repeats part of `chunk` or the previous one."""
-    if previous_chunk is not None and steps < chunk.start:
-        chunk = previous_chunk
-    return chunk.state if steps == chunk.start else run_chunk(chunk._replace(stop=steps))[0]
 
 
 def init_state(descent: Descent, start: Any, *, name: str = "start") -> State:
@@ -404,9 +394,9 @@ def _is_finite(variable: Any) -> Array:
 
 
 def _find_ending(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:
-    """Return why a run stops and at which index of `costs[1:]`, or (None, 0) if it goes on.
+    """Find the first cost that ends a run: (ending, index in `costs[1:]`), or (None, 0).
 
-    `costs[0]` is the cost before, NaN if there is none.
+    `costs[0]` is the cost of the step before, NaN if there was none.
     """
     nonfinite = ~np.isfinite(costs[1:])
     with np.errstate(invalid="ignore"):

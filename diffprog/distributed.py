@@ -146,11 +146,12 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
 
 
 def partition_shardings(mesh: Mesh, rule: Partition | None, tree: Any) -> Any:
-    """Return the sharding of each array by a partition rule; None replicates all.
+    """Return the sharding that a partition rule gives to each array of a pytree.
 
     Args:
         mesh: the mesh.
-        rule: `rule(path, shape_and_dtype) -> PartitionSpec`, with paths such as "affine1/weight".
+        rule: `rule(path, shape_and_dtype) -> PartitionSpec`, with paths such as "affine1/weight";
+            None replicates all arrays.
         tree: a pytree of arrays.
 
     Raises:
@@ -261,7 +262,7 @@ def match_shardings(reference: Any, tree: Any) -> Any:
 def shard_like(reference: Any, tree: Any) -> Any:
     """Shard every array like its counterpart in another tree.
 
-    The outputs of a compiled loop have the shardings that the compiler selected.
+    The compiler chooses the shardings of a compiled loop's outputs; this restores the given ones.
     """
     return jax.tree.map(
         lambda other, leaf: leaf if leaf.sharding == other.sharding else put(leaf, other.sharding),

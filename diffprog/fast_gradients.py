@@ -28,17 +28,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, UInt8
 
-from diffprog import _validation
-from diffprog._jaxpr import (
-    ClosedJaxpr,
-    JaxprEqn,
-    convolution_dimensions,
-    evaluate_equation,
-    find_equations,
-    interpret,
-    jaxpr_as_fun,
-    sub_jaxprs,
-)
+from diffprog import _jaxpr, _validation
+from diffprog._jaxpr import ClosedJaxpr, JaxprEqn
 from diffprog.backprop._convolution import Geometry, convolve, input_gradient, kernel_gradient
 
 _LARGEST_WINDOW = 25  # the positions of a pooling window are unrolled
@@ -86,10 +77,12 @@ def _is_traced(value: Any) -> bool:
 
 
 class _ArrayCall:
-    """A call as a function from the traced arrays in its arguments to those in its results.
+    """One call of f as a function of flat traced arrays only, for `jax.make_jaxpr`.
 
-    Untraced leaves are kept aside; None, which is never a leaf, marks the traced ones, because
-    nothing may hold a tracer after its trace has ended.
+    Arguments and results of f are pytrees that can mix traced arrays with numbers, concrete arrays
+    and other objects. `call(*call.arrays)` runs f and returns the traced results. Lists of leaves
+    hold None, which is never a leaf, in place of a traced array: a tracer must not outlive its
+    trace.
     """
 
     def __init__(self, f: Callable[..., Any], structure: Any, leaves: list[Any]) -> None:
@@ -117,30 +110,30 @@ class _ArrayCall:
 def _run_rewritten(program: ClosedJaxpr, arguments: list[Any]) -> Sequence[Any]:
     handlers = {
         site.path: _with_fast_rule
-        for site in find_equations(program, lambda equation: _fast_function(equation) is not None)
+        for site in _jaxpr.find_equations(program, lambda eqn: _fast_function(eqn) is not None)
         if site.opaque_primitive is None and site.custom_rule_primitive is None
     }
     if not handlers:
-        return jaxpr_as_fun(program)(*arguments)
-    return interpret(program, handlers, arguments)[0]
+        return _jaxpr.jaxpr_as_fun(program)(*arguments)
+    return _jaxpr.interpret(program, handlers, arguments)[0]
 
 
 def _with_fast_rule(
     equation: JaxprEqn, inputs: list[Any], side_input: None
 ) -> tuple[list[Any], None]:
-    """Evaluate an equation inside a `custom_jvp` call that has its fast derivative."""
+    """Evaluate a convolution or max-pooling in a `custom_jvp` call with its fast derivative."""
     function = _fast_function(equation)
     assert function is not None
     (wrapper,) = jax.make_jaxpr(function)(*(atom.aval for atom in equation.invars)).eqns
     # The rest of the equation, with its name scope and source line, stays.
     wrapped = equation.replace(primitive=wrapper.primitive, params=wrapper.params)
-    return evaluate_equation(wrapped, inputs), None
+    return _jaxpr.evaluate_equation(wrapped, inputs), None
 
 
 def primitive_name(equation: JaxprEqn) -> str:
-    """Return the name of an equation's primitive, or of the one it wraps with a fast rule."""
+    """Return the name of an equation's primitive; for a fast rule, of the primitive in its call."""
     if equation.primitive.name == "custom_jvp_call":
-        inner = [inner.primitive.name for inner in sub_jaxprs(equation)[0].eqns]
+        inner = [inner.primitive.name for inner in _jaxpr.sub_jaxprs(equation)[0].eqns]
         wrapped = [name for name in inner if name != "transpose"]
         if len(wrapped) == 1 and wrapped[0] in _FAST_FUNCTIONS:
             return wrapped[0]
@@ -148,7 +141,7 @@ def primitive_name(equation: JaxprEqn) -> str:
 
 
 def _fast_function(equation: JaxprEqn) -> Callable[..., Array] | None:
-    """Return the equation as a function with a fast derivative, or None if there is none."""
+    """Return the function of an equation with a fast derivative, or None if it has no fast rule."""
     make = _FAST_FUNCTIONS.get(equation.primitive.name)
     if make is None:
         return None
@@ -160,7 +153,7 @@ def _fast_function(equation: JaxprEqn) -> Callable[..., Array] | None:
 
 
 class _Convolution(NamedTuple):
-    """Permutations of a convolution's axes into the fast layout and back, and its windows."""
+    """Permutations of a convolution's axes to and from the fast layout; strides and padding."""
 
     to_images: tuple[int, ...]
     to_kernel: tuple[int, ...]
@@ -174,7 +167,7 @@ def _fast_convolution(equation: JaxprEqn) -> Callable[..., Array] | None:
     if groups != (1, 1) or params["out_sharding"] is not None:
         return None
     # lhs_spec is (batch, channels, *spatial), rhs_spec (out channels, in channels, *spatial).
-    lhs_spec, rhs_spec, (first, last, *out) = convolution_dimensions(equation)
+    lhs_spec, rhs_spec, (first, last, *out) = _jaxpr.convolution_dimensions(equation)
     (batch, channels, *sides), (outputs, inputs, *window) = lhs_spec, rhs_spec
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "precision")
     form = _Convolution(
@@ -238,7 +231,7 @@ class _Windows(NamedTuple):
 
     @property
     def positions(self) -> list[tuple[int, ...]]:
-        """Positions in a window, relative to its corner; of equal maxima the first one counts."""
+        """Positions in a window relative to its corner, in the order in which ties are broken."""
         return list(itertools.product(*map(range, self.lengths)))
 
 
@@ -290,7 +283,7 @@ def _window_argmax(
 def _scatter_disjoint(
     windows: _Windows, argmax: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """Compute dJ/dx of max-pooling if the windows do not overlap."""
+    """Compute dJ/dx of max-pooling with windows that do not overlap."""
     lengths, zero = windows.lengths, np.array(0, dy.dtype)
     # x as (windows_1, positions_1, windows_2, positions_2, ...)
     tiled = [side for pair in zip(dy.shape, lengths, strict=True) for side in pair]

@@ -5,8 +5,9 @@ lectures write derivatives: one row per output, one column per input. For a scal
 `jacobian` gives the 1 x n row dJ/dx, and a gradient the vector of shape (n,).
 
 Each function is jitted inside, with its program as an argument: it compiles once for programs of
-one structure and one set of shapes. `f` and `cost` are any callables, plain functions or programs.
-All of these functions can be nested, and used in `jax.jit`, `jax.grad` and `jax.vmap`.
+one structure and one set of shapes. `f` and `cost` are any callables; a program is one whose arrays
+are pytree leaves (see `diffprog.program`). All of these functions can be nested, and used in
+`jax.jit`, `jax.grad` and `jax.vmap`.
 """
 
 import functools
@@ -75,11 +76,11 @@ def _jitted_gradient(cost: Program, args: tuple[Any, ...], argnum: int) -> Any:
 
 
 def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
-    """Adjoints dJ/dh of nodes h of J = f(...), in one backward pass.
+    """Adjoints dJ/dh of named intermediate values h of a scalar J = f(...), in one backward pass.
 
     Args:
         f: a scalar function with taps or operations (see `diffprog.nodes`).
-        names: of the nodes; None for every floating-point tap outside of custom derivatives.
+        names: names of the values; None for every floating-point tap outside of custom derivatives.
 
     Returns:
         `adjoints(*args)`, a dict from names to arrays with the shapes that `nodes.read` gives.

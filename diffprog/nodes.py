@@ -1,7 +1,7 @@
 """Read, replace and perturb intermediate values of a program by name.
 
-A program computes y = f(x) through intermediate values h. A name for h splits f into two halves,
-h = g(x) and y = s(x, h):
+A program, any callable f of arrays, computes y = f(x) through intermediate values h, its nodes. A
+name for h splits f into two halves, h = g(x) and y = s(x, h):
 
     read         (f(x), h)           the value of the node
     replace      s(x, v)             f with v in place of h
@@ -35,18 +35,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike
 
-from diffprog import _validation, fast_gradients
-from diffprog._jaxpr import (
-    ClosedJaxpr,
-    EquationSite,
-    Handler,
-    JaxprEqn,
-    Path,
-    evaluate_equation,
-    find_equations,
-    interpret,
-    tap_name,
-)
+from diffprog import _jaxpr, _validation, fast_gradients
+from diffprog._jaxpr import ClosedJaxpr, EquationSite, Handler, JaxprEqn, Path
 from diffprog.program import Program, program
 
 _TAP = "name"  # the primitive behind `checkpoint_name`
@@ -57,9 +47,9 @@ class Operation(NamedTuple):
     """A convolution or matrix product in a program.
 
     Attributes:
-        shape: of its output, as `read` returns it.
-        dtype: of its output.
-        scope: the module path it was called in, as "CNN/Conv_0"; empty if there is none.
+        shape: shape of its output, as `read` returns it.
+        dtype: dtype of its output.
+        scope: path of the module that called it, as "CNN/Conv_0"; empty if there is none.
     """
 
     shape: tuple[int, ...]
@@ -91,7 +81,9 @@ def tap(value: ArrayLike, name: str) -> Array:
 
 
 def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shape and dtype of every tap of f that can be read, without running f.
+    """Return shape and dtype of every value that f names with `tap`, without running f.
+
+    Taps in a loop of unknown length are left out, as they cannot be read.
 
     Args:
         f: any callable of pytrees.
@@ -122,9 +114,9 @@ def operations(f: Callable[..., Any], *args: Any) -> dict[str, Operation]:
 def read(
     f: Callable[..., Any], names: Iterable[str] | None = None
 ) -> Callable[..., tuple[Any, dict[str, Array]]]:
-    """Transform f into a function args -> (f(args), values) that also returns values of its nodes.
+    """Transform f into args -> (f(args), values), which also returns intermediate values by name.
 
-    Nodes that are not read cost nothing. Gradients flow through the values.
+    Values that are not read cost nothing. Gradients flow through the values.
 
     Args:
         f: any callable of pytrees.
@@ -144,8 +136,12 @@ def read(
     return lambda *args: _run(_as_program(f), args, {}, selected, "values", _replace_handler)
 
 
-def as_name_tuple(names: str | Iterable[str]) -> tuple[str, ...]:
+def as_name_tuple(names: str | Iterable[str], argument: str = "names") -> tuple[str, ...]:
     """Return one name or several as a tuple.
+
+    Args:
+        names: a string or strings.
+        argument: name of the argument in the error message.
 
     >>> as_name_tuple("hidden1")
     ('hidden1',)
@@ -153,12 +149,12 @@ def as_name_tuple(names: str | Iterable[str]) -> tuple[str, ...]:
     is_one = isinstance(names, str) or not isinstance(names, Iterable)
     as_tuple: tuple[Any, ...] = (names,) if is_one else tuple(names)
     if not all(isinstance(name, str) for name in as_tuple):
-        raise TypeError(f"names must be a sequence of strings, got {names!r}")
+        raise TypeError(f"{argument} must be a sequence of strings, got {names!r}")
     return as_tuple
 
 
 def differentiable(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shape and dtype of every tap of f that has an adjoint, without running f.
+    """Return shape and dtype of every tapped value h of f with an adjoint dJ/dh, without running f.
 
     These are the floating-point taps outside of functions with a custom derivative.
 
@@ -174,7 +170,7 @@ def differentiable(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtyp
 
 
 def replace(f: Callable[..., Any], values: Mapping[str, ArrayLike]) -> Callable[..., Any]:
-    """Transform f into a function args -> s(args, v) with the values v in place of its nodes.
+    """Transform f so that given arrays replace its intermediate values of the same names.
 
     Args:
         f: any callable of pytrees.
@@ -196,7 +192,7 @@ def replace(f: Callable[..., Any], values: Mapping[str, ArrayLike]) -> Callable[
 
 
 def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[..., Any]:
-    """Transform f into a function args -> s(args, h + δ) with δ added at its nodes h.
+    """Transform f so that given arrays δ are added to its intermediate values h of the same names.
 
     Its gradient with respect to δ at δ = 0 is the adjoint dy/dh. Args and errors: as `replace`.
 
@@ -211,7 +207,7 @@ def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[
 def intervene(
     f: Callable[..., Any], values: Mapping[str, ArrayLike], names: Iterable[str]
 ) -> Callable[..., tuple[Any, dict[str, Array]]]:
-    """Transform f into args -> (s(args, v), nodes): replace some nodes and read others.
+    """Transform f to replace some intermediate values by name and return others with its output.
 
     Names are those of the nodes of f itself: after "matmul:0" was replaced, the next matrix product
     is still "matmul:1". A replaced node reads as its new value v. Args and errors: as `replace`,
@@ -226,7 +222,7 @@ def intervene(
 
 
 def _as_program(f: Callable[..., Any]) -> Program:
-    """Wrap a plain function without fast gradients; a program keeps its own setting."""
+    """Return f as a `Program`; a `Program` keeps its fast gradients, other callables get none."""
     return program(f, fast_gradients=False)
 
 
@@ -253,7 +249,10 @@ def _run(
     argument: str,
     handler: Handler,
 ) -> tuple[Any, dict[str, Array]]:
-    """Run f with `handler` at the nodes in `values`; read `names`, or all taps if it is None."""
+    """Run f with `handler` at the nodes named in `values`; also return the nodes `names`.
+
+    None as `names` stands for all taps. `argument` names `values` in error messages.
+    """
     traced, structure = trace_program(f, args)
     changed = find_nodes(values, traced)
     sites = _by_name(_node_sites(traced, [_TAP])) if names is None else find_nodes(names, traced)
@@ -268,7 +267,7 @@ def _run(
     handlers: dict[Path, Handler] = {site.path: _read_handler for site in sites.values()}
     handlers |= dict.fromkeys(side_inputs, handler)
     leaves = jax.tree.leaves((f, args))
-    outputs, side_outputs = interpret(traced, handlers, leaves, side_inputs)
+    outputs, side_outputs = _jaxpr.interpret(traced, handlers, leaves, side_inputs)
     return jax.tree.unflatten(structure, outputs), {
         name: side_outputs[site.path] for name, site in sites.items()
     }
@@ -292,7 +291,7 @@ def _validate_value(name: str, value: Array, site: EquationSite) -> None:
 def _read_handler(
     equation: JaxprEqn, inputs: Sequence[Any], side_input: None
 ) -> tuple[list[Any], Any]:
-    outputs = evaluate_equation(equation, inputs)
+    outputs = _jaxpr.evaluate_equation(equation, inputs)
     return outputs, outputs[0]
 
 
@@ -303,7 +302,7 @@ def _replace_handler(
 
 
 def _add_handler(equation: JaxprEqn, inputs: Sequence[Any], delta: Array) -> tuple[list[Any], None]:
-    return [evaluate_equation(equation, inputs)[0] + delta], None
+    return [_jaxpr.evaluate_equation(equation, inputs)[0] + delta], None
 
 
 def trace_program(f: Any, args: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
@@ -313,7 +312,9 @@ def trace_program(f: Any, args: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
 
 
 def find_nodes(names: Iterable[str], traced: ClosedJaxpr) -> dict[str, EquationSite]:
-    """Find nodes of a traced program by tap name, operation or end of a module path.
+    """Return the equations of a traced program whose outputs have the given node names.
+
+    A name is that of a tap, an operation such as "conv:0", or the end of a module path.
 
     Raises:
         ValueError: a name is unknown or ambiguous, or the node cannot be read.
@@ -340,9 +341,9 @@ def _readable(
 
 
 def _node_sites(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[EquationSite]:
-    """Find the equations that are nodes; for a convolution with a fast gradient, its wrapper."""
+    """Return the equations of the given primitives; a fast rule counts instead of its inside."""
     primitive = fast_gradients.primitive_name
-    sites = find_equations(traced, lambda equation: primitive(equation) in primitives)
+    sites = _jaxpr.find_equations(traced, lambda equation: primitive(equation) in primitives)
     wrappers = {
         site.path for site in sites if primitive(site.equation) != site.equation.primitive.name
     }
@@ -356,10 +357,9 @@ def _by_name(sites: list[EquationSite]) -> dict[str, EquationSite]:
     for site in sites:
         if site.opaque_primitive is None:
             primitive = fast_gradients.primitive_name(site.equation)
-            is_tap = primitive == _TAP
-            groups[
-                f"{tap_name(site.equation)}#" if is_tap else f"{_OPERATIONS[primitive]}:"
-            ].append(site)
+            name = None if primitive == _TAP else _OPERATIONS[primitive]
+            prefix = f"{name}:" if name else f"{_jaxpr.tap_name(site.equation)}#"
+            groups[prefix].append(site)
     return {
         prefix[:-1] if prefix.endswith("#") and len(group) == 1 else f"{prefix}{k}": site
         for prefix, group in groups.items()
@@ -394,7 +394,7 @@ def _find_by_path(
 
 def _matches(name: str, site: EquationSite) -> bool:
     if site.equation.primitive.name == _TAP:
-        return tap_name(site.equation) == name
+        return _jaxpr.tap_name(site.equation) == name
     return site.scope != "" and f"/{_module_path(site)}".endswith(f"/{name}")
 
 

@@ -153,7 +153,7 @@ def _l1_sample(key: Array, shape: tuple[int, int], dtype: Any) -> _Flat:
 def _bisect(
     fits: Callable[[_PerExample], Array], low: _PerExample, high: _PerExample
 ) -> _PerExample:
-    """Find the largest t in low .. high that fits, to rounding, by bisection of log t."""
+    """Find the largest t in low .. high for which `fits(t)`, by bisection of log t."""
 
     def halve(_: Any, bracket: tuple[_PerExample, _PerExample]) -> tuple[_PerExample, _PerExample]:
         low, high = bracket
@@ -171,7 +171,10 @@ def _linf_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
-    """Find s such that min(s size, room) has length epsilon > 0; without s it is longer."""
+    """Project sizes on the l2 ball and a box: min(s size, room), with s for length epsilon.
+
+    Needs epsilon > 0 and a min(size, room) outside of the ball.
+    """
     fixed_size, fixed_room = jax.lax.stop_gradient((size, room))
     low = epsilon / jnp.maximum(_l2_length(fixed_size), epsilon)
     bisect = functools.partial(
@@ -192,7 +195,11 @@ def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _l1_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
-    """Find d such that clip(d - gap, 0, room) has length epsilon > 0; min(size, room) is longer."""
+    """Project sizes on the l1 ball and a box: clip(d - gap, 0, room), with d for length epsilon.
+
+    Needs epsilon > 0 and a min(size, room) outside of the ball; gap is the largest size that
+    has room, minus size.
+    """
     top = jnp.max(jnp.where(room > 0, size, 0), axis=1, keepdims=True)
     # Differences of near numbers are exact, so a small d keeps its digits beside a large size.
     gap = top - size
@@ -208,9 +215,9 @@ def _l1_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _within_ball(length: Callable[[_Flat], _PerExample], project: _Project) -> _Project:
-    """Extend `project` to points inside the ball and to epsilon 0, and prevent rounding out of it.
+    """Extend a projection of points outside the ball to all points, and to epsilon 0.
 
-    A point of the ball is returned unchanged, bit for bit.
+    A point of the ball is returned unchanged, bit for bit. Rounding does not leave the ball.
     """
 
     def project_any(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
@@ -224,7 +231,7 @@ def _within_ball(length: Callable[[_Flat], _PerExample], project: _Project) -> _
 
 
 def _room(r: _Flat, x: _Flat, low: Float[Array, ""], high: Float[Array, ""]) -> _Flat:
-    """Return how far x can move towards the side of r so that the rounded sum is in the box."""
+    """Return how far each x_i can move to the side of r_i so that x_i, rounded, is in the box."""
     gap = jnp.where(r < 0, low, high) - x
     # Rounding of the difference can put x + gap one float outside of the box.
     outside = (x + gap < low) | (x + gap > high)
@@ -299,11 +306,7 @@ def _norm(
         return jitted_project(r, x, _validate_radii(epsilon, r.shape[0], r.dtype), low, high)
 
     def sample(key: Array, shape: tuple[int, ...], epsilon: Any, dtype: Any = None) -> Array:
-        sizes = tuple(
-            _validation.integer(f"shape[{axis}]", size, low=1) for axis, size in enumerate(shape)
-        )
-        if not sizes:
-            raise ValueError("shape must have a leading axis of examples, got ()")
+        sizes = _validation.integers("shape", shape, least=1)
         dtype = jnp.zeros((), dtype).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"dtype must be a float dtype, got {dtype}")

@@ -35,7 +35,7 @@ _MISSING = object()
 
 
 class _Static:
-    """A value that is not an array, interned: equal values share one object."""
+    """Value that is not an array, interned: equal values share one `_Static`."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -45,7 +45,7 @@ _INTERNED: weakref.WeakValueDictionary[Hashable, _Static] = weakref.WeakValueDic
 
 
 def _intern(value: Any, identity: Hashable) -> _Static:
-    """Return the interned object of an identity key; `value` represents it if there is none."""
+    """Return the `_Static` of an identity key; if there is none, a new one that holds `value`."""
     interned = _INTERNED.get(identity)
     if interned is None:
         interned = _INTERNED[identity] = _Static(value)
@@ -53,13 +53,13 @@ def _intern(value: Any, identity: Hashable) -> _Static:
 
 
 def _opaque(value: Any) -> _Static:
-    """Intern an object by identity, whatever its contents."""
+    """Intern an object by its `id`, without a look at its contents."""
     return _intern(value, ("same", id(value)))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["join"])
 class _Decomposed:
-    """A callable decomposed into its parts and the function that joins them again."""
+    """Parts of a callable, a pytree, and the function that joins them to the callable again."""
 
     def __init__(self, parts: Any, join: _Static) -> None:
         self.parts, self.join = parts, join
@@ -71,7 +71,7 @@ class _Decomposed:
     meta_fields=["structure", "fast_gradients"],
 )
 class Program:
-    """A callable pytree, made by `program`.
+    """A callable whose arrays are pytree leaves, made by `program`.
 
     Attributes:
         arrays: the leaves, every array in the callable.
@@ -85,7 +85,7 @@ class Program:
         self.arrays, self.structure, self.fast_gradients = arrays, structure, fast_gradients
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Call the callable with its arrays."""
+        """Call the function that the program was made of, with `arrays` in place of its arrays."""
         run = fast_gradients.faster(_run) if self.fast_gradients else _run
         return run(self, args, keywords)
 
@@ -100,7 +100,9 @@ def _run(program: Program, args: tuple[Any, ...], keywords: dict[str, Any]) -> A
 def program(
     apply: Callable[..., Any], params: Any = _MISSING, *, fast_gradients: bool = True
 ) -> Program:
-    """Make the program x -> apply(params, x), or x -> apply(x) of a callable with its own arrays.
+    """Turn a function or module into a `Program`, a callable whose arrays are pytree leaves.
+
+    The program computes x -> apply(params, x), or without `params` x -> apply(x).
 
     Args:
         apply: a plain function, with `params`; or any callable without: an equinox or flax nnx
@@ -135,7 +137,7 @@ def program(
 
 
 def _decompose(tree: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
-    """Decompose every callable leaf of a pytree; the other leaves are arrays or `_Static`."""
+    """Replace each leaf of a pytree that is no array by a `_Static` or a `_Decomposed` callable."""
     is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Content))
     return jax.tree.map(lambda leaf: _decompose_leaf(leaf, within, memo), tree, is_leaf=is_leaf)
 
@@ -166,7 +168,7 @@ class _Content(NamedTuple):
 
 
 def _decompose_content(value: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
-    """Decompose a value; one without arrays stays one object, so that `is` still works."""
+    """Decompose a value that a function reads; without arrays it stays one object for `is`."""
     decomposed = _decompose(value, within, memo)
     leaves, treedef = jax.tree.flatten(decomposed)
     if isinstance(decomposed, _Static) or any(not isinstance(leaf, _Static) for leaf in leaves):
@@ -180,7 +182,7 @@ class _RefersToItself(Exception):
 
 
 def _decompose_callable(leaf: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
-    """Decompose a callable with arrays; intern one without by its code and parts."""
+    """Decompose a callable that holds arrays; intern any other by its code and parts."""
     parts: Any
     code: Hashable
     join: Callable[[Any], Any]
@@ -198,10 +200,8 @@ def _decompose_callable(leaf: Any, within: frozenset[int], memo: dict[int, Any])
             use = _code_effects(leaf.__code__)
             if use.assigns_globals:
                 return _opaque(leaf)
-            parts, code = (
-                _function_parts(leaf, use),
-                (leaf.__code__, id(leaf.__globals__) if use.installed else None),
-            )
+            module = id(leaf.__globals__) if use.installed else None
+            parts, code = _function_parts(leaf, use), (leaf.__code__, module)
             join = functools.partial(_function_from_parts, leaf)
         case Program():
             parts, code = leaf.arrays, ("program", leaf.structure, leaf.fast_gradients)
@@ -213,11 +213,8 @@ def _decompose_callable(leaf: Any, within: frozenset[int], memo: dict[int, Any])
     if any(not isinstance(part, _Static) for part in leaves):
         return _Decomposed(decomposed, _intern(join, code))
     identity = (code, treedef, tuple(leaves))
-    if (
-        isinstance(leaf, types.FunctionType)
-        and leaf.__closure__ is None
-        and _code_effects(leaf.__code__).installed
-    ):
+    is_function = isinstance(leaf, types.FunctionType)
+    if is_function and leaf.__closure__ is None and _code_effects(leaf.__code__).installed:
         # The function itself, because JAX tests whether a pooling's operation `is` `lax.max`.
         return _intern(leaf, identity)
     # A copy, because what the callable reads can be set again later.
@@ -243,12 +240,8 @@ class _CodeEffects(NamedTuple):
     installed: bool
 
 
-_PACKAGES = tuple(
-    {
-        *(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
-        str(Path(__file__).parent),
-    }
-)
+_LIBRARIES = ("stdlib", "platstdlib", "purelib", "platlib")
+_PACKAGES = (*map(sysconfig.get_path, _LIBRARIES), str(Path(__file__).parent))
 _MUTATING_METHODS = frozenset(
     ("append", "extend", "insert", "add", "update", "setdefault", "pop", "remove", "clear")
 )
@@ -283,18 +276,12 @@ def _function_parts(function: types.FunctionType, use: _CodeEffects) -> tuple[An
     """Return a function's closure contents, default arguments, and the globals that it reads."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     contents = tuple(_Content(_cell_contents(name, cell, use)) for name, cell in cells)
-    defaults = (
-        None if function.__defaults__ is None else tuple(map(_Content, function.__defaults__))
-    )
+    defaults = function.__defaults__ and tuple(map(_Content, function.__defaults__))
     keyword_defaults = tuple(map(_Content, (function.__kwdefaults__ or {}).values()))
-    globals_read = {
-        name: function.__globals__[name] for name in use.globals if name in function.__globals__
-    }
-    read = (
-        None
-        if use.installed
-        else {name: _Content(_unless_mutated(value, use)) for name, value in globals_read.items()}
-    )
+    read: dict[str, _Content] | None = None
+    if not use.installed:
+        names = [name for name in use.globals if name in function.__globals__]
+        read = {n: _Content(_unless_mutated(function.__globals__[n], use)) for n in names}
     return contents, defaults, keyword_defaults, read
 
 
@@ -309,7 +296,7 @@ def _cell_contents(name: str, cell: types.CellType, use: _CodeEffects) -> Any:
 
 
 def _unless_mutated(value: Any, use: _CodeEffects) -> Any:
-    """Keep a container that the code mutates as one object, so that its owner sees the changes."""
+    """Intern a container that the code mutates, so that its owner sees the changes."""
     return _opaque(value) if use.records and isinstance(value, (list, dict, set)) else value
 
 
@@ -320,29 +307,24 @@ def _function_from_parts(
     cells = tuple(
         value if isinstance(value, types.CellType) else types.CellType(value) for value in contents
     )
-    names = (
-        original.__globals__
-        if read is None
-        else {"__builtins__": builtins, "__name__": original.__module__, **read}
-    )
+    names = original.__globals__
+    if read is not None:
+        names = {"__builtins__": builtins, "__name__": original.__module__, **read}
     function = types.FunctionType(original.__code__, names, original.__name__, defaults, cells)
-    function.__kwdefaults__ = dict(
-        zip(original.__kwdefaults__ or {}, keyword_defaults, strict=True)
-    )
+    keywords = original.__kwdefaults__ or {}
+    function.__kwdefaults__ = dict(zip(keywords, keyword_defaults, strict=True))
     return function
 
 
 def _recompose(decomposed: Any) -> Any:
-    """Invert `_decompose`."""
-    return jax.tree.map(
-        _recompose_leaf, decomposed, is_leaf=lambda node: isinstance(node, _Decomposed)
-    )
+    """Return the pytree of which `_decompose` made `decomposed`."""
 
+    def join(leaf: Any) -> Any:
+        if isinstance(leaf, _Decomposed):
+            return leaf.join.value(_recompose(leaf.parts))
+        return leaf.value if isinstance(leaf, _Static) else leaf
 
-def _recompose_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, _Decomposed):
-        return leaf.join.value(_recompose(leaf.parts))
-    return leaf.value if isinstance(leaf, _Static) else leaf
+    return jax.tree.map(join, decomposed, is_leaf=lambda node: isinstance(node, _Decomposed))
 
 
 def _is_array(value: Any) -> bool:
@@ -358,7 +340,7 @@ def _is_hashable(value: Any) -> bool:
 
 
 def _identity_key(value: Any) -> Hashable:
-    """Return a key by value if the type compares by value, else by object and its attributes."""
+    """Return a hashable key: the value if its type compares by value, else id and attributes."""
     if isinstance(value, float):
         return float, repr(value)
     if isinstance(value, set):
@@ -370,15 +352,12 @@ def _identity_key(value: Any) -> Hashable:
         or not hasattr(value, "__dict__")
     ):
         return (type(value), value) if _is_hashable(value) else (type(value), id(value))
-    return (
-        type(value),
-        id(value),
-        tuple((name, _Attribute(attribute)) for name, attribute in vars(value).items()),
-    )
+    attributes = tuple((name, _Attribute(entry)) for name, entry in vars(value).items())
+    return type(value), id(value), attributes
 
 
 class _Attribute:
-    """Value of an attribute; plain values compare by value, others by identity."""
+    """Attribute in an identity key: numbers and strings compare by value, others by identity."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
