@@ -1,8 +1,8 @@
-"""Mark the edges of a graph whose hand-written derivative a check has found wrong.
+"""Mark the edges of a graph whose hand-written derivative a gradient check has found wrong.
 
-A finding names an argument by its path in the check: "params['weight']" or "x" for a layer, the
-names of its arguments for a function. The traced function may call the argument otherwise. It is
-matched with, in this order,
+A finding of the check names an argument by its path in the check: "params['weight']" or "x" for a
+layer, the names of its arguments for a function. The traced function may call the argument
+otherwise. It is matched with, in this order,
 
     the argument of the same path
     the only argument with the same paths inside: ['weight'] and ['bias'], or none for an array
@@ -23,7 +23,7 @@ from diffprog.graph._types import Edge
 
 
 def mark_wrong_edges(graph: Graph, report: Any) -> Graph:
-    """Return the graph with `Edge.wrong` set where a finding of the report is not ok.
+    """Return the graph with `Edge.wrong` set on the edges that findings of a report call wrong.
 
     Raises:
         TypeError: `report` is not a report of `diffprog.checks`.
@@ -50,17 +50,16 @@ def mark_wrong_edges(graph: Graph, report: Any) -> Graph:
 
 
 def _layers(finding: Any) -> list[str]:
-    """Return the scopes of a finding; none if it concerns the network as a whole."""
+    """Return the layer of a finding as a list of nested scopes; empty for the whole network."""
     return [layer for layer in finding.layer.split("/") if layer not in ("", "the whole net")]
 
 
 def _argument_matcher(
     finding: Any, findings: Iterable[Any], graph: Graph
 ) -> Callable[[Edge], bool]:
-    """Return the predicate of edges that leave the argument of a finding."""
-    names = [
-        node.name for node in graph.nodes if node.kind == "argument" and node.adjoint is not None
-    ]
+    """Return the function that checks whether an edge leaves the argument that a finding names."""
+    arguments = [node for node in graph.nodes if node.kind == "argument"]
+    names = [node.name for node in arguments if node.adjoint is not None]
     paths = [other.path for other in findings if other.layer == finding.layer]
     argument = _match_argument(finding.path, paths, names)
     return lambda edge: edge.source == argument
@@ -85,7 +84,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _structures(paths: Iterable[str]) -> dict[str, set[str]]:
-    """Return the set of paths inside each argument."""
+    """Return the set of paths inside each argument, by name of the argument."""
     structures: dict[str, set[str]] = defaultdict(set)
     for root, suffix in map(_split, paths):
         structures[root].add(suffix)
@@ -93,7 +92,7 @@ def _structures(paths: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Callable[[Edge], bool]:
-    """Return the predicate of edges that enter the scope of a finding's layer from its argument."""
+    """Return the function that checks whether an edge leads from a finding's path to its layer."""
     layers, (root, suffix) = _layers(finding), _split(finding.path)
     of_layer = [_split(other.path) for other in findings if other.layer == finding.layer]
     params = [inner for name, inner in of_layer if name == "params"] or [""]
@@ -112,7 +111,10 @@ def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Calla
 
 
 def _is_parameter(name: str, suffix: str) -> bool:
-    """Check whether an argument is the parameter `suffix` of a layer; "" is a layer's only one."""
+    """Check whether an argument's name ends with the path `suffix` of a parameter of a layer.
+
+    The suffix of a layer's only parameter is "", which any path inside an argument ends with.
+    """
     return name.endswith(suffix) if suffix else name != _split(name)[0]
 
 

@@ -3,17 +3,8 @@
 import html
 from collections.abc import Sequence
 
-from diffprog.graph._format import (
-    ADJOINT,
-    FRAME,
-    INK,
-    LOCAL,
-    VALUE,
-    WRONG,
-    format_array,
-    format_local,
-    node_title,
-)
+from diffprog.graph import _format
+from diffprog.graph._format import ADJOINT, FRAME, INK, LOCAL, VALUE, WRONG, format_array
 from diffprog.graph._types import Edge, Node
 
 
@@ -38,7 +29,7 @@ def to_dot(nodes: Sequence[Node], edges: Sequence[Edge]) -> str:
 
 def _node_attributes(node: Node) -> str:
     rows = [
-        f"<B>{_escape(node_title(node))}</B>",
+        f"<B>{_escape(_format.node_title(node))}</B>",
         f'<FONT COLOR="{VALUE}">{_escape(format_array(node.value))}</FONT>',
     ]
     if node.adjoint is not None:
@@ -50,7 +41,7 @@ def _node_attributes(node: Node) -> str:
 
 
 def _edge_attributes(edge: Edge, target_shape: tuple[int, ...]) -> str:
-    label = "cut" if edge.cut else format_local(edge.local, target_shape)
+    label = "cut" if edge.cut else _format.format_local(edge.local, target_shape)
     style = ""
     if edge.wrong:
         style = f' color="{WRONG}" fontcolor="{WRONG}" penwidth=2'

@@ -1,4 +1,4 @@
-"""Run a program on values and record every operation in order, with all sub-programs flattened.
+"""Run a jaxpr on values and record every operation in order, those of sub-jaxprs included.
 
     jit, remat              inlined
     cond                    the branch taken
@@ -19,26 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog._jaxpr import (
-    ClosedJaxpr,
-    Jaxpr,
-    JaxprEqn,
-    Literal,
-    as_function,
-    jaxpr_as_fun,
-    scan_parameters,
-    sub_jaxprs,
-)
+from diffprog import _jaxpr
+from diffprog._jaxpr import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, as_function, sub_jaxprs
+from diffprog.graph import _jax_nn_calls
 from diffprog.graph._format import operation_label
-from diffprog.graph._jax_nn_calls import (
-    CALL_PRIMITIVES,
-    CUSTOM_RULE_PRIMITIVES,
-    called_function,
-    count_reads,
-    group_boundary,
-    group_nn_calls,
-    is_derivative,
-)
 
 _MAX_WHILE_STEPS = 10_000
 
@@ -47,14 +31,13 @@ class RecordedOperation(NamedTuple):
     """Operation that was run on values, with its inputs and outputs.
 
     Attributes:
-        op, label, scope, kind: as of the nodes of its outputs.
+        op, label, scope, kind: those of the nodes of its outputs, see `Node`.
         run: differentiable function from inputs to outputs.
-        inputs: values.
+        inputs: values of its inputs.
         sources: index of each input in `Recorder.values`, None for a constant that is no node.
-        outputs: indices of its outputs.
-        params: parameters of the primitive; empty for a box.
-        builtin: name of the primitive or `jax.nn` function; "" for a function of the user, whatever
-            its name, about which nothing is known.
+        outputs: index of each output in `Recorder.values`.
+        builtin: name of the primitive or `jax.nn` function; "" for a function of the user, about
+            which nothing is known even if it has the name of one.
     """
 
     op: str
@@ -65,7 +48,6 @@ class RecordedOperation(NamedTuple):
     inputs: tuple[Any, ...]
     sources: tuple[int | None, ...]
     outputs: tuple[int, ...]
-    params: dict[str, Any]
     builtin: str
 
 
@@ -77,16 +59,16 @@ class TracedValue(NamedTuple):
 
 
 class Recorder:
-    """Record of all values and operations of a run.
+    """Record of the values and operations of a run, filled while the run goes on.
 
     Attributes:
-        values: all recorded values.
-        taps: for each tapped index the name and the number of earlier taps of that name.
-        tap_counts: number of taps of each name.
-        operations: in the order they were run.
-        computed: indices of the outputs of operations.
-        boxes: names of all boxes met, expanded or not.
-        expanded: names of boxes to expand.
+        values: all recorded values, arguments and constants first.
+        taps: (name, number of earlier taps of that name) of tapped values, by index in `values`.
+        tap_counts: number of taps by name.
+        operations: recorded operations, in the order they were run.
+        computed: indices of the values that are outputs of operations.
+        boxes: names of the functions that are, or without `expanded` would be, recorded as a box.
+        expanded: names of functions whose bodies are recorded instead of a box.
         max_scan: length of the longest scan to unroll.
     """
 
@@ -100,7 +82,7 @@ class Recorder:
         self.expanded, self.max_scan = expanded, max_scan
 
     def add_value(self, value: Any) -> TracedValue:
-        """Record a value."""
+        """Append a value to `values`, and return it with its index."""
         self.values.append(value)
         return TracedValue(value, len(self.values) - 1)
 
@@ -112,10 +94,9 @@ class Recorder:
         scope: str,
         label: str = "",
         kind: str = "operation",
-        params: dict[str, Any] | None = None,
         builtin: str | None = None,
     ) -> list[TracedValue]:
-        """Run an operation and record it if it depends on a recorded value."""
+        """Run `function` on the operands, and record it if one of them is a recorded value."""
         inputs = tuple(operand.value for operand in operands)
         sources = tuple(operand.id for operand in operands)
         results = function(*inputs)
@@ -123,20 +104,9 @@ class Recorder:
             return [TracedValue(result) for result in results]
         outputs = [self.add_value(result) for result in results]
         indices = tuple(output.id for output in outputs if output.id is not None)
-        self.operations.append(
-            RecordedOperation(
-                op,
-                label or op,
-                scope,
-                kind,
-                function,
-                inputs,
-                sources,
-                indices,
-                params or {},
-                op if builtin is None else builtin,
-            )
-        )
+        texts, ends = (op, label or op, scope, kind), (inputs, sources, indices)
+        builtin = op if builtin is None else builtin
+        self.operations.append(RecordedOperation(*texts, function, *ends, builtin))
         self.computed.update(indices)
         return outputs
 
@@ -148,7 +118,15 @@ def flatten_program(
     recorder: Recorder,
     scope: str = "",
 ) -> list[TracedValue]:
-    """Run a program, record its operations and return its outputs."""
+    """Run a jaxpr on traced values, record its operations, and return its outputs.
+
+    Args:
+        program: the jaxpr, with sub-jaxprs.
+        constants: values of the arrays that it closes over.
+        arguments: values of its arguments.
+        recorder: the record to extend.
+        scope: name scope in which it is called.
+    """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
 
@@ -158,11 +136,12 @@ def flatten_program(
             return TracedValue(jnp.asarray(atom.val, aval.dtype))
         return values[atom]
 
-    reads = count_reads(jaxpr)
-    for equations, name in group_nn_calls(jaxpr, scope, recorder.expanded, recorder.boxes):
+    reads = _jax_nn_calls.count_reads(jaxpr)
+    groups = _jax_nn_calls.group_nn_calls(jaxpr, scope, recorder.expanded, recorder.boxes)
+    for equations, name in groups:
         inner_scope = _join_scopes(scope, str(equations[0].source_info.name_stack))
         if name:
-            operands, results = group_boundary(equations, reads)
+            operands, results = _jax_nn_calls.group_boundary(equations, reads)
             run = as_function(equations, operands, results)
             inputs = [values[variable] for variable in operands]
             outputs = recorder.run(name, run, inputs, inner_scope, kind="box")
@@ -178,46 +157,43 @@ def _run_equation(
     equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
 ) -> list[TracedValue]:
     primitive = equation.primitive.name
-    if primitive in CALL_PRIMITIVES | CUSTOM_RULE_PRIMITIVES:
+    if primitive in _jax_nn_calls.CALL_PRIMITIVES | _jax_nn_calls.CUSTOM_RULE_PRIMITIVES:
         return _run_call(equation, operands, recorder, scope)
     if primitive == "cond":
         branches = sub_jaxprs(equation)
         index = int(np.clip(int(operands[0].value), 0, len(branches) - 1))
         return _enter(branches[index], operands[1:], recorder, scope)
-    if primitive == "scan" and equation.params["length"] <= recorder.max_scan:
+    if primitive == "scan" and _jaxpr.scan_parameters(equation).length <= recorder.max_scan:
         return _unroll_scan(equation, operands, recorder, scope)
     # A loop over integers only has no derivative to show.
-    if primitive == "while" and any(map(_is_inexact, equation.outvars)):
+    outputs: list[Any] = [variable.aval for variable in equation.outvars]
+    if primitive == "while" and any(jnp.issubdtype(o.dtype, jnp.inexact) for o in outputs):
         return _unroll_while(equation, operands, recorder, scope)
     if primitive == "name":
         return _tap(equation, operands, recorder, scope)
     if primitive == "convert_element_type":
-        before: Any = equation.invars[0].aval
-        after: Any = equation.outvars[0].aval
-        if before.dtype == after.dtype:  # only the weak type changes
+        operand: Any = equation.invars[0].aval
+        if operand.dtype == outputs[0].dtype:  # only the weak type changes
             return operands
-    params = dict(equation.params)
     if primitive == "scan":
-        label = f"scan, {params['length']} steps"
+        label = f"scan, {_jaxpr.scan_parameters(equation).length} steps"
     else:
-        constants = {k: operand.value for k, operand in enumerate(operands) if operand.id is None}
-        label = operation_label(primitive, params, constants)
-    run = as_function([equation])
-    return recorder.run(primitive, run, operands, scope, label, params=params)
-
-
-def _is_inexact(variable: Any) -> bool:
-    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+        constants = {k: value for k, (value, index) in enumerate(operands) if index is None}
+        label = operation_label(primitive, equation.params, constants)
+    return recorder.run(primitive, as_function([equation]), operands, scope, label)
 
 
 def _run_call(
     equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
 ) -> list[TracedValue]:
-    """Run the call of a function: as one box or, if it is expanded or only jitted, its body."""
+    """Run the call of a function, recorded as one box or by the operations of its body.
+
+    Boxes are the functions with a custom derivative and those of `jax.nn`, unless expanded.
+    """
     primitive = equation.primitive.name
-    name, is_nn = called_function(equation)
-    is_nn = is_nn and not is_derivative(scope)
-    has_rule = primitive in CUSTOM_RULE_PRIMITIVES
+    name, is_nn = _jax_nn_calls.called_function(equation)
+    is_nn = is_nn and not _jax_nn_calls.is_derivative(scope)
+    has_rule = primitive in _jax_nn_calls.CUSTOM_RULE_PRIMITIVES
     if has_rule and name.startswith("_"):
         # A private helper that runs any layer: the scope names the layer.
         name = scope.rpartition("/")[2] or name
@@ -243,20 +219,19 @@ def _enter(
 def _unroll_scan(
     equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
 ) -> list[TracedValue]:
-    first_carry, carries, length, reverse, _ = scan_parameters(equation)
-    constants, xs = operands[:first_carry], operands[first_carry + carries :]
-    carry = operands[first_carry : first_carry + carries]
-    (body,) = sub_jaxprs(equation)
-    steps = range(length)
+    num_consts, num_carry, length, reverse, _ = _jaxpr.scan_parameters(equation)
+    split = num_consts + num_carry
+    constants, carry, xs = operands[:num_consts], operands[num_consts:split], operands[split:]
+    (body,), steps = sub_jaxprs(equation), range(length)
     ys: dict[int, list[TracedValue]] = {}
     for step in reversed(steps) if reverse else steps:
         step_scope = _join_scopes(scope, f"step {step}")
         index = functools.partial(_index, step)
         rows = [recorder.run("index", index, [x], step_scope, f"[{step}]")[0] for x in xs]
         outputs = _enter(body, [*constants, *carry, *rows], recorder, step_scope)
-        carry, ys[step] = outputs[:carries], outputs[carries:]
+        carry, ys[step] = outputs[:num_carry], outputs[num_carry:]
     if not steps:
-        avals: list[Any] = [variable.aval for variable in equation.outvars[carries:]]
+        avals: list[Any] = [variable.aval for variable in equation.outvars[num_carry:]]
         return [*carry, *(TracedValue(jnp.zeros(aval.shape, aval.dtype)) for aval in avals)]
     columns = zip(*(ys[step] for step in steps), strict=True)
     return [*carry, *(recorder.run("stack", _stack, column, scope)[0] for column in columns)]
@@ -274,7 +249,7 @@ def _unroll_while(
     equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
 ) -> list[TracedValue]:
     params = equation.params
-    condition, body = jaxpr_as_fun(params["cond_jaxpr"]), params["body_jaxpr"]
+    condition, body = _jaxpr.jaxpr_as_fun(params["cond_jaxpr"]), params["body_jaxpr"]
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     carry = operands[second:]
@@ -291,8 +266,8 @@ def _unroll_while(
 def _tap(
     equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
 ) -> list[TracedValue]:
-    """Name a value; an argument or a value that has a name already is copied first."""
-    name, index = equation.params["name"], operands[0].id
+    """Record the name of a tapped value; first copy an argument, or a value with a name already."""
+    name, index = _jaxpr.tap_name(equation), operands[0].id
     if index not in recorder.computed or index in recorder.taps:
         operands = recorder.run("name", as_function([equation]), operands, scope, "copy")
     if operands[0].id is not None:

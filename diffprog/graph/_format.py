@@ -45,12 +45,12 @@ _INFIX = {"+", "−", "×", "÷", ">", "≥", "<", "≤", "=", "≠", "power", "
 
 
 def operation_label(op: str, params: dict[str, Any], constants: dict[int, Any]) -> str:
-    """Return the symbol of a primitive, with its constant operand if it has one.
+    """Return the symbol of a JAX primitive, with its constant operand if it has one.
 
     Args:
-        op: the primitive.
-        params: its parameters.
-        constants: operands that are not nodes, by slot.
+        op: name of the primitive.
+        params: parameters of its equation.
+        constants: operands that are not nodes, by position.
 
     >>> operation_label("mul", {}, {0: 2.0}), operation_label("integer_pow", {"y": 3}, {})
     ('2 ×', '^3')
@@ -75,7 +75,7 @@ def operation_label(op: str, params: dict[str, Any], constants: dict[int, Any]) 
 
 
 def symbol(op: str) -> str:
-    """Return the sign or word for a primitive.
+    """Return the sign or word that stands for a JAX primitive.
 
     >>> symbol("mul"), symbol("reduce_sum"), symbol("tanh")
     ('×', 'sum', 'tanh')
@@ -84,7 +84,7 @@ def symbol(op: str) -> str:
 
 
 def node_title(node: Node) -> str:
-    """Return the name of an argument or constant, the tap and operation of any other node."""
+    """Return the title of a node: an argument's or constant's name, else "tap = operation"."""
     if node.kind in ("argument", "constant"):
         return node.name
     return f"{node.tap} = {node.label}" if node.tap else node.label
@@ -109,7 +109,7 @@ def format_number(value: Any, digits: int = 4) -> str:
 
 
 def format_array(array: Any, max_size: int = 9, max_columns: int = 3) -> str:
-    """Format the entries of a small array, one row a line; shape and norm of a larger one.
+    """Format an array: its entries, one row per line, if it is small, else its shape and norm.
 
     >>> format_array(np.array([0.22, 0.26])), format_array(np.ones((256, 10)))
     ('[0.22 0.26]', '256×10, norm 50.6')
@@ -130,7 +130,7 @@ def format_array(array: Any, max_size: int = 9, max_columns: int = 3) -> str:
 
 
 def format_shape(shape: tuple[int, ...]) -> str:
-    """Format a shape as "256×10", that of a scalar as "scalar"."""
+    """Format a shape as "256×10", the shape () as "scalar"."""
     return "×".join(map(str, shape)) if shape else "scalar"
 
 

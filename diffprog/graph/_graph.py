@@ -1,4 +1,4 @@
-"""Computation graph as a plain value, with its paths and gates.
+"""Computation graph as a plain value: nodes, edges, the paths between nodes, and gates.
 
 A node h holds its value and its adjoint dJ/dh, where J is the scalar output. An edge from a to b
 holds the local derivative db/da and the flow dJ/db db/da that it sends back. Two sums make up
@@ -38,16 +38,18 @@ class Path(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """Gate of a computation graph: a sum, maximum or product and its effect on the adjoint.
+    """Node that is a sum, maximum or product, with the adjoint that it passes to each operand.
 
     Attributes:
-        node: its name.
-        kind: "distributor" (sum), "router" (maximum, minimum) or "switcher" (product).
-        upstream: the adjoint of the node.
+        node: name of the node.
+        kind: "distributor" (sum: each operand receives the adjoint), "router" (maximum, minimum:
+            only the largest or smallest operand does) or "switcher" (product of two: each receives
+            the adjoint times the value of the other).
+        upstream: adjoint dJ/dy of the node.
         sources: names of its operands that are nodes.
-        values: their values.
-        locals: the local derivatives.
-        flows: the share of `upstream` that each operand receives.
+        values: values of these operands.
+        locals: local derivatives dy/da with respect to these operands a.
+        flows: dJ/dy dy/da, what each of these operands receives.
     """
 
     node: str
@@ -96,26 +98,21 @@ class Graph:
         return {node.name: node for node in self.nodes}
 
     @functools.cached_property
-    def _out(self) -> dict[str, list[Edge]]:
-        edges = defaultdict(list)
+    def _out_and_in(self) -> tuple[dict[str, list[Edge]], dict[str, list[Edge]]]:
+        """Edges that leave and edges that enter, by name of the node."""
+        leaving, entering = defaultdict(list), defaultdict(list)
         for edge in self.edges:
-            edges[edge.source].append(edge)
-        return dict(edges)
-
-    @functools.cached_property
-    def _in(self) -> dict[str, list[Edge]]:
-        edges = defaultdict(list)
-        for edge in self.edges:
-            edges[edge.target].append(edge)
-        return dict(edges)
+            leaving[edge.source].append(edge)
+            entering[edge.target].append(edge)
+        return dict(leaving), dict(entering)
 
     def out_edges(self, name: str) -> tuple[Edge, ...]:
-        """Return the edges that leave a node, one for each operation that reads its value."""
-        return tuple(self._out.get(self[name].name, ()))
+        """Return the edges that leave a node, one for each operand slot that its value fills."""
+        return tuple(self._out_and_in[0].get(self[name].name, ()))
 
     def in_edges(self, name: str) -> tuple[Edge, ...]:
-        """Return the edges that enter a node, one for each operand, by slot."""
-        return tuple(self._in.get(self[name].name, ()))
+        """Return the edges that enter a node, one for each of its operands, in order."""
+        return tuple(self._out_and_in[1].get(self[name].name, ()))
 
     def paths(self, a: str, b: str | None = None) -> list[Path]:
         """Return every path from a to b with its derivative; they add up to the total db/da.
@@ -158,10 +155,17 @@ class Graph:
             )
         return [_multiply_edges(edges, start, end) for edges in self._walk(a, end.name, counts)]
 
-    def gates(self) -> list[Gate]:
-        """Return the sums, maxima and products of the graph, called gates in lecture 003.
+    def _differentiable_edges(self, name: str) -> list[Edge]:
+        return [edge for edge in self.out_edges(name) if edge.local is not None]
 
-        Sums distribute the adjoint, maxima and minima route it, products switch it.
+    def gates(self) -> list[Gate]:
+        """Return the sums, maxima, minima and products of the graph, with the adjoints they pass.
+
+        A sum is a "distributor": it passes its adjoint to every operand. A maximum is a "router":
+        it passes it to the largest operand only. A product is a "switcher": each operand receives
+        it times the other operand. The `flows` of a gate are what its operands receive.
+
+        Source: lecture 003, gates.
 
         >>> from diffprog.graph import trace
         >>> [(gate.kind, gate.flows) for gate in trace(lambda x, y: x * y, 3.0, -4.0).gates()]
@@ -170,19 +174,13 @@ class Graph:
         gates = []
         for node in self.nodes:
             if node.op in _GATES and node.adjoint is not None:
-                edges = [edge for edge in self.in_edges(node.name) if edge.local is not None]
-                sources = tuple(edge.source for edge in edges)
-                gates.append(
-                    Gate(
-                        node.name,
-                        _GATES[node.op],
-                        node.adjoint,
-                        sources,
-                        tuple(self[source].value for source in sources),
-                        tuple(edge.local for edge in edges),
-                        tuple(edge.flow for edge in edges),
-                    )
-                )
+                entering = [
+                    (edge.source, self[edge.source].value, edge.local, edge.flow)
+                    for edge in self.in_edges(node.name)
+                    if edge.local is not None
+                ]
+                of_operands = zip(*entering, strict=True) if entering else ((), (), (), ())
+                gates.append(Gate(node.name, _GATES[node.op], node.adjoint, *of_operands))
         return gates
 
     def to_dot(self) -> str:
@@ -190,11 +188,11 @@ class Graph:
         return to_dot(self.nodes, self.edges)
 
     def _count_paths(self, b: str) -> dict[str, int]:
-        """Count the paths to b from every node, last node first."""
+        """Return the number of paths from each node to b, the sum over the targets of its edges."""
         counts = dict.fromkeys(self._by_name, 0) | {b: 1}
         for node in reversed(self.nodes):
             if node.name != b:
-                edges = [e for e in self._out.get(node.name, ()) if e.local is not None]
+                edges = self._differentiable_edges(node.name)
                 counts[node.name] = sum(counts[edge.target] for edge in edges)
         return counts
 
@@ -206,14 +204,12 @@ class Graph:
             if name == b:
                 yield edges
                 continue
-            onward = [
-                e for e in self._out.get(name, ()) if e.local is not None and counts[e.target]
-            ]
+            onward = [edge for edge in self._differentiable_edges(name) if counts[edge.target]]
             stack += [(edge.target, (*edges, edge)) for edge in reversed(onward)]
 
 
 def _multiply_edges(edges: tuple[Edge, ...], start: Node, end: Node) -> Path:
-    """Return the path with the product of its edges, multiplied from the end as in reverse mode."""
+    """Return the path along `edges`, with the product of their derivatives, as in reverse mode."""
     rows = np.eye(end.value.size, dtype=end.value.dtype).reshape(-1, *end.value.shape)
     for edge in reversed(edges):
         if isinstance(edge.local, Summary):

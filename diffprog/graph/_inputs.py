@@ -1,4 +1,4 @@
-"""Names of the arrays that a traced function takes as arguments and closes over."""
+"""Name and validate the arrays that a traced function takes as arguments or closes over."""
 
 import contextlib
 import inspect
@@ -17,7 +17,7 @@ _NUMBERS = (np.bool_, np.number, jax.dtypes.extended)
 
 
 def named_leaves(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the arrays among the arguments by path, "params['weight']", in `jax.tree` order.
+    """Return the arrays in the arguments of f by path, as "params['weight']", in `jax.tree` order.
 
     Functions among the leaves, such as a module's activation, are left out.
 
@@ -68,23 +68,18 @@ def _require_array(name: str, leaf: Any) -> None:
 
 
 def constant_names(f: Callable[..., Any], constants: list[Any]) -> list[str]:
-    """Return the names of arrays that f holds in its closure, its globals or its own leaves.
+    """Return the names under which f holds constants in its closure, globals or pytree leaves.
 
-    Arrays that none of them holds are called "constant".
+    A constant that is in none of them is called "constant".
     """
     function = inspect.unwrap(f)
-    variables: list[tuple[str, Any]] = []
+    variables: list[tuple[str, Any]] = [] if inspect.isfunction(function) else [("", f)]
     if inspect.isfunction(function):
         with contextlib.suppress(ValueError):  # a variable of the closure is not assigned yet
             closure = inspect.getclosurevars(function)
             variables = [*closure.nonlocals.items(), *closure.globals.items()]
-    else:
-        variables = [("", f)]
-    arrays = [
-        (name, leaf)
-        for name, leaf in _flatten_with_paths(variables)
-        if isinstance(leaf, jax.Array | np.ndarray)
-    ]
+    leaves = _flatten_with_paths(variables)
+    arrays = [(name, leaf) for name, leaf in leaves if isinstance(leaf, jax.Array | np.ndarray)]
 
     def name_of(constant: Any) -> str:
         matches = (name for name, array in arrays if _is_same_constant(array, constant))

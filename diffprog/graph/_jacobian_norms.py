@@ -56,14 +56,21 @@ Pull: TypeAlias = Callable[[Any], Any]
 
 
 def is_diagonal(operation: RecordedOperation, inputs: list[Any], output: Any) -> bool:
-    """Check whether the derivatives with respect to all `inputs` are known to be diagonal."""
+    """Check whether the derivatives of `output` by all `inputs` are known to be diagonal."""
     return operation.builtin in _ELEMENTWISE and all(x.shape == output.shape for x in inputs)
 
 
 def jacobian_norms(
     operation: RecordedOperation, slots: list[int], output: Any, pull: Pull
 ) -> list[Summary]:
-    """Return shape and norm of the derivative of `output` with respect to the inputs in `slots`."""
+    """Return a `Summary` of the derivative of `output` by each of the inputs at the given slots.
+
+    Args:
+        operation: the operation that computes `output`.
+        slots: positions of inputs of the operation.
+        output: one of its outputs.
+        pull: function from the adjoint of `output` to those of the inputs at `slots`.
+    """
     op = operation.builtin
     estimates = functools.cache(lambda: _estimate_squared_norms(output, pull))
 
@@ -96,22 +103,17 @@ def jacobian_norms(
 
 
 def _factor_norm(operation: RecordedOperation, slot: int) -> float:
-    """Return the norm of the derivative of a product, from the squares of the other factor."""
+    """Return the norm of a product's derivative by the factor at `slot`, from the other factor."""
     factors = [x**2 for x in operation.inputs]
     factors[slot] = ones(factors[slot])
     return math.sqrt(_float64(operation.run(*factors)[0]).sum())
 
 
 def _estimate_squared_norms(output: Any, pull: Pull) -> np.ndarray:
-    """Estimate the squared norm of the derivative with respect to each input."""
+    """Estimate the squared norms of the derivatives of `output` by the inputs of `pull`."""
     rng = np.random.default_rng(0)
-    squares = [
-        [
-            np.sum(_float64(adjoint) ** 2)
-            for adjoint in pull(rng.choice([-1, 1], output.shape).astype(output.dtype))
-        ]
-        for _ in range(_PROBES)
-    ]
+    signs = (rng.choice([-1, 1], output.shape).astype(output.dtype) for _ in range(_PROBES))
+    squares = [[np.sum(_float64(adjoint) ** 2) for adjoint in pull(s)] for s in signs]
     return np.mean(squares, axis=0)
 
 
@@ -120,10 +122,10 @@ def _float64(array: Any) -> np.ndarray:
 
 
 def unit_rows(output: Any) -> np.ndarray:
-    """Return the standard basis of the adjoints of `output`, one for each entry."""
+    """Return the unit arrays of the shape of `output`, a 1 at each entry in turn, stacked."""
     return np.eye(output.size, dtype=output.dtype).reshape(-1, *output.shape)
 
 
 def ones(array: Any) -> np.ndarray:
-    """Return ones like `array`, made by NumPy because JAX compiles a program for each shape."""
+    """Return ones like `array`, by NumPy because JAX would compile a program for each shape."""
     return np.ones(array.shape, array.dtype)

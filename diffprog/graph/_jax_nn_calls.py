@@ -22,14 +22,14 @@ CUSTOM_RULE_PRIMITIVES = frozenset(("custom_jvp_call", "custom_vjp_call", "custo
 
 
 class EquationGroup(NamedTuple):
-    """Equations of one inlined call of a `jax.nn` function; or one equation, with an empty name."""
+    """Equations of one inlined call of the `jax.nn` function `name`; or one equation, name ""."""
 
     equations: list[JaxprEqn]
     name: str = ""
 
 
 class _NNCall(NamedTuple):
-    """Active call of a `jax.nn` function, with the frames of its callers and its own."""
+    """Call of a `jax.nn` function in a traceback: stack frames of its callers, and the others."""
 
     name: str
     callers: Any
@@ -39,13 +39,13 @@ class _NNCall(NamedTuple):
 def group_nn_calls(
     jaxpr: Jaxpr, scope: str, expanded: frozenset[str], boxes: set[str]
 ) -> Iterator[EquationGroup]:
-    """Yield the equations of a program, with the equations of each inlined call in one group.
+    """Yield the equations of a jaxpr in order; those of an inlined `jax.nn` call form one group.
 
     Args:
-        jaxpr: the program.
-        scope: where it is called.
-        expanded: names of functions that are not grouped.
-        boxes: set to which the names of all functions found are added.
+        jaxpr: the jaxpr.
+        scope: name scope in which it is called.
+        expanded: names of functions whose equations are not grouped.
+        boxes: set to which the names of all `jax.nn` functions found are added.
     """
     group: list[JaxprEqn] = []
     first: _NNCall | None = None
@@ -67,14 +67,14 @@ def group_nn_calls(
 
 
 def is_derivative(scope: str) -> bool:
-    """Check whether a scope lies in a derivative, such as jax.grad, taken by the program itself."""
+    """Check whether a name scope belongs to a derivative that the program itself takes."""
     return "jvp(" in scope
 
 
 def _active_nn_call(
     equation: JaxprEqn, expanded: frozenset[str], boxes: set[str]
 ) -> _NNCall | None:
-    """Return the outermost unexpanded `jax.nn` function that was active at an equation."""
+    """Return the outermost call of an unexpanded `jax.nn` function in an equation's traceback."""
     traceback = equation.source_info.traceback
     if traceback is None or equation.primitive.name in CUSTOM_RULE_PRIMITIVES:
         return None
@@ -107,13 +107,13 @@ def _nn_functions() -> frozenset[tuple[str, str]]:
 
 
 def count_reads(jaxpr: Jaxpr) -> Counter[Any]:
-    """Count how often each variable of a program is read, as operand or as output."""
+    """Count how often each variable of a jaxpr is read, as an operand or as an output."""
     operands = [atom for equation in jaxpr.eqns for atom in equation.invars]
     return Counter(_variables([*operands, *jaxpr.outvars]))
 
 
 def group_boundary(equations: list[JaxprEqn], reads: Counter[Any]) -> tuple[list[Any], list[Any]]:
-    """Return the variables that a group reads from outside, and those of its own read outside."""
+    """Return the inputs of a group of equations, and those of its variables that others read."""
     own = dict.fromkeys(variable for equation in equations for variable in equation.outvars)
     inside = Counter(_variables(atom for equation in equations for atom in equation.invars))
     operands = [variable for variable in inside if variable not in own]

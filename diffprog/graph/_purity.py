@@ -1,4 +1,4 @@
-"""Trace a function to its jaxpr, and refuse functions that are not pure or return no float scalar.
+"""Trace a function to its jaxpr; raise if it is not pure or does not return one float scalar.
 
 The function is traced twice. Side effects show as
 
@@ -27,7 +27,7 @@ def trace_pure(f: Callable[..., Any], args: tuple[Any, ...]) -> ClosedJaxpr:
 
     Args:
         f: the function.
-        args: pytrees; their arrays and numbers are the arguments of the jaxpr.
+        args: pytrees, whose arrays and numbers become the arguments of the jaxpr.
 
     Raises:
         TypeError: f is not written in JAX or has a side effect.
@@ -115,7 +115,7 @@ def _impure(does: str, remedy: str) -> TypeError:
 
 
 def is_code(leaf: Any) -> bool:
-    """Check whether a leaf of the arguments is a function, such as a module's activation."""
+    """Check whether a leaf of an argument is a function, such as a module's activation."""
     return callable(leaf) and not hasattr(leaf, "dtype")
 
 
@@ -136,17 +136,13 @@ def _require_numbers(returned: Any) -> None:
 
 
 def _require_float_scalar(returned: Any) -> None:
-    leaves = {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(returned)
-    }
+    with_paths = jax.tree_util.tree_leaves_with_path(returned)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in with_paths}
     if list(leaves) != [""]:
         problem = _describe_outputs(type(returned).__name__, leaves)
     elif returned.shape != ():
-        index = ", ".join("0" for _ in returned.shape)
-        problem = (
-            f"{_describe(returned)}; take its sum, f(...).sum(), or one entry, f(...)[{index}]"
-        )
+        entry = f"f(...)[{', '.join('0' for _ in returned.shape)}]"
+        problem = f"{_describe(returned)}; take its sum, f(...).sum(), or one entry, {entry}"
     elif not jnp.issubdtype(returned.dtype, jnp.floating):
         problem = f"{_describe(returned)}, which has no derivative"
     else:
@@ -155,7 +151,7 @@ def _require_float_scalar(returned: Any) -> None:
 
 
 def _describe_outputs(container: str, leaves: dict[str, Any]) -> str:
-    """Describe several outputs and how to select one, preferably a float scalar."""
+    """Describe the outputs of f and how to select one of them, preferably a float scalar."""
     if not leaves:
         return f"{container} without a number in it; return what is to be differentiated"
     floats = [path for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.floating)]

@@ -26,8 +26,8 @@ class LocalDerivative(NamedTuple):
     """Derivative of one output of an operation with respect to one of its inputs.
 
     Attributes:
-        slot: position of the input.
-        output: position of the output.
+        slot: position of the input among the inputs of the operation.
+        output: position of the output among its outputs.
         local: the derivative, an array or a `Summary`.
         flow: adjoint of the output times `local`; None if it is zero.
         pull: function that multiplies any adjoint of the output with `local`.
@@ -71,6 +71,7 @@ def reverse_pass(
 def _differentiate(
     operation: RecordedOperation, outputs: list[Any], adjoints: list[Any]
 ) -> list[LocalDerivative]:
+    """Return the derivatives of an operation, given its outputs and their adjoints (None for 0)."""
     slots = [
         slot
         for slot, source in enumerate(operation.sources)
@@ -95,7 +96,7 @@ def _differentiate(
 
 
 def _vjp(operation: RecordedOperation, slots: list[int], positions: list[int]) -> Pull:
-    """Return the function from the adjoints of some outputs to those of some inputs."""
+    """Return the pullback from the outputs at `positions` to the inputs at `slots`."""
 
     def run(*inputs: Any) -> list[Any]:
         given = list(operation.inputs)
@@ -127,7 +128,7 @@ def _pull_input(pull: Pull, dtype: Any, place: int, adjoint: Any) -> np.ndarray:
 def _local_derivatives(
     operation: RecordedOperation, slots: list[int], output: Any, pull: Pull
 ) -> list[Any]:
-    """Return the derivative of one output with respect to each of the inputs in `slots`."""
+    """Return the derivative of one output by each of the inputs at `slots`, or its `Summary`."""
     inputs = [operation.inputs[slot] for slot in slots]
     if any(jnp.iscomplexobj(array) for array in (output, *inputs)):
         return [Summary((*output.shape, *value.shape), lambda: math.nan) for value in inputs]
@@ -141,9 +142,7 @@ def _local_derivatives(
         else:
             rows = jax.vmap(pull)(unit_rows(output))
     for place, (value, size) in enumerate(zip(inputs, sizes, strict=True)):
-        shape = (*output.shape, *value.shape)
-        if size == 0:
-            derivatives[place] = np.zeros(shape, output.dtype)
-        elif size <= _MAX_STORED:
-            derivatives[place] = np.asarray(rows[place]).reshape(shape)
+        if size <= _MAX_STORED:
+            entries = np.asarray(rows[place]) if size else np.zeros(0, output.dtype)
+            derivatives[place] = entries.reshape((*output.shape, *value.shape))
     return derivatives

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog import _validation
+from diffprog import _validation, nodes
 from diffprog.graph._check_overlay import mark_wrong_edges
 from diffprog.graph._flatten import RecordedOperation, Recorder, flatten_program
 from diffprog.graph._graph import Graph
@@ -27,7 +27,7 @@ def trace(
     unroll: int = 32,
     against: Any = None,
 ) -> Graph:
-    """Trace J = f(*args) to a graph of its values, adjoints dJ/dvalue and local derivatives.
+    """Trace a scalar J = f(*args) to a graph of its values h, adjoints dJ/dh and local derivatives.
 
     f is run once on the given values, operation by operation. `jit` and remat are inlined, of a
     `cond` the branch taken is shown, short scans and all `while` loops are unrolled (so a `while`
@@ -64,7 +64,7 @@ def trace(
     """
     _validation.function("f", f)
     _validation.integer("unroll", unroll, low=0)
-    expanded = _box_names(expand)
+    expanded = frozenset(nodes.as_name_tuple(expand, "expand"))
     leaves = named_leaves(f, args)
     program = trace_pure(f, args)
     recorder = Recorder(expanded, unroll)
@@ -82,22 +82,14 @@ def trace(
     return graph if against is None else mark_wrong_edges(graph, against)
 
 
-def _box_names(expand: Any) -> frozenset[str]:
-    several = isinstance(expand, Iterable) and not isinstance(expand, str)
-    names = list(expand) if several else [expand]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"expand must be the name of a box or several names, got {expand!r}")
-    return frozenset(names)
-
-
 def _build_graph(
     recorder: Recorder, constants: dict[int, str], arguments: dict[int, str], output: Any
 ) -> Graph:
-    """Return the graph of all arguments and of the values that lead to the output.
+    """Return the graph of the arguments of f and of the recorded values that its output J needs.
 
     Args:
-        recorder: values and operations.
-        constants, arguments: names by index.
+        recorder: values and operations of a run of f.
+        constants, arguments: names of constants and arguments by index in `recorder.values`.
         output: index of J.
     """
     operations, live = _live_operations(output, recorder.operations)
@@ -107,7 +99,7 @@ def _build_graph(
     # Values that depend on no argument, and array constants of inner programs.
     leaves += sorted(live - producers.keys() - set(leaves))
     names = _node_names(recorder, constants, arguments, leaves, producers)
-    nodes = []
+    graph_nodes = []
     for index in (*leaves, *producers):
         value = recorder.values[index]
         adjoint = _dense(adjoints.get(index), value) if is_differentiable(value) else None
@@ -117,19 +109,21 @@ def _build_graph(
         else:
             kind = op = "argument" if index in arguments else "constant"
             label, scope, tap = names[index], "", ""
-        nodes.append(Node(names[index], op, _to_numpy(value), adjoint, label, scope, tap, kind))
+        graph_nodes.append(
+            Node(names[index], op, _to_numpy(value), adjoint, label, scope, tap, kind)
+        )
     edges = [
         edge
         for operation, of_operation in zip(operations, derivatives, strict=True)
         for edge in _edges(operation, of_operation, names)
     ]
-    return Graph(tuple(nodes), tuple(edges), names[output])
+    return Graph(tuple(graph_nodes), tuple(edges), names[output])
 
 
 def _live_operations(
     output: int, operations: list[RecordedOperation]
 ) -> tuple[list[RecordedOperation], set[int]]:
-    """Return the operations that lead to the output and the indices they read, in order."""
+    """Return the operations that `output` depends on, in order, and the indices that they read."""
     live, used = {output}, []
     for operation in reversed(operations):
         if not live.isdisjoint(operation.outputs):
@@ -145,11 +139,11 @@ def _node_names(
     leaves: list[int],
     producers: dict[int, RecordedOperation],
 ) -> dict[int, str]:
-    """Return a unique name for each node.
+    """Return a unique name for each node, by index of its value.
 
-    An argument keeps its path. A tap keeps its name or, if it is used several times or equals that
-    of an argument, is numbered as in `diffprog.nodes`, "h#0". Other nodes have the name of their
-    operation, numbered if it is not unique, "mul:0".
+    An argument keeps its path. A tap keeps its name or, if that is used several times or is the
+    name of an argument, gets a number as in `diffprog.nodes`, "h#0". Other nodes have the name of
+    their operation, with a number if it is not unique, "mul:0".
     """
     fixed = dict(arguments)
     reserved = set(arguments.values())
@@ -172,7 +166,7 @@ def _node_names(
 def _edges(
     operation: RecordedOperation, derivatives: list[LocalDerivative], names: dict[int, str]
 ) -> Iterator[Edge]:
-    """Yield an edge from each operand that is a node into each output that is one."""
+    """Yield the edges from the operands of an operation to its outputs, where both have a name."""
     by_ends = {(derivative.slot, derivative.output): derivative for derivative in derivatives}
     for k, index in enumerate(operation.outputs):
         for slot, source in enumerate(operation.sources):
@@ -189,7 +183,7 @@ def _edges(
 
 
 def _dense(adjoint: Any, value: Any) -> Any:
-    """Return an adjoint as an array, zeros like `value` for None."""
+    """Return an adjoint as a NumPy array; None, a symbolic zero, gives zeros like `value`."""
     return np.zeros(np.shape(value), value.dtype) if adjoint is None else _to_numpy(adjoint)
 
 

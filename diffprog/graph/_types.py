@@ -1,4 +1,4 @@
-"""Nodes and edges of a computation graph, and the summary of a large local derivative."""
+"""Nodes and edges of a computation graph, and the summary of a derivative too large to store."""
 
 import dataclasses
 import functools
@@ -38,13 +38,13 @@ class Node:
     """Node of a computation graph: a value and its adjoint.
 
     Attributes:
-        name: the path of an argument, "params['weight']"; the name of a tap, numbered as
-            `diffprog.nodes` does if it is used several times, "h#0"; else the operation,
-            numbered if several nodes would share the name, "mul:0".
+        name: of an argument its path, "params['weight']"; of a tapped value the tap, with a number
+            as in `diffprog.nodes` if it is used several times, "h#0"; else the operation, with a
+            number if it is not unique, "mul:0".
         op: "argument", "constant" (an array that the function closes over), a JAX primitive such
             as "mul", or the name of the function of a box.
-        value: its value.
-        adjoint: dJ/dvalue, of the same shape; None for integers, booleans and random keys.
+        value: the array h that was computed.
+        adjoint: dJ/dh, of the same shape; None for integers, booleans and random keys.
         label: the operation in short notation, "× 2" for a product with the number 2.
         scope: where it was computed: named scopes and steps of unrolled loops, "Net/Dense_0".
         tap: the name that a tap gave it, "" if none did.
@@ -64,9 +64,9 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edge:
-    """Edge of a computation graph: one operand of one operation, with its local derivative.
+    """Edge of a computation graph, from an operand to an operation, with its local derivative.
 
-    x * x has two edges.
+    An operation has an edge for each of its operands: x * x has two from x.
 
     Attributes:
         source, target: names of nodes.

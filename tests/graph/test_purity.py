@@ -167,8 +167,8 @@ def test_traced_arguments_are_refused():
     [
         ("sofmax", ValueError, "got 'sofmax'; the boxes are 'softmax'"),
         (["softmax", "exp"], ValueError, "got 'exp'; the boxes are 'softmax'"),
-        (3, TypeError, "expand must be the name of a box or several names, got 3"),
-        ([3], TypeError, r"expand must be the name of a box or several names, got \[3\]"),
+        (3, TypeError, "expand must be a sequence of strings, got 3"),
+        ([3], TypeError, r"expand must be a sequence of strings, got \[3\]"),
     ],
 )
 def test_boxes_to_expand_must_exist(expand, error, message):
