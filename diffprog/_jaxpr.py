@@ -1,4 +1,4 @@
-"""Interpret a jaxpr, with handlers in place of chosen equations.
+"""Interpret a jaxpr, with Python functions (handlers) in place of some of its equations.
 
 `jax.make_jaxpr` turns a function into a list of equations. Some of them (`scan`, `cond`, `jit`)
 hold jaxprs of their own, so the equations form a tree. The `Path` of an equation is its position in
@@ -45,7 +45,7 @@ Handler: TypeAlias = Callable[[JaxprEqn, list[Any], Any], tuple[Sequence[Any], A
 
 
 class EquationSite(NamedTuple):
-    """An equation and its position in a program.
+    """Equation of a jaxpr, with its position.
 
     Attributes:
         path: position, as `interpret` takes it.
@@ -126,7 +126,7 @@ def sub_jaxprs(equation: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
 def find_equations(
     program: ClosedJaxpr | Jaxpr, predicate: Callable[[JaxprEqn], bool]
 ) -> list[EquationSite]:
-    """Return the equations that satisfy `predicate`, in program order, sub-jaxprs included."""
+    """Return the equations of a jaxpr that satisfy `predicate`, in order, sub-jaxprs included."""
 
     def search(
         program: ClosedJaxpr | Jaxpr,
@@ -166,7 +166,7 @@ def as_function(
     operands: Sequence[Any] | None = None,
     results: Sequence[Any] | None = None,
 ) -> Callable[..., list[Any]]:
-    """Turn consecutive equations of a program into a function.
+    """Turn consecutive equations of a jaxpr into a function.
 
     Args:
         equations: in program order.
@@ -196,7 +196,7 @@ def as_function(
 
 @functools.lru_cache(maxsize=4096)
 def _fresh_variables(avals: tuple[tuple[Any, Any, bool], ...]) -> tuple[Any, ...]:
-    """Return new variables of the given (shape, dtype, weak type)."""
+    """Return new jaxpr variables of the given (shape, dtype, weak type)."""
     # There is no public constructor of variables; those of a traced identity are new ones.
     arrays = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in avals]
     return tuple(jax.make_jaxpr(lambda *arrays: arrays)(*arrays).jaxpr.invars)
@@ -208,7 +208,7 @@ def interpret(
     arguments: Sequence[Any],
     side_inputs: Mapping[Path, Any] | None = None,
 ) -> tuple[list[Any], ByPath]:
-    """Run a program with `handlers[path]` in place of the equation at `path`.
+    """Run a jaxpr with `handlers[path]` in place of the equation at `path`.
 
     Args:
         program: a traced function, from `jax.make_jaxpr`.

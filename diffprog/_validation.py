@@ -50,7 +50,7 @@ def array(name: str, value: Any) -> jax.Array | np.ndarray:
 
 
 def floating(name: str, value: Any, *, rank: int | tuple[int, ...] | None = None) -> None:
-    """Check that `value` is a float array, and that its rank is `rank` or one of them."""
+    """Check that `value` is a float array, of the given rank or of one of several ranks."""
     x = array(name, value)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be a float array, got {_dtype_and_shape(x)}")
@@ -218,7 +218,7 @@ def integers(name: str, value: Any, *, least: int = 0, most: int | None = None) 
 
 
 def entries(name: str, value: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that `value` is a dict with exactly the named arrays, each of its shape."""
+    """Check that `value` is a dict with the keys of `shapes`, and its arrays have these shapes."""
     if not isinstance(value, Mapping) or value.keys() != shapes.keys():
         got = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
         raise ValueError(f"{name} must be a dict with entries {sorted(shapes)}, got {got}")
@@ -230,7 +230,7 @@ def entries(name: str, value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 
 def key(name: str, value: Any) -> None:
-    """Check that `value` is one PRNG key, typed or raw."""
+    """Check that `value` is a single PRNG key, typed or raw."""
     dtype = getattr(value, "dtype", None)
     # A raw key, from jax.random.PRNGKey, is a uint32 array of two numbers.
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -52,7 +52,7 @@ class Info(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """A descent as two pure functions.
+    """Gradient descent as two pure functions, for use in any loop.
 
     Attributes:
         init: `init(variable) -> State`.
@@ -312,7 +312,7 @@ def run_in_chunks(
 
 
 def init_state(descent: Descent, start: Any, *, name: str = "start") -> State:
-    """Return the state from which a run of a descent starts.
+    """Return the initial `State` of a run, from a variable or from the `State` of another run.
 
     Args:
         descent: from `descent`.

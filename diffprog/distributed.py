@@ -131,17 +131,20 @@ def batch_axis_size(mesh: Mesh) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of arrays along their leading axis, the examples."""
+    """Return the sharding that divides the leading axis of an array, the examples."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Replicate every array on all devices of a mesh."""
+    """Replicate every array of a pytree on all devices of a mesh."""
     return jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def shard_batch(mesh: Mesh, tree: Any) -> Any:
-    """Shard every array along its leading axis, which the first axis of the mesh must divide."""
+    """Shard every array of a pytree along its leading axis over the first axis of a mesh.
+
+    The length of that mesh axis must divide the number of examples.
+    """
     return jax.tree.map(lambda leaf: put(leaf, batch_sharding(mesh)), tree)
 
 
@@ -199,7 +202,7 @@ def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def all_gather(tree: Any) -> Any:
-    """Replicate every sharded array on all devices of its mesh."""
+    """Replicate every sharded array of a pytree on all devices of its mesh."""
 
     def gather(leaf: Any) -> Any:
         is_sharded = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
@@ -260,7 +263,7 @@ def match_shardings(reference: Any, tree: Any) -> Any:
 
 
 def shard_like(reference: Any, tree: Any) -> Any:
-    """Shard every array like its counterpart in another tree.
+    """Shard every array of a pytree like the corresponding array of another pytree.
 
     The compiler chooses the shardings of a compiled loop's outputs; this restores the given ones.
     """
@@ -272,7 +275,7 @@ def shard_like(reference: Any, tree: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Return every array as a NumPy array, also if it is sharded over processes."""
+    """Convert every array of a pytree to NumPy; arrays sharded over processes are gathered."""
     gathered = jax.tree.map(
         lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else all_gather(leaf), tree
     )

@@ -131,7 +131,7 @@ def _with_fast_rule(
 
 
 def primitive_name(equation: JaxprEqn) -> str:
-    """Return the name of an equation's primitive; for a fast rule, of the primitive in its call."""
+    """Return the name of an equation's primitive, or of the one that a fast rule wraps."""
     if equation.primitive.name == "custom_jvp_call":
         inner = [inner.primitive.name for inner in _jaxpr.sub_jaxprs(equation)[0].eqns]
         wrapped = [name for name in inner if name != "transpose"]
@@ -141,7 +141,7 @@ def primitive_name(equation: JaxprEqn) -> str:
 
 
 def _fast_function(equation: JaxprEqn) -> Callable[..., Array] | None:
-    """Return the function of an equation with a fast derivative, or None if it has no fast rule."""
+    """Return a function that computes an equation with a fast derivative; None if there is none."""
     make = _FAST_FUNCTIONS.get(equation.primitive.name)
     if make is None:
         return None
@@ -181,7 +181,7 @@ def _fast_convolution(equation: JaxprEqn) -> Callable[..., Array] | None:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def conv_general_dilated(form: _Convolution, x: Array, kernel: Array) -> Array:
-    """Compute a convolution in the fast layout."""
+    """Compute a convolution of any layout by way of the fast layout."""
     z = convolve(
         lax.transpose(x, form.to_images), lax.transpose(kernel, form.to_kernel), form.geometry
     )
@@ -223,7 +223,7 @@ def _tangent(
 
 
 class _Windows(NamedTuple):
-    """Windows of a pooling: for each axis their length, stride and padding."""
+    """Windows of max-pooling: length, stride and padding for each axis."""
 
     lengths: tuple[int, ...]
     strides: tuple[int, ...]
@@ -307,7 +307,7 @@ def _scatter_disjoint(
 def _scatter_overlapping(
     windows: _Windows, argmax: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """Compute dJ/dx = Σ_k scatter_k([argmax = k] dJ/dy) of max-pooling."""
+    """Compute dJ/dx of max-pooling with overlapping windows, summed over window positions."""
     zeros = jnp.zeros_like(dy)
     summands = [
         _scatter(windows, position, lax.select(argmax == k, dy, zeros), shape)

@@ -44,7 +44,7 @@ _OPERATIONS = {"conv_general_dilated": "conv", "dot_general": "matmul"}
 
 
 class Operation(NamedTuple):
-    """A convolution or matrix product in a program.
+    """Convolution or matrix product in a program, as `operations` lists it.
 
     Attributes:
         shape: shape of its output, as `read` returns it.
@@ -341,7 +341,7 @@ def _readable(
 
 
 def _node_sites(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[EquationSite]:
-    """Return the equations of the given primitives; a fast rule counts instead of its inside."""
+    """Return the equations of given primitives; for one with a fast gradient, its `custom_jvp`."""
     primitive = fast_gradients.primitive_name
     sites = _jaxpr.find_equations(traced, lambda equation: primitive(equation) in primitives)
     wrappers = {

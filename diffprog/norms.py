@@ -272,7 +272,7 @@ def _norm(
     ascent: Callable[[_Flat], _Flat],
     sample_unit_ball: Callable[..., _Flat],
 ) -> Norm:
-    """Build a norm from its four formulas on flat arrays, with validation and jit."""
+    """Build a `Norm` from four functions of flat arrays; adds reshaping, validation and jit."""
     jitted_length = jax.jit(lambda r: length(_flatten(r))[:, 0])
     jitted_ascent = jax.jit(lambda gradient: ascent(_flatten(gradient)).reshape(gradient.shape))
 

@@ -53,7 +53,7 @@ def _intern(value: Any, identity: Hashable) -> _Static:
 
 
 def _opaque(value: Any) -> _Static:
-    """Intern an object by its `id`, without a look at its contents."""
+    """Intern an object by identity: its contents are neither compared nor decomposed."""
     return _intern(value, ("same", id(value)))
 
 
@@ -85,7 +85,7 @@ class Program:
         self.arrays, self.structure, self.fast_gradients = arrays, structure, fast_gradients
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Call the function that the program was made of, with `arrays` in place of its arrays."""
+        """Call the function that the program was made from, with `arrays` as its arrays."""
         run = fast_gradients.faster(_run) if self.fast_gradients else _run
         return run(self, args, keywords)
 
@@ -168,7 +168,7 @@ class _Content(NamedTuple):
 
 
 def _decompose_content(value: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
-    """Decompose a value that a function reads; without arrays it stays one object for `is`."""
+    """Decompose a value that a function reads; without arrays, keep it one object, as for `is`."""
     decomposed = _decompose(value, within, memo)
     leaves, treedef = jax.tree.flatten(decomposed)
     if isinstance(decomposed, _Static) or any(not isinstance(leaf, _Static) for leaf in leaves):

@@ -57,7 +57,7 @@ def _layers(finding: Any) -> list[str]:
 def _argument_matcher(
     finding: Any, findings: Iterable[Any], graph: Graph
 ) -> Callable[[Edge], bool]:
-    """Return the function that checks whether an edge leaves the argument that a finding names."""
+    """Return a function that checks whether an edge leaves the argument that a finding names."""
     arguments = [node for node in graph.nodes if node.kind == "argument"]
     names = [node.name for node in arguments if node.adjoint is not None]
     paths = [other.path for other in findings if other.layer == finding.layer]
@@ -92,7 +92,7 @@ def _structures(paths: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Callable[[Edge], bool]:
-    """Return the function that checks whether an edge leads from a finding's path to its layer."""
+    """Return a function that checks whether an edge carries a finding's argument into its layer."""
     layers, (root, suffix) = _layers(finding), _split(finding.path)
     of_layer = [_split(other.path) for other in findings if other.layer == finding.layer]
     params = [inner for name, inner in of_layer if name == "params"] or [""]

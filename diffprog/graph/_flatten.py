@@ -52,7 +52,7 @@ class RecordedOperation(NamedTuple):
 
 
 class TracedValue(NamedTuple):
-    """A value and its position in `Recorder.values`; None if it depends on no argument."""
+    """Value and its index in `Recorder.values`; the index is None if it depends on no argument."""
 
     value: Any
     id: int | None = None

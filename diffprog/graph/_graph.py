@@ -26,10 +26,10 @@ class Path(NamedTuple):
     """Directed path between two nodes of a computation graph, with its derivative.
 
     Attributes:
-        nodes: names, both ends included.
-        edges: one fewer than nodes.
-        derivative: product of the local derivatives, of the last node's shape followed by the
-            first one's.
+        nodes: names of the nodes, both ends included.
+        edges: edges between them, one fewer than nodes.
+        derivative: product of the local derivatives of the edges; its shape is that of the last
+            node followed by that of the first.
     """
 
     nodes: tuple[str, ...]
@@ -73,9 +73,9 @@ class Graph:
     """Computation graph of a scalar function, made by `trace`.
 
     Attributes:
-        nodes: in order of computation, arguments first. `graph["x"]` is the node of that name.
-        edges: from operand to operation, in the order of their targets.
-        output: the name of the node J.
+        nodes: all nodes in order of computation, arguments first. `graph["x"]` is the node "x".
+        edges: all edges, from operand to operation, in the order of their targets.
+        output: name of the node that is the output J.
     """
 
     nodes: tuple[Node, ...]
@@ -99,7 +99,7 @@ class Graph:
 
     @functools.cached_property
     def _out_and_in(self) -> tuple[dict[str, list[Edge]], dict[str, list[Edge]]]:
-        """Edges that leave and edges that enter, by name of the node."""
+        """Two dicts by name of a node: the edges that leave it, and the edges that enter it."""
         leaving, entering = defaultdict(list), defaultdict(list)
         for edge in self.edges:
             leaving[edge.source].append(edge)
@@ -159,7 +159,7 @@ class Graph:
         return [edge for edge in self.out_edges(name) if edge.local is not None]
 
     def gates(self) -> list[Gate]:
-        """Return the sums, maxima, minima and products of the graph, with the adjoints they pass.
+        """Return the sums, maxima, minima and products, and how each passes on its adjoint.
 
         A sum is a "distributor": it passes its adjoint to every operand. A maximum is a "router":
         it passes it to the largest operand only. A product is a "switcher": each operand receives

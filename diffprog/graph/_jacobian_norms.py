@@ -56,14 +56,14 @@ Pull: TypeAlias = Callable[[Any], Any]
 
 
 def is_diagonal(operation: RecordedOperation, inputs: list[Any], output: Any) -> bool:
-    """Check whether the derivatives of `output` by all `inputs` are known to be diagonal."""
+    """Check whether an operation is elementwise and its inputs have the shape of its output."""
     return operation.builtin in _ELEMENTWISE and all(x.shape == output.shape for x in inputs)
 
 
 def jacobian_norms(
     operation: RecordedOperation, slots: list[int], output: Any, pull: Pull
 ) -> list[Summary]:
-    """Return a `Summary` of the derivative of `output` by each of the inputs at the given slots.
+    """Return shape and norm of the derivative of `output` with respect to each of the given inputs.
 
     Args:
         operation: the operation that computes `output`.
@@ -103,14 +103,14 @@ def jacobian_norms(
 
 
 def _factor_norm(operation: RecordedOperation, slot: int) -> float:
-    """Return the norm of a product's derivative by the factor at `slot`, from the other factor."""
+    """Return the norm of a product's derivative with respect to the factor at `slot`."""
     factors = [x**2 for x in operation.inputs]
     factors[slot] = ones(factors[slot])
     return math.sqrt(_float64(operation.run(*factors)[0]).sum())
 
 
 def _estimate_squared_norms(output: Any, pull: Pull) -> np.ndarray:
-    """Estimate the squared norms of the derivatives of `output` by the inputs of `pull`."""
+    """Estimate the squared norm of the derivative of `output` with respect to each input."""
     rng = np.random.default_rng(0)
     signs = (rng.choice([-1, 1], output.shape).astype(output.dtype) for _ in range(_PROBES))
     squares = [[np.sum(_float64(adjoint) ** 2) for adjoint in pull(s)] for s in signs]
@@ -122,7 +122,7 @@ def _float64(array: Any) -> np.ndarray:
 
 
 def unit_rows(output: Any) -> np.ndarray:
-    """Return the unit arrays of the shape of `output`, a 1 at each entry in turn, stacked."""
+    """Return all one-hot arrays of the shape of `output`, stacked on a leading axis."""
     return np.eye(output.size, dtype=output.dtype).reshape(-1, *output.shape)
 
 

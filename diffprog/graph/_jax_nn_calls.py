@@ -22,14 +22,20 @@ CUSTOM_RULE_PRIMITIVES = frozenset(("custom_jvp_call", "custom_vjp_call", "custo
 
 
 class EquationGroup(NamedTuple):
-    """Equations of one inlined call of the `jax.nn` function `name`; or one equation, name ""."""
+    """Equations of one inlined call of a `jax.nn` function; or a single equation, with name ""."""
 
     equations: list[JaxprEqn]
     name: str = ""
 
 
 class _NNCall(NamedTuple):
-    """Call of a `jax.nn` function in a traceback: stack frames of its callers, and the others."""
+    """Call of a `jax.nn` function in the traceback of an equation, with the stack frames.
+
+    Attributes:
+        name: name of the function.
+        callers: frames of its callers.
+        frames: frames of the call itself and of the functions that it calls.
+    """
 
     name: str
     callers: Any

@@ -48,7 +48,7 @@ def is_differentiable(value: Any) -> bool:
 def reverse_pass(
     operations: Sequence[RecordedOperation], values: Sequence[Any], output: int
 ) -> tuple[dict[int, Any], list[list[LocalDerivative]]]:
-    """Differentiate `values[output]` with respect to all values.
+    """Differentiate `values[output]` with respect to all values that recorded operations use.
 
     Returns:
         The adjoints by index of the value, without those that are zero, and the local derivatives
@@ -96,7 +96,7 @@ def _differentiate(
 
 
 def _vjp(operation: RecordedOperation, slots: list[int], positions: list[int]) -> Pull:
-    """Return the pullback from the outputs at `positions` to the inputs at `slots`."""
+    """Return the VJP function of an operation, for some of its outputs and some of its inputs."""
 
     def run(*inputs: Any) -> list[Any]:
         given = list(operation.inputs)
@@ -128,7 +128,7 @@ def _pull_input(pull: Pull, dtype: Any, place: int, adjoint: Any) -> np.ndarray:
 def _local_derivatives(
     operation: RecordedOperation, slots: list[int], output: Any, pull: Pull
 ) -> list[Any]:
-    """Return the derivative of one output by each of the inputs at `slots`, or its `Summary`."""
+    """Return the derivative of `output` with respect to each given input, a `Summary` if large."""
     inputs = [operation.inputs[slot] for slot in slots]
     if any(jnp.iscomplexobj(array) for array in (output, *inputs)):
         return [Summary((*output.shape, *value.shape), lambda: math.nan) for value in inputs]

@@ -27,7 +27,7 @@ def trace(
     unroll: int = 32,
     against: Any = None,
 ) -> Graph:
-    """Trace a scalar J = f(*args) to a graph of its values h, adjoints dJ/dh and local derivatives.
+    """Trace J = f(*args) to a graph of values h, their adjoints dJ/dh and local derivatives.
 
     f is run once on the given values, operation by operation. `jit` and remat are inlined, of a
     `cond` the branch taken is shown, short scans and all `while` loops are unrolled (so a `while`

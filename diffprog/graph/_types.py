@@ -35,7 +35,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """Node of a computation graph: a value and its adjoint.
+    """Node of a computation graph: a value h and its adjoint dJ/dh.
 
     Attributes:
         name: of an argument its path, "params['weight']"; of a tapped value the tap, with a number

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from diffprog import _validation
+from diffprog.plotting._axes import validate_floats, validate_mapping
 from diffprog.plotting._image_grid import make_image_grid, signed_to_rgb, to_rgb, validate_titles
 
 _MAX_NAME = 16  # characters of a method's name on one line
@@ -20,7 +20,7 @@ def draw_attributions(
     *,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Figure:
-    """Draw images in a row and, below it, a row of attribution maps for each method.
+    """Draw images in a row and, below them, the attribution maps of each method in another row.
 
     Red pixels have positive attribution, blue ones negative, white ones none. Methods differ in
     scale, so each map is divided by its largest absolute value, after summing over channels.
@@ -42,10 +42,7 @@ def draw_attributions(
     <Figure size ... with 1 Axes>
     """
     pixels = to_rgb("images", images, bounds)
-    if not isinstance(attributions, Mapping) or not attributions:
-        raise ValueError(
-            f"attributions must be a dict of maps by name, at least one, got {attributions!r:.60}"
-        )
+    validate_mapping("attributions", attributions, "maps by name")
     validate_titles(titles, len(pixels))
     maps = {name: _normalized_map(name, values, images) for name, values in attributions.items()}
     grid = make_image_grid(
@@ -69,10 +66,9 @@ def draw_attributions(
 
 
 def _normalized_map(name: str, attribution: Any, images: Any) -> np.ndarray:
-    """Sum an attribution over channels and scale each map to [-1, 1]."""
+    """Sum attributions over channels and divide each map by its largest absolute value."""
     argument = f"attributions[{name!r}]"
-    _validation.floating(argument, attribution, rank=(3, 4))
-    _validation.finite(argument, attribution)
+    validate_floats(argument, attribution, rank=(3, 4))
     if attribution.shape[:3] != images.shape[:3]:
         raise ValueError(
             f"{argument} must have the shape {list(images.shape[:3])} of the images, "
@@ -85,7 +81,7 @@ def _normalized_map(name: str, attribution: Any, images: Any) -> np.ndarray:
 
 
 def _break_line(name: str) -> str:
-    """Break a long name into two lines of about equal length, between words."""
+    """Break a long name between two words into lines of about equal length."""
     words = name.split(" ")
     if len(name) <= _MAX_NAME or len(words) == 1:
         return name

@@ -1,5 +1,6 @@
-"""Colours, empty axes and checks shared by all figures of curves."""
+"""Colours, axes and argument checks that the figures share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def cycle_colors(count: int) -> list[str]:
 
 
 def make_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Create a figure with one pair of axes and a horizontal grid."""
+    """Create a figure with one pair of axes and horizontal grid lines."""
     figure, (axes,) = make_panels(1, xlabel, ylabel, height=3.4, width=6.4)
     axes.grid(axis="y", color=FRAME, linewidth=0.5, alpha=0.7)
     return figure, axes
@@ -27,7 +28,7 @@ def make_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 def make_panels(
     count: int, xlabel: str, ylabel: str, *, height: float, width: float = 5.8
 ) -> tuple[Figure, list[Axes]]:
-    """Create panels side by side with a shared y-axis; `width` applies to a single panel."""
+    """Create a figure of panels side by side with one y-axis; `width` is that of a single panel."""
     figsize = (width if count == 1 else min(4.2 * count, 10.4), height)
     figure = Figure(figsize=figsize, layout="constrained")
     panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
@@ -53,9 +54,20 @@ def finish_panel(axes: Axes, title: str, *, legend: bool, legend_below: bool = F
         axes.legend(**style, edgecolor="none", framealpha=0.85).set_zorder(30)
 
 
+def validate_mapping(name: str, value: Any, content: str) -> None:
+    """Check that `value` is a nonempty dict; error messages call its contents `content`."""
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{name} must be a dict of {content}, at least one, got {value!r:.60}")
+
+
+def validate_floats(name: str, value: Any, *, rank: int | tuple[int, ...]) -> None:
+    """Check that `value` is a finite float array of the given rank or one of the ranks."""
+    _validation.floating(name, value, rank=rank)
+    _validation.finite(name, value)
+
+
 def validate_curve(name: str, curve: Any, scale: str) -> None:
     """Check that `curve` is a finite float array (points,), positive if the scale is "log"."""
-    _validation.floating(name, curve, rank=1)
-    _validation.finite(name, curve)
+    validate_floats(name, curve, rank=1)
     if scale == "log" and len(curve) and np.min(curve) <= 0:
         raise ValueError(f"{name} must be above 0 on a logarithmic scale, got {np.min(curve):g}")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from diffprog import _validation
+from diffprog.plotting import _axes
 from diffprog.plotting._axes import COLORS, INK, cycle_colors, make_axes, validate_curve
 
 _MAX_MARKERS = 30  # curves of fewer points get markers
@@ -27,7 +28,7 @@ def draw_costs(
     Args:
         costs: (steps,), the losses, or several such arrays by name; finite, of any length from 1.
         steps, cost: labels of the x-axis and the y-axis; default "step" and "loss".
-        scale: of the y-axis, "linear" (default) or "log", which needs losses above 0.
+        scale: scale of the y-axis, "linear" (default) or "log", which needs losses above 0.
 
     Raises:
         TypeError: costs are not float arrays.
@@ -48,9 +49,8 @@ def draw_costs(
         _validation.batch(**{argument: curve})
     figure, axes = make_axes(steps, cost)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _plot_curves(
-        axes, {name: (np.arange(1, len(curve) + 1), curve) for name, curve in curves.items()}, scale
-    )
+    lines = {name: (np.arange(1, len(curve) + 1), curve) for name, curve in curves.items()}
+    _plot_curves(axes, lines, scale)
     return figure
 
 
@@ -62,13 +62,13 @@ def draw_curves(
     ylabel: str,
     scale: str = "linear",
 ) -> Figure:
-    """Plot several quantities against one variable.
+    """Plot one or more curves y(x) over shared x values.
 
     Args:
         x: (points,), increasing, finite.
         curves: (points,), the values at x, by name; finite.
         xlabel, ylabel: labels of the axes.
-        scale: of the y-axis, "linear" (default) or "log", which needs values above 0.
+        scale: scale of the y-axis, "linear" (default) or "log", which needs values above 0.
 
     Raises:
         TypeError: an array is not of floats.
@@ -80,10 +80,7 @@ def draw_curves(
     <Figure size ... with 1 Axes>
     """
     _validation.choice("scale", scale, ["linear", "log"])
-    if not isinstance(curves, Mapping) or not curves:
-        raise ValueError(
-            f"curves must be a dict of values by name, at least one, got {curves!r:.60}"
-        )
+    _axes.validate_mapping("curves", curves, "values by name")
     validate_curve("x", x, "linear")
     for name, curve in curves.items():
         validate_curve(f"curves[{name!r}]", curve, scale)
@@ -122,8 +119,7 @@ def draw_accuracy(
     arrays = {"epsilons": epsilons, "accuracy": accuracy}
     arrays |= {} if intervals is None else {"intervals": intervals}
     for name, values in arrays.items():
-        _validation.floating(name, values, rank=2 if name == "intervals" else 1)
-        _validation.finite(name, values)
+        _axes.validate_floats(name, values, rank=2 if name == "intervals" else 1)
     _validation.batch(**arrays)
     radii, shares = np.asarray(epsilons, np.float64), np.asarray(accuracy, np.float64)
     if radii[0] < 0 or (np.diff(radii) <= 0).any():
@@ -145,30 +141,23 @@ def draw_accuracy(
 
 
 def make_accuracy_axes(norm: str) -> tuple[Figure, Axes]:
-    """Create axes of robust accuracy, in percent, over the radius."""
-    figure, axes = make_axes(
-        f"perturbation radius ε{f' ({norm})' if norm else ''}", "robust accuracy"
-    )
+    """Create empty axes for robust accuracy in percent (y) against perturbation radius (x)."""
+    radius = f"perturbation radius ε ({norm})" if norm else "perturbation radius ε"
+    figure, axes = make_axes(radius, "robust accuracy")
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     return figure, axes
 
 
 def _plot_curves(axes: Axes, curves: Mapping[str, tuple[Any, Any]], scale: str) -> None:
-    """Plot (x, y) curves by name, with a legend if there are several."""
+    """Plot (x, y) curves given by name, with a legend if there are several."""
     axes.set_yscale(scale)
     colors = cycle_colors(len(curves))
     for k, ((name, (x, y)), color) in enumerate(zip(curves.items(), colors, strict=True)):
-        axes.plot(
-            x,
-            np.asarray(y, np.float64),
-            # Colours repeat after six curves; dashes then tell them apart.
-            ("-", "--", ":")[k // len(COLORS) % 3],
-            color=color,
-            label=name,
-            linewidth=1.4,
-            marker="o" if len(y) < _MAX_MARKERS else "",
-            markersize=4,
-        )
+        # Colours repeat after six curves; dashes then tell them apart.
+        dashes = ("-", "--", ":")[k // len(COLORS) % 3]
+        marker = "o" if len(y) < _MAX_MARKERS else ""
+        style: dict[str, Any] = {"color": color, "linewidth": 1.4, "markersize": 4}
+        axes.plot(x, np.asarray(y, np.float64), dashes, label=name, marker=marker, **style)
     if len(curves) > 1:
         axes.legend(labelcolor=INK, edgecolor="none", framealpha=0.85)

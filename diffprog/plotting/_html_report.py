@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 
 class Table(NamedTuple):
-    """Table of a page: text is left-aligned, numbers right-aligned with four significant digits.
+    """Table on an HTML page; numbers are right-aligned and have four significant digits.
 
     Attributes:
         columns: names of the columns.
@@ -24,7 +24,7 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Section of a page: heading, text, figure and table, from top to bottom.
+    """Section of an HTML page: heading, text, figure and table, from top to bottom.
 
     Attributes:
         title: the heading.
@@ -71,11 +71,8 @@ def write_page(
     for k, section in enumerate(sections):
         _validate_section(f"sections[{k}]", section)
     template = (importlib.resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
-    html = (
-        _jinja_environment()
-        .from_string(template)
-        .render(title=title, summary=summary, sections=sections)
-    )
+    page = _jinja_environment().from_string(template)
+    html = page.render(title=title, summary=summary, sections=sections)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")

@@ -27,7 +27,7 @@ _CHARACTER_WIDTH = 0.062  # at the font size of the note
 
 
 class ImageGrid(NamedTuple):
-    """A figure with its axes and, in inches, the left margin, tile size and title height."""
+    """Figure for a grid of images (tiles); margin, tile size and title height are in inches."""
 
     figure: Figure
     axes: Axes
@@ -37,7 +37,7 @@ class ImageGrid(NamedTuple):
     title_height: float
 
     def draw_image(self, row: int, column: int, pixels: np.ndarray) -> None:
-        """Draw RGB values in [0, 1], (height, width, 3), in a tile."""
+        """Draw an RGB image, (height, width, 3) in [0, 1], in the tile of this row and column."""
         x, y = self._corner(row, column)
         self.axes.imshow(pixels, extent=(x, x + self.width, y + self.height, y))
         self.axes.add_patch(
@@ -45,7 +45,7 @@ class ImageGrid(NamedTuple):
         )
 
     def write_title(self, row: int, column: int, text: str, color: str = INK) -> None:
-        """Write one line above a tile."""
+        """Write a line of text above the tile of this row and column."""
         x, y = self._corner(row, column)
         style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "color": color}
         self.axes.text(x + self.width / 2, y - 0.04, text, **style)
@@ -57,7 +57,7 @@ class ImageGrid(NamedTuple):
         self.axes.text(self.margin - _GAP, y, text, **style)
 
     def _corner(self, row: int, column: int) -> tuple[float, float]:
-        """Return the upper left corner of a tile."""
+        """Return the upper left corner (x, y) of a tile in inches."""
         x = self.margin + column * (self.width + _GAP)
         y = _EDGE + self.title_height + row * (self.height + self.title_height + _GAP)
         return x, y
@@ -66,7 +66,7 @@ class ImageGrid(NamedTuple):
 def make_image_grid(
     rows: int, columns: int, aspect: float, *, note: str, has_titles: bool, margin: float = _EDGE
 ) -> ImageGrid:
-    """Create an empty grid for images of the given height over width, with a note below them."""
+    """Create an empty grid for images with height / width = `aspect`, and a note below it."""
     tile = min(max(_FIGURE_WIDTH / columns - _GAP, _MIN_TILE), _MAX_TILE)
     title_height = _TITLE_HEIGHT if has_titles else 0.0
     width = margin + columns * (tile + _GAP)
@@ -83,7 +83,7 @@ def make_image_grid(
 
 
 def to_rgb(name: str, images: Any, bounds: tuple[float, float] | None) -> np.ndarray:
-    """Check images (batch, height, width, 1 or 3) and return them as RGB in [0, 1].
+    """Check images (batch, height, width, 1 or 3), and return them as RGB images in [0, 1].
 
     Black and white are the bounds or, if None, the smallest and largest value of each image.
     """
@@ -107,7 +107,10 @@ def to_rgb(name: str, images: Any, bounds: tuple[float, float] | None) -> np.nda
 
 
 def signed_to_rgb(values: np.ndarray) -> np.ndarray:
-    """Map values in [-1, 1] to RGB: one channel from blue over white to red, three around grey."""
+    """Convert images with values in [-1, 1] to RGB images.
+
+    One channel is drawn from blue (-1) over white to red (1), three channels around mid-grey.
+    """
     if values.shape[-1] == 3:
         return (1 + values) / 2
     # The ends of the colour map are nearly black; without them red and blue stay distinct.
@@ -115,6 +118,6 @@ def signed_to_rgb(values: np.ndarray) -> np.ndarray:
 
 
 def validate_titles(titles: Any, count: int) -> None:
-    """Check that there is a title for each image, or none at all."""
+    """Check that `titles` is None or has `count` entries, one for each image."""
     if titles is not None and len(titles) != count:
         raise ValueError(f"titles must be one for each of {count} images, got {len(titles)}")

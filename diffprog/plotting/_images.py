@@ -13,7 +13,7 @@ from jaxtyping import Float, Integer
 from matplotlib.figure import Figure
 
 from diffprog import _validation
-from diffprog.plotting._axes import FAINT
+from diffprog.plotting._axes import FAINT, INK, validate_floats
 from diffprog.plotting._image_grid import make_image_grid, signed_to_rgb, to_rgb, validate_titles
 
 _MISCLASSIFIED = "#b3261e"
@@ -48,13 +48,10 @@ def draw_images(
     pixels = to_rgb("images", images, bounds)
     count = len(pixels)
     validate_titles(titles, count)
-    if columns is None:
-        columns = _choose_columns(count)
-    else:
-        columns = min(_validation.integer("columns", columns, low=1), count)
-    if bounds is None:
-        note = "each image scaled to its own range"
-    else:
+    columns = _choose_columns(count) if columns is None else columns
+    columns = min(_validation.integer("columns", columns, low=1), count)
+    note = "each image scaled to its own range"
+    if bounds is not None:
         note = f"black {bounds[0]:g}, white {bounds[1]:g}"
     aspect = pixels.shape[1] / pixels.shape[2]
     rows = -(-count // columns)
@@ -104,8 +101,7 @@ def draw_adversarial(
     original_pixels = to_rgb("original", original, bounds)
     adversarial_pixels = to_rgb("adversarial", adversarial, bounds)
     for name, probabilities in (("before", before), ("after", after)):
-        _validation.floating(name, probabilities, rank=2)
-        _validation.finite(name, probabilities)
+        validate_floats(name, probabilities, rank=2)
         _validation.within(name, probabilities, 0, 1)
     _validation.same_shape(before=before, after=after)
     classes = before.shape[1]
@@ -135,15 +131,14 @@ def draw_adversarial(
         for row, probabilities in ((0, before), (2, after)):
             predicted = int(np.argmax(probabilities[column]))
             title = f"{names[predicted]} ({float(probabilities[column][predicted]):.0%})"
-            if predicted == int(labels[column]):
-                grid.write_title(row, column, title)
-            else:
-                grid.write_title(row, column, f"{title} ✗", color=_MISCLASSIFIED)
+            correct = predicted == int(labels[column])
+            text, color = (title, INK) if correct else (f"{title} ✗", _MISCLASSIFIED)
+            grid.write_title(row, column, text, color)
     return grid.figure
 
 
 def _choose_columns(count: int) -> int:
-    """Choose the columns of a grid about twice as wide as high, with few tiles left empty."""
+    """Return the columns of a grid of `count` images about twice as wide as high, well filled."""
     ideal = (2 * count) ** 0.5
     return min(
         range(math.ceil(ideal / 1.5), math.floor(ideal * 1.5) + 1),

@@ -7,14 +7,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from diffprog import _validation
-from diffprog.plotting._axes import (
-    FRAME,
-    INK,
-    cycle_colors,
-    finish_panel,
-    make_panels,
-    validate_curve,
-)
+from diffprog.plotting import _axes
+from diffprog.plotting._axes import FRAME, INK
 
 Line = tuple[Float[Any, "points"], Float[Any, "points"]]  # (x, y)
 
@@ -23,7 +17,7 @@ _MAX_MARKERS = 20  # curves of fewer points get markers
 
 
 class Panel(NamedTuple):
-    """Curves on one pair of axes.
+    """Curves to plot on one pair of axes.
 
     Attributes:
         curves: (x, y) by name, each of its own length.
@@ -46,15 +40,15 @@ def draw_traces(
     scales: tuple[str, str] = ("log", "log"),
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """Plot curves that each have their own x values, in one panel or several side by side.
+    """Plot curves with x values of their own, in one panel or several side by side.
 
     A typical use is the loss against steps, time or work. A curve has the same style in all panels.
 
     Args:
         panels: a `Panel` or several.
         ylabel: label of the shared y-axis.
-        scales: of the x-axis and the y-axis, "linear" or "log", which needs values above 0;
-            default both "log".
+        scales: scales of the x-axis and the y-axis, "linear" or "log", which needs values above
+            0; default both "log".
         groups: names of curves that share a colour and differ in their dashes, by group; default a
             colour for each curve.
 
@@ -78,22 +72,20 @@ def draw_traces(
         _validate_panel(f"panels[{k}]", panel, scales)
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     styles = _curve_styles(names, groups or {})
-    figure, all_axes = make_panels(len(panels), "", ylabel, height=3.8)
+    figure, all_axes = _axes.make_panels(len(panels), "", ylabel, height=3.8)
     explained = set[str]()
     for axes, panel in zip(all_axes, panels, strict=True):
         axes.set(xscale=scales[0], yscale=scales[1])
         axes.set_xlabel(panel.xlabel, color=INK)
         for name, (x, y) in panel.curves.items():
-            marker = "o" if len(x) < _MAX_MARKERS else ""
-            axes.plot(
-                x, y, label=name, linewidth=1.5, marker=marker, markersize=3.5, **styles[name]
-            )
+            style = {"marker": "o" if len(x) < _MAX_MARKERS else "", **styles[name]}
+            axes.plot(x, y, label=name, linewidth=1.5, markersize=3.5, **style)
         for k, (name, (x, y)) in enumerate(panel.expected.items()):
             axes.plot(x, y, _LINESTYLES[1 + k % 3], color=INK, linewidth=0.9, label=name)
         axes.grid(color=FRAME, linewidth=0.5, alpha=0.6)
         # A legend is left out if those of the panels before explain all curves.
         labels = {*panel.curves, *panel.expected}
-        finish_panel(axes, panel.title, legend=len(labels) > 1 and not labels <= explained)
+        _axes.finish_panel(axes, panel.title, legend=len(labels) > 1 and not labels <= explained)
         explained |= labels
     return figure
 
@@ -101,7 +93,7 @@ def draw_traces(
 def _curve_styles(
     names: list[str], groups: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, Any]]:
-    """Assign a colour to each group and a line style to each of its curves."""
+    """Return the style of each curve by name: groups differ in colour, their curves in dashes."""
     positions = {
         name: (("group", group), k)
         for group, members in groups.items()
@@ -109,7 +101,7 @@ def _curve_styles(
     }
     positions = {name: positions.get(name, (("curve", name), 0)) for name in names}
     kinds = list(dict.fromkeys(kind for kind, _ in positions.values()))
-    colors = dict(zip(kinds, cycle_colors(len(kinds)), strict=True))
+    colors = dict(zip(kinds, _axes.cycle_colors(len(kinds)), strict=True))
     return {
         name: {"color": colors[kind], "linestyle": _LINESTYLES[k % 4]}
         for name, (kind, k) in positions.items()
@@ -130,5 +122,5 @@ def _validate_line(name: str, line: Any, scales: tuple[str, str]) -> None:
     if not isinstance(line, tuple) or len(line) != 2:
         raise TypeError(f"{name} must be a pair of arrays (x, y), got {type(line).__name__}")
     for k, (values, scale) in enumerate(zip(line, scales, strict=True)):
-        validate_curve(f"{name}[{k}]", values, scale)
+        _axes.validate_curve(f"{name}[{k}]", values, scale)
     _validation.batch(**{f"{name}[0]": line[0], f"{name}[1]": line[1]})

@@ -60,13 +60,8 @@ def draw_robustness(report: "Report | Mapping[str, Report]") -> Figure:
         style: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5.5}
         axes.plot([], [], marker, color=FAINT, label=f"{name} alone", **style)
     axes.set_xlim(-0.02 * farthest, 1.02 * farthest)
-    axes.set_title(
-        f"{first.confidence:.0%} confidence intervals; upper bounds, as a stronger attack may "
-        "lower the accuracy",
-        fontsize=7.5,
-        color=FAINT,
-        loc="left",
-    )
+    note = f"{first.confidence:.0%} confidence intervals; upper bounds, as a stronger attack may "
+    axes.set_title(f"{note}lower the accuracy", fontsize=7.5, color=FAINT, loc="left")
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     return figure
 
@@ -88,14 +83,11 @@ def _validate_reports(report: Any) -> dict[str, Any]:
 
 
 def _axis_end(report: Any) -> float:
-    """Return the end of the x-axis: it covers every radius and nearly all distances."""
+    """Return the right end of the x-axis, beyond every radius and nearly all distances."""
     distance = report.worst.distance[np.isfinite(report.worst.distance)]
     distance = distance[distance > 0]
-    ends = [
-        1.15 * float(np.max(outcome.epsilon))
-        for outcome in report.outcomes
-        if outcome.epsilon is not None
-    ]
+    radii = (one.epsilon for one in report.outcomes if one.epsilon is not None)
+    ends = [1.15 * float(np.max(epsilon)) for epsilon in radii]
     if len(distance):
         ends.append(float(np.quantile(distance, _DISTANCE_QUANTILE)))
     return max(ends, default=0.0) or 1.0
@@ -114,14 +106,6 @@ def _draw_point(
     axes: Axes, epsilon: float, share: Any, color: str, marker: str, label: str = "_"
 ) -> None:
     style: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5.5, "capsize": 2}
-    axes.errorbar(
-        [epsilon],
-        [share.value],
-        yerr=[[share.value - share.low], [share.high - share.value]],
-        fmt=marker,
-        color=color,
-        elinewidth=0.8,
-        label=label,
-        clip_on=False,
-        **style,
-    )
+    style |= {"fmt": marker, "color": color, "elinewidth": 0.8, "clip_on": False}
+    errors = [[share.value - share.low], [share.high - share.value]]
+    axes.errorbar([epsilon], [share.value], yerr=errors, label=label, **style)

@@ -43,9 +43,8 @@ def draw_slopes(report: Any) -> Figure:
     remainders = np.where(positive, report.remainders, np.nan)
     figure, axes = make_axes("step size h", "Taylor remainder")
     axes.set(xscale="log", yscale="log")
-    for path, curve, order, color in zip(
-        report.paths, remainders, report.orders, cycle_colors(leaves), strict=True
-    ):
+    curves = zip(report.paths, remainders, report.orders, cycle_colors(leaves), strict=True)
+    for path, curve, order, color in curves:
         label = f"{path}, order {order:.2f}"
         axes.plot(report.steps, curve, "-o", color=color, markersize=3, linewidth=1.2, label=label)
     highest = np.nanmax(remainders, initial=1e-300)

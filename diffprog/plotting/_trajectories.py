@@ -8,6 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from diffprog import _validation
+from diffprog.plotting import _axes
 from diffprog.plotting._axes import FAINT, FRAME, INK, cycle_colors, finish_panel, make_panels
 from diffprog.plotting._line_panels import Line
 
@@ -51,8 +52,7 @@ def draw_paths(
     <Figure size ... with 1 Axes>
     """
     _validate_plane("heights", heights, x, y)
-    if not isinstance(paths, Mapping) or not paths:
-        raise ValueError(f"paths must be a dict of paths by name, at least one, got {paths!r:.60}")
+    _axes.validate_mapping("paths", paths, "paths by name")
     panels: dict[str, dict[str, Any]]
     if isinstance(next(iter(paths.values())), Mapping):
         panels = {title: dict(panel) for title, panel in paths.items()}
@@ -73,9 +73,8 @@ def draw_paths(
             points, zorder = np.asarray(path, np.float64), 3 + len(panel) - k
             marker, width = ("o", 1.2) if len(points) <= _MAX_MARKERS else ("", 0.7)
             style: dict[str, Any] = {"color": color, "zorder": zorder}
-            axes.plot(
-                *points.T, label=name, linewidth=width, marker=marker, markersize=2.5, **style
-            )
+            line = {"linewidth": width, "marker": marker, "markersize": 2.5, **style}
+            axes.plot(*points.T, label=name, **line)
             axes.plot(*points[0], "o", markerfacecolor="white", markersize=6, **style)
             style["zorder"] = 20
             axes.plot(*points[-1], "o", markeredgecolor="white", markersize=6.5, **style)
@@ -104,23 +103,14 @@ def draw_clouds(
     >>> draw_clouds(clouds, xlabel="x", ylabel="y")
     <Figure size ... with 1 Axes>
     """
-    if not isinstance(clouds, Mapping) or not clouds:
-        raise ValueError(
-            f"clouds must be a dict of points by name, at least one, got {clouds!r:.60}"
-        )
+    _axes.validate_mapping("clouds", clouds, "points by name")
     for name, cloud in clouds.items():
         _validate_points(f"clouds[{name!r}]", cloud)
     figure, (axes,) = make_panels(1, xlabel, ylabel, height=4.2)
     for (name, cloud), color in zip(clouds.items(), cycle_colors(len(clouds)), strict=True):
-        axes.plot(
-            *np.asarray(cloud, np.float64).T,
-            "o",
-            color=color,
-            markersize=3 + 9 / len(cloud) ** 0.5,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-            label=name,
-        )
+        style: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+        style |= {"color": color, "markersize": 3 + 9 / len(cloud) ** 0.5}
+        axes.plot(*np.asarray(cloud, np.float64).T, "o", label=name, **style)
     axes.axhline(0, color=FRAME, linewidth=0.7, zorder=0)
     axes.axvline(0, color=FRAME, linewidth=0.7, zorder=0)
     axes.set_aspect("equal", adjustable="box")
@@ -160,8 +150,7 @@ def draw_rates(
     >>> draw_rates(x, y, rates, xlabel="learning rate η", ylabel="momentum β")
     <Figure size ... with 2 Axes>
     """
-    if not isinstance(rates, Mapping) or not rates:
-        raise ValueError(f"rates must be a dict of them by title, at least one, got {rates!r:.60}")
+    _axes.validate_mapping("rates", rates, "rates by title")
     for title, plane in rates.items():
         _validate_plane(f"rates[{title!r}]", plane, x, y)
         _validation.within(f"rates[{title!r}]", plane, 0, np.inf)
@@ -169,9 +158,8 @@ def draw_rates(
     for axes, (title, plane) in zip(all_axes, rates.items(), strict=True):
         converging = np.ma.masked_greater_equal(np.asarray(plane, np.float64), 1)
         axes.set_facecolor(_DIVERGING)
-        image = axes.pcolormesh(
-            x, y, converging, vmin=0, vmax=1, cmap="viridis", shading="nearest", rasterized=True
-        )
+        colors: dict[str, Any] = {"vmin": 0, "vmax": 1, "cmap": "viridis", "shading": "nearest"}
+        image = axes.pcolormesh(x, y, converging, rasterized=True, **colors)
         if levels := [level for level in _RATE_LEVELS if np.min(plane) < level < np.max(plane)]:
             contour = axes.contour(x, y, plane, levels=levels, colors="white", linewidths=0.5)
             axes.clabel(contour, fontsize=6.5)
@@ -187,20 +175,14 @@ def draw_rates(
     bar.ax.tick_params(color=FRAME, labelcolor=FAINT)
     bar.outline.set_visible(False)
     if border is not None or marks:
-        figure.legend(
-            *all_axes[0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=5,
-            fontsize=8,
-            frameon=False,
-            labelcolor=INK,
-        )
+        entries = all_axes[0].get_legend_handles_labels()
+        style = {"ncols": 5, "fontsize": 8, "frameon": False, "labelcolor": INK}
+        figure.legend(*entries, loc="outside lower center", **style)
     return figure
 
 
 def _validate_points(name: str, points: Any) -> None:
-    _validation.floating(name, points, rank=2)
-    _validation.finite(name, points)
+    _axes.validate_floats(name, points, rank=2)
     _validation.batch(**{name: points})
     if points.shape[1] != 2:
         raise ValueError(f"{name} must have shape (points, 2), got {list(points.shape)}")
@@ -208,14 +190,10 @@ def _validate_points(name: str, points: Any) -> None:
 
 def _validate_plane(name: str, plane: Any, x: Any, y: Any) -> None:
     for axis, values in (("x", x), ("y", y)):
-        _validation.floating(axis, values, rank=1)
-        _validation.finite(axis, values)
+        _axes.validate_floats(axis, values, rank=1)
         if len(values) < 2 or (np.diff(np.asarray(values)) <= 0).any():
             raise ValueError(f"{axis} must increase and have at least 2 values")
-    _validation.floating(name, plane, rank=2)
-    _validation.finite(name, plane)
-    expected = (len(y), len(x))
-    if tuple(plane.shape) != expected:
-        raise ValueError(
-            f"{name} must have shape {list(expected)}, a row for each y, got {list(plane.shape)}"
-        )
+    _axes.validate_floats(name, plane, rank=2)
+    expected, got = [len(y), len(x)], list(plane.shape)
+    if got != expected:
+        raise ValueError(f"{name} must have shape {expected}, a row for each y, got {got}")

@@ -1,29 +1,14 @@
-"""Label the boxes and edges of a drawing and arrange them with the layered layout."""
+"""Write the labels of boxes and edges in a drawing of a graph, and lay them out in layers."""
 
 import re
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from diffprog.graph import Edge, Graph
-from diffprog.graph._format import (
-    FAINT,
-    LOCAL,
-    WRONG,
-    format_array,
-    format_local,
-    node_title,
-    symbol,
-)
+from diffprog.graph import Edge, Graph, _format
+from diffprog.plotting.graph import _primitives
 from diffprog.plotting.graph._collapse import NodeGroup
 from diffprog.plotting.graph._layered_layout import Coordinates, Layout, layered_layout, length
-from diffprog.plotting.graph._primitives import (
-    EDGE_SIZE,
-    LABEL_SIZE,
-    MARGIN,
-    SYMBOLS,
-    VALUE_SIZE,
-    text_extent,
-)
+from diffprog.plotting.graph._primitives import VALUE_SIZE, text_extent
 
 _MAX_LABEL = 24  # characters of the list of operations in a group
 
@@ -32,16 +17,16 @@ Link: TypeAlias = tuple[str, str, Edge | None]
 
 
 class LabeledBox(NamedTuple):
-    """Texts and sizes of a box in the drawing of a graph.
+    """Texts and sizes of a box that stands for a node or a group of nodes.
 
     Attributes:
-        name: of the node, of its last one for a group.
-        kind: as of `Box`.
-        label: the operation.
-        label_size: its font size.
-        value, adjoint: the texts beside the wire.
+        name: name of the node, of the last node in a group.
+        kind: kind of the box, as in `Box`.
+        label: text in the box, the operation.
+        label_size: font size of the label.
+        value, adjoint: texts beside the wire.
         size: (width, height) of the box.
-        wire: length of the wire that leaves it.
+        wire: length of the wire, the line from the box to where its edges begin.
     """
 
     name: str
@@ -55,11 +40,11 @@ class LabeledBox(NamedTuple):
 
 
 class Arrangement(NamedTuple):
-    """Boxes and edge labels of a drawing, with their layout.
+    """Boxes and link labels of a drawing, with their layout.
 
     Attributes:
-        boxes: by the key of their group.
-        labels: text, color and spline kind of each link.
+        boxes: boxes by the key of their group.
+        labels: (text, color, kind of spline) of each link.
         layout: positions of boxes and links.
         downward: True if edges run down, False if they run to the right.
     """
@@ -71,10 +56,10 @@ class Arrangement(NamedTuple):
 
 
 def link_groups(graph: Graph, groups: Sequence[NodeGroup]) -> list[Link]:
-    """Return the links between groups.
+    """Return the links to draw between the boxes of groups.
 
-    Two single nodes have a link for each edge between them. Other pairs have one link in all, which
-    carries an edge only if that edge is marked wrong.
+    Between two groups of one node there is a link for each edge. Other pairs of groups have one
+    link for all their edges, with the edge that is marked wrong if there is one.
     """
     home = {node.name: key for key, group in enumerate(groups) for node in group.nodes}
     links: dict[tuple[int, int, int], Edge | None] = {}
@@ -97,12 +82,10 @@ def arrange(
     ends = [(a, b) for a, b, _ in links]
     for downward in (False, True):
         boxes = {str(key): _labeled_box(graph, group, downward) for key, group in enumerate(groups)}
-        sizes: dict[Hashable, Coordinates] = {
-            key: _footprint(box, downward) for key, box in boxes.items()
-        }
+        sizes: dict[Hashable, Coordinates] = {k: _footprint(boxes[k], downward) for k in boxes}
         axis = 1 if downward else 0
-        gaps = [26.0 + text_extent(text, EDGE_SIZE)[axis] for text, _, _ in labels]
-        if length(sizes, ends, gaps) + 2 * MARGIN <= max_width:
+        gaps = [26.0 + text_extent(text, _primitives.EDGE_SIZE)[axis] for text, _, _ in labels]
+        if length(sizes, ends, gaps) + 2 * _primitives.MARGIN <= max_width:
             break
     layout = layered_layout(sizes, ends, gaps, between=16.0 if downward else 12.0)
     return Arrangement(boxes, labels, layout, downward)
@@ -114,18 +97,17 @@ def _labeled_box(graph: Graph, group: NodeGroup, downward: bool) -> LabeledBox:
     results = [
         node
         for node in group.nodes
-        if node.name == graph.output
+        if single
+        or node.name == graph.output
         or any(edge.target not in inside for edge in graph.out_edges(node.name))
     ]
-    if single:
-        results = [first]
+    value, adjoint = f"{len(results)} values", ""
     if len(results) == 1:
-        value = format_array(results[0].value)
-        adjoint = "" if results[0].adjoint is None else format_array(results[0].adjoint)
-    else:
-        value, adjoint = f"{len(results)} values", ""
-    label = node_title(first) if single else _group_label(group)
-    label_size = 12.0 if label in SYMBOLS else 10.0 if len(label) <= 2 else LABEL_SIZE
+        value, gradient = _format.format_array(results[0].value), results[0].adjoint
+        adjoint = "" if gradient is None else _format.format_array(gradient)
+    label = _format.node_title(first) if single else _group_label(group)
+    label_size = 10.0 if len(label) <= 2 else _primitives.LABEL_SIZE
+    label_size = 12.0 if label in _primitives.SYMBOLS else label_size
     width, height = text_extent(label, label_size)
     texts = [text_extent(text, VALUE_SIZE) for text in (value, adjoint)]
     wire = max(h for _, h in texts) + 6 if downward else max(w for w, _ in texts) + 10
@@ -135,14 +117,14 @@ def _labeled_box(graph: Graph, group: NodeGroup, downward: bool) -> LabeledBox:
 
 
 def _group_label(group: NodeGroup) -> str:
-    """Return the scope of a group or else its operations, and the number of its nodes."""
+    """Return the text in the box of a group: its scope or its operations, and how many nodes."""
     computed = [node for node in group.nodes if node.kind not in ("argument", "constant")]
     counts = {"operation": len(computed), "argument": len(group.nodes) - len(computed)}
     numbers = [f"{n} {word}{'s' * (n > 1)}" for word, n in counts.items() if n]
     # A scope of transformations only, such as "vmap(jvp())", says nothing.
     title = group.name if re.sub(r"\w+\(|[)/]", "", group.name) else ""
     if not title and computed:
-        symbols = [symbol(node.op) for node in computed]
+        symbols = [_format.symbol(node.op) for node in computed]
         title = ", ".join(dict.fromkeys(symbols))
         if len(title) > _MAX_LABEL:
             title = f"{symbols[0]} … {symbols[-1]}"
@@ -150,7 +132,7 @@ def _group_label(group: NodeGroup) -> str:
 
 
 def _footprint(box: LabeledBox, downward: bool) -> Coordinates:
-    """Return the room for a box, its wire and the texts beside it, as (along, across)."""
+    """Return the space that a box, its wire and its texts take, (along, across) the edges."""
     width, height = box.size
     texts = [text_extent(text, VALUE_SIZE) for text in (box.value, box.adjoint)]
     if downward:
@@ -159,14 +141,14 @@ def _footprint(box: LabeledBox, downward: bool) -> Coordinates:
 
 
 def _edge_label(graph: Graph, edge: Edge | None) -> tuple[str, str, str]:
-    """Return the text, its color and the spline kind of a link."""
+    """Return (text, color, kind of spline) of a link; None is a link for several edges."""
     if edge is None:
-        return "", FAINT, "edge"
-    local = format_local(edge.local, graph[edge.target].value.shape)
+        return "", _format.FAINT, "edge"
+    local = _format.format_local(edge.local, graph[edge.target].value.shape)
     if edge.wrong:
-        return f"✗ {local}", WRONG, "wrong"
+        return f"✗ {local}", _format.WRONG, "wrong"
     if edge.cut:
-        return "// cut", FAINT, "cut"
+        return "// cut", _format.FAINT, "cut"
     if edge.local is None:
-        return "", FAINT, "none"
-    return local, LOCAL, "edge"
+        return "", _format.FAINT, "none"
+    return local, _format.LOCAL, "edge"

@@ -20,8 +20,8 @@ class NodeGroup(NamedTuple):
     """Nodes of a graph that are drawn as one box.
 
     Attributes:
-        name: its scope or tap; for a single node the name of the node.
-        nodes: at least one, in order of computation.
+        name: scope or tap of the nodes; for a single node the name of the node.
+        nodes: at least one node, in order of computation.
     """
 
     name: str
@@ -31,17 +31,14 @@ class NodeGroup(NamedTuple):
 def collapse(graph: Graph, most: int) -> list[NodeGroup]:
     """Partition the nodes of a graph into at most `most` groups, in an order of computation.
 
-    Arguments that several groups use stay single or, if there are too many, form groups too.
+    Arguments that several groups use form groups of one or, if these are too many, larger ones.
     """
     if len(graph.nodes) <= most:
         return _singletons(graph.nodes)
     for grouping in _groupings(graph, most):
         shared, groups = _assign_leaves(graph, grouping)
-        for leaves in (
-            _singletons(shared),
-            _group_by(shared, _root_argument),
-            [NodeGroup("", tuple(shared))],
-        ):
+        by_root, together = _group_by(shared, _root_argument), [NodeGroup("", tuple(shared))]
+        for leaves in (_singletons(shared), by_root, together):
             if len(leaves) + len(groups) <= most:
                 return [_named(group) for group in (*leaves, *groups) if group.nodes]
     raise AssertionError("the coarsest grouping has at most two groups")
@@ -60,12 +57,12 @@ def _group_by(nodes: Sequence[Node], key: Callable[[Node], str]) -> list[NodeGro
 
 
 def _root_argument(node: Node) -> str:
-    """Return the argument that a leaf belongs to: "params" for "params['weight']"."""
+    """Return the argument of f that a node is part of: "params" for "params['weight']"; or ""."""
     return re.split(r"[\[.]", node.name)[0] if node.kind == "argument" else ""
 
 
 def _groupings(graph: Graph, most: int) -> Iterator[list[NodeGroup]]:
-    """Yield groupings of the operations, from fine to coarse."""
+    """Yield partitions of the operations of a graph into groups, from fine to coarse."""
     computed = [node for node in graph.nodes if node.kind not in ("argument", "constant")]
     if not computed:
         yield []
@@ -89,13 +86,12 @@ def _outer_scope(level: int, node: Node) -> str:
 
 def _common_scope(nodes: Sequence[Node]) -> str:
     levels = zip(*(node.scope.split("/") for node in nodes), strict=False)
-    return "/".join(
-        names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels)
-    )
+    common = itertools.takewhile(lambda names: len(set(names)) == 1, levels)
+    return "/".join(names[0] for names in common)
 
 
 def _split_at_taps(nodes: Iterable[Node]) -> Iterator[NodeGroup]:
-    """Yield groups that end at a tap and have its name."""
+    """Yield groups of consecutive nodes, each of which ends at a tap and has its name."""
     group: list[Node] = []
     for node in nodes:
         group.append(node)
@@ -107,7 +103,7 @@ def _split_at_taps(nodes: Iterable[Node]) -> Iterator[NodeGroup]:
 
 
 def _assign_leaves(graph: Graph, groups: list[NodeGroup]) -> tuple[list[Node], list[NodeGroup]]:
-    """Return the leaves that no single group owns, and the groups with the leaves they own."""
+    """Add each argument and constant to the group that alone uses it; return (others, groups)."""
     index_of = {node.name: index for index, group in enumerate(groups) for node in group.nodes}
     shared: list[Node] = []
     private: dict[int, list[Node]] = {}

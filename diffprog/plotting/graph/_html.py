@@ -45,9 +45,8 @@ def graph_html(graph: Graph) -> str:
     panels = {node.name: _panel(graph, node) for node in graph.nodes}
     # A "</script>" in a name would otherwise end the script element that holds the data.
     data = json.dumps(panels, ensure_ascii=False).replace("</", "<\\/")
-    title = (
-        f"Computation graph of {graph.output}: {len(graph.nodes)} nodes, {len(graph.edges)} edges"
-    )
+    size = f"{len(graph.nodes)} nodes, {len(graph.edges)} edges"
+    title = f"Computation graph of {graph.output}: {size}"
     return page.substitute(
         title=html.escape(title),
         output=html.escape(graph.output),
@@ -69,9 +68,8 @@ def _svg_box(box: Box) -> str:
     frame = _svg_rectangle(box.x, box.y, box.width, box.height, box.corner_radius)
     if box.kind == "rule":
         frame += _svg_rectangle(box.x + 2, box.y + 2, box.width - 4, box.height - 4, 1)
-    label = _svg_lines(
-        box.x + box.width / 2, box.y + box.height / 2, box.text, box.size, "middle", INK
-    )
+    x, y = box.x + box.width / 2, box.y + box.height / 2
+    label = _svg_lines(x, y, box.text, box.size, "middle", INK)
     name = html.escape(box.name)
     group = f'<g class="node {box.kind}" tabindex="0" role="button" data-name="{name}">'
     return f"{group}{frame}{label}</g>"
@@ -91,9 +89,8 @@ def _svg_text(text: Text) -> str:
         size = f'width="{right - left:.1f}" height="{bottom - top:.1f}"'
         background = f'<rect class="back" x="{left:.1f}" y="{top:.1f}" {size}/>'
     anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[text.right]
-    return background + _svg_lines(
-        text.x, (top + bottom) / 2, text.text, text.size, anchor, text.color
-    )
+    middle = (top + bottom) / 2
+    return background + _svg_lines(text.x, middle, text.text, text.size, anchor, text.color)
 
 
 def _svg_lines(x: float, y: float, text: str, size: float, anchor: str, color: str) -> str:
@@ -107,7 +104,7 @@ def _svg_lines(x: float, y: float, text: str, size: float, anchor: str, color: s
 
 
 def _panel(graph: Graph, node: Node) -> dict[str, Any]:
-    """Return what the page shows when the node is selected, as JSON data."""
+    """Return the details that the page shows of a selected node, as JSON data."""
     suffix = {"rule": ", with its own derivative rule", "box": ", not expanded"}.get(node.kind, "")
     return {
         "op": node.op + suffix,
@@ -123,14 +120,8 @@ def _panel(graph: Graph, node: Node) -> dict[str, Any]:
 
 
 def _edge_data(graph: Graph, edge: Edge) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        "source": edge.source,
-        "slot": edge.slot,
-        "wrong": edge.wrong,
-        "cut": edge.cut,
-        "local": None,
-        "flow": None,
-    }
+    data = {name: getattr(edge, name) for name in ("source", "slot", "wrong", "cut")}
+    data |= {"local": None, "flow": None}
     if edge.local is None:
         return data
     target = graph[edge.target].value.shape
@@ -146,7 +137,7 @@ def _edge_data(graph: Graph, edge: Edge) -> dict[str, Any]:
 
 
 def _array_data(array: Any) -> dict[str, Any]:
-    """Return the rows of a small array, or a summary of a large one."""
+    """Return an array as JSON data: dtype and shape, with all entries or a summary of them."""
     if not isinstance(array, np.ndarray):
         count = "random key" if np.ndim(array) == 0 else f"{format_shape(array.shape)} random keys"
         return {"summary": count}
@@ -157,11 +148,7 @@ def _array_data(array: Any) -> dict[str, Any]:
     if array.size == 0 or array.dtype.kind not in "fV":
         return {"kind": kind, "summary": format_array(array)}
     numbers = array.astype(np.float64)
-    statistics = {
-        "norm": np.linalg.norm(numbers),
-        "min": numbers.min(),
-        "max": numbers.max(),
-        "mean": numbers.mean(),
-    }
+    statistics = {"norm": np.linalg.norm(numbers), "min": numbers.min(), "max": numbers.max()}
+    statistics["mean"] = numbers.mean()
     summary = ", ".join(f"{key} {format_number(float(n), 5)}" for key, n in statistics.items())
     return {"kind": kind, "summary": summary}

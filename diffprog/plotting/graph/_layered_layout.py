@@ -23,12 +23,13 @@ Key: TypeAlias = Hashable
 
 
 class Layout(NamedTuple):
-    """Positions of nodes and edges: (along, across) the direction of the edges.
+    """Positions of nodes and edges, as (along, across) the direction of the edges.
 
     Attributes:
-        places: for each node, where its box starts along the edges and its middle across them.
-        trunks: for each source, where its longest edge enters and leaves each layer it crosses.
-        trunk_counts: for each edge, how many points of its source's trunk it passes.
+        places: for each node, the start of its box along the edges and its middle across them.
+        trunks: for each source node, the points at which its longest edge enters and leaves each
+            layer that it crosses. Its shorter edges follow the same points.
+        trunk_counts: for each edge, the number of these points of its source that it passes.
         extent: size of the whole layout, (along, across).
     """
 
@@ -48,10 +49,10 @@ def layered_layout(
     """Lay out a directed acyclic graph in layers.
 
     Args:
-        sizes: (along, across) of each node, sources before their targets.
-        edges: pairs (source, target).
-        gaps: for each edge the room that it needs before the layer of its target.
-        between: room between neighbours of one layer.
+        sizes: size (along, across) of each node by key, sources before their targets.
+        edges: pairs of keys (source, target).
+        gaps: for each edge, the space that it needs before the layer of its target.
+        between: space between neighbouring nodes of one layer.
 
     >>> layered_layout({"a": (1, 1), "b": (1, 1)}, [("a", "b")], [2.0], between=1).places
     {'a': (0.0, 0.5), 'b': (3.0, 0.5)}
@@ -101,7 +102,7 @@ def _assign_layers(nodes: Mapping[Key, Any], edges: Sequence[tuple[Key, Key]]) -
 def _bends(
     layer: Mapping[Key, int], edges: Sequence[tuple[Key, Key]]
 ) -> dict[Key, list[tuple[Key, int]]]:
-    """Return for each source its bends, a key (source, layer) for each layer its edges cross."""
+    """Return the bends of each source: a key (source, layer) for each layer its edges cross."""
     last = dict[Key, int]()
     for source, target in edges:
         last[source] = max(last.get(source, 0), layer[target])
@@ -117,9 +118,8 @@ def _neighbours(
     edges: Sequence[tuple[Key, Key]],
 ) -> dict[Key, list[Key]]:
     """Return the neighbours of each node and bend in the layers before and after."""
-    pairs = [
-        pair for source, trunk in bends.items() for pair in itertools.pairwise([source, *trunk])
-    ]
+    trunks = ([source, *trunk] for source, trunk in bends.items())
+    pairs = [pair for trunk in trunks for pair in itertools.pairwise(trunk)]
     pairs += [
         (source if layer[target] == layer[source] + 1 else (source, layer[target] - 1), target)
         for source, target in edges
@@ -131,7 +131,10 @@ def _neighbours(
 
 
 def _order(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> list[list[Key]]:
-    """Sort each layer by the barycentres of its neighbours; return the best of all sweeps."""
+    """Sort the nodes of each layer by the mean position of their neighbours, in several sweeps.
+
+    The order with the fewest crossings is returned.
+    """
     best, fewest = rows, _crossings(rows, neighbours)
     for sweep in range(_SWEEPS):
         step = 1 if sweep % 2 == 0 else -1
@@ -158,15 +161,13 @@ def _sort_by_barycentre(
 
 
 def _crossings(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> int:
-    """Count the crossings, which are the inversions of the sequence of edge ends."""
+    """Count the pairs of edges between successive layers that cross each other."""
     total = 0
     for row, after in itertools.pairwise(rows):
         place = {key: k for k, key in enumerate(after)}
-        ends = [
-            sorted(place[other] for other in neighbours.get(key, ()) if other in place)
-            for key in row
-        ]
-        flat = np.array(list(itertools.chain(*ends)))
+        near = ([place[n] for n in neighbours.get(key, ()) if n in place] for key in row)
+        # Crossings are the inversions in the sequence of edge ends.
+        flat = np.array([end for ends in near for end in sorted(ends)])
         total += int(np.triu(flat[:, None] > flat[None, :], 1).sum()) if len(flat) else 0
     return total
 
@@ -177,7 +178,7 @@ def _positions(
     breadth: dict[Key, float],
     between: float,
 ) -> dict[Key, float]:
-    """Return the middle of each node and bend across the edges; the lowest side is at 0."""
+    """Return the position of each node and bend across the direction of the edges, from 0 on."""
     across: dict[Key, float] = {}
     distances = [
         [0.0, *((breadth[a] + breadth[b]) / 2 + between for a, b in itertools.pairwise(row))]
@@ -190,10 +191,8 @@ def _positions(
             row = rows[index]
             # Bends weigh more, so that long edges are straight.
             weights = np.array([1.0 + 3.0 * (breadth[key] == 0) for key in row])
-            near = [neighbours.get(key, [key]) for key in row]
-            means = np.array(
-                [sum(across[other] for other in others) / len(others) for others in near]
-            )
+            near = ([across[n] for n in neighbours.get(key, [key])] for key in row)
+            means = np.array([sum(positions) / len(positions) for positions in near])
             offsets = np.cumsum(distances[index])
             across.update(zip(row, _separate(means, offsets, weights), strict=True))
     lowest = min(across[key] - breadth[key] / 2 for key in across)
@@ -201,7 +200,7 @@ def _positions(
 
 
 def _separate(targets: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the positions nearest to `targets` that keep their order and the distances `offsets`.
+    """Return the positions nearest to `targets` whose differences are at least those of `offsets`.
 
     Weighted isotonic regression of targets - offsets by the pool-adjacent-violators algorithm.
     """
@@ -210,12 +209,10 @@ def _separate(targets: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> 
         pools.append([value, weight, 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             value, weight, count = pools.pop()
-            low = pools[-1]
-            pools[-1] = [
-                (low[0] * low[1] + value * weight) / (low[1] + weight),
-                low[1] + weight,
-                low[2] + count,
-            ]
+            low, low_weight, low_count = pools[-1]
+            total = low_weight + weight
+            mean = (low * low_weight + value * weight) / total
+            pools[-1] = [mean, total, low_count + count]
     return np.repeat([pool[0] for pool in pools], [int(pool[2]) for pool in pools]) + offsets
 
 
@@ -225,7 +222,7 @@ def _layer_intervals(
     edges: Sequence[tuple[Key, Key]],
     gaps: Sequence[float],
 ) -> tuple[list[float], list[float]]:
-    """Return where each layer starts and ends along the edges."""
+    """Return the starts and the ends of all layers along the direction of the edges."""
     count = max(layer.values()) + 1
     room, longest = [0.0] * count, [0.0] * count
     for (_, target), gap in zip(edges, gaps, strict=True):

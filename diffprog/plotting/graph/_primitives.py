@@ -26,12 +26,12 @@ class Text(NamedTuple):
     """Text of a drawing, in one or more lines.
 
     Attributes:
-        x, y: the anchor.
+        x, y: position of the anchor, a point of the text.
         text: lines separated by newlines.
-        color: of the font.
-        size: of the font.
-        right: horizontal position of the anchor in the text, from 0 (left end) to 1 (right end).
-        down: vertical position of the anchor, from 0 (upper end) to 1 (lower end).
+        color: color of the font.
+        size: size of the font.
+        right: where in the text the anchor is, from 0 (left end) to 1 (right end).
+        down: where in the text the anchor is, from 0 (upper end) to 1 (lower end).
         background: whether it is drawn on a white rectangle.
     """
 
@@ -56,12 +56,12 @@ class Box(NamedTuple):
     """Box of a drawing, for a node or a group of nodes.
 
     Attributes:
-        name: of the node, of its last one for a group.
+        name: name of the node, of the last node in a group.
         x, y: upper left corner.
-        width, height: its size.
-        text: the operation.
-        size: of the font.
-        kind: that of the node, "group" for several nodes, "integer" for a node without adjoint.
+        width, height: size of the box.
+        text: text in the box, the operation.
+        size: size of the font.
+        kind: kind of the node, "group" for several nodes, "integer" for a node without adjoint.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Box(NamedTuple):
 
     @property
     def corner_radius(self) -> float:
-        """Radius of its rounded corners."""
+        """Radius of the rounded corners."""
         if self.text in SYMBOLS:
             return self.height / 2
         return {"box": 2.0, "rule": 2.0, "group": 5.0}.get(self.kind, self.height / 2.2)
@@ -91,9 +91,9 @@ class Spline(NamedTuple):
 
     Attributes:
         points: the start, then two control points and an end for each segment.
-        kind: "wire" (where a value leaves its box), "edge", "none" (an edge without derivative),
-            "cut" or "wrong".
-        name: of the node it leaves.
+        kind: "wire" (the start that all edges of a box share), "edge", "none" (an edge without
+            derivative), "cut" or "wrong".
+        name: name of the node that it leaves.
     """
 
     points: tuple[Coordinates, ...]
@@ -102,7 +102,7 @@ class Spline(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Everything to draw, in drawing order, and the size of the canvas."""
+    """Drawing of a graph: its splines, boxes and texts, in drawing order, and its size."""
 
     splines: list[Spline]
     boxes: list[Box]
@@ -138,7 +138,7 @@ def _intersection_area(a: BoundingBox, b: BoundingBox) -> float:
 
 
 def text_extent(text: str, size: float) -> Coordinates:
-    """Estimate width and height of a text from its number of characters and lines."""
+    """Estimate (width, height) of a text from its number of characters and lines."""
     if not text:
         return 0.0, 0.0
     lines = text.split("\n")
@@ -146,7 +146,7 @@ def text_extent(text: str, size: float) -> Coordinates:
 
 
 def legend(splines: list[Spline], boxes: list[Box], labels: list[Text], y: float) -> list[Text]:
-    """Return a row of text at height `y` that explains the colors and signs in use."""
+    """Return the legend of a drawing, a row at height `y`, for the colors and signs it uses."""
     entries = [
         ("value", VALUE, True),
         ("adjoint dJ/d·", ADJOINT, True),
@@ -167,6 +167,5 @@ def legend(splines: list[Spline], boxes: list[Box], labels: list[Text], y: float
 def require_graph(graph: Any) -> None:
     """Raise a `TypeError` if `graph` is not a `Graph`."""
     if not isinstance(graph, Graph):
-        raise TypeError(
-            f"graph must be a Graph, made by diffprog.graph.trace, got {type(graph).__name__}"
-        )
+        got = type(graph).__name__
+        raise TypeError(f"graph must be a Graph, made by diffprog.graph.trace, got {got}")

@@ -1,4 +1,4 @@
-"""Build the drawing of a graph that the figure and the HTML page share.
+"""Build the drawing of a computation graph that the figure and the HTML page share.
 
 A wire leaves the box of each node, with the node's value on one side and its adjoint on the other,
 as in lecture 003. Each branch of the wire carries the local derivative of the operation that it
@@ -13,31 +13,22 @@ import numpy as np
 
 from diffprog.graph import Graph
 from diffprog.graph._format import ADJOINT, VALUE
+from diffprog.plotting.graph import _primitives
 from diffprog.plotting.graph._boxes import Arrangement, LabeledBox, Link, arrange, link_groups
 from diffprog.plotting.graph._collapse import collapse
 from diffprog.plotting.graph._layered_layout import Coordinates
-from diffprog.plotting.graph._primitives import (
-    EDGE_SIZE,
-    MARGIN,
-    VALUE_SIZE,
-    Box,
-    OccupancyGrid,
-    Scene,
-    Spline,
-    Text,
-    legend,
-)
+from diffprog.plotting.graph._primitives import MARGIN, VALUE_SIZE, Box, OccupancyGrid, Spline, Text
 
 _MAX_WIDTH = 740.0
 
 
-def build_scene(graph: Graph, most: int, *, max_width: float = _MAX_WIDTH) -> Scene:
-    """Return the drawing of a graph as boxes, splines and texts.
+def build_scene(graph: Graph, most: int, *, max_width: float = _MAX_WIDTH) -> _primitives.Scene:
+    """Return the drawing of a graph as boxes, splines and texts with positions.
 
     Args:
         graph: made by `diffprog.graph.trace`.
-        most: graphs with more nodes than this are drawn in groups of nodes.
-        max_width: graphs that would be wider, in points, run down instead of to the right.
+        most: maximum number of boxes; larger graphs are drawn in groups of nodes.
+        max_width: in points; a graph that would be wider runs down instead of to the right.
     """
     groups = collapse(graph, most)
     links = link_groups(graph, groups)
@@ -50,7 +41,7 @@ def build_scene(graph: Graph, most: int, *, max_width: float = _MAX_WIDTH) -> Sc
 
 
 class _SceneBuilder:
-    """Collects boxes, splines and texts; turns layout coordinates (along, across) into (x, y)."""
+    """Builder of a drawing, from boxes and links in layout coordinates (along, across)."""
 
     def __init__(self, arrangement: Arrangement) -> None:
         self.arrangement, self.downward = arrangement, arrangement.downward
@@ -68,9 +59,8 @@ class _SceneBuilder:
         width, height = box.size
         x, y = self._xy(along, across)
         left, top = (x - width / 2, y) if self.downward else (x, y - height / 2)
-        self.boxes.append(
-            Box(box.name, left, top, width, height, box.label, box.label_size, box.kind)
-        )
+        corner_and_size = left, top, width, height
+        self.boxes.append(Box(box.name, *corner_and_size, box.label, box.label_size, box.kind))
         leave = along + (height if self.downward else width)
         start, end = self._xy(leave, across), self._xy(leave + box.wire, across)
         kind = "none" if box.kind == "integer" else "wire"
@@ -85,7 +75,7 @@ class _SceneBuilder:
         self.texts += [value, adjoint]
 
     def add_edges(self, links: Sequence[Link]) -> None:
-        """Add splines from wires to boxes and a label on each, where it hides least."""
+        """Add a spline and a label for each link; a label is placed where it overlaps least."""
         boxes, labels, layout, downward = self.arrangement
         entries = _entry_points(self.arrangement, links)
         occupied = OccupancyGrid()
@@ -104,41 +94,38 @@ class _SceneBuilder:
             bends = layout.trunks[a][max(begin - 1, 0) : end]
             start = [] if begin else [(leave, across)]
             stops = [*start, *bends, (layout.places[b][0], entries[k])]
-            segments = [self._bezier(*ends) for ends in itertools.pairwise(stops)]
+            segments = [_bezier(*ends) for ends in itertools.pairwise(stops)]
             points = (stops[0], *(point for segment in segments for point in segment[1:]))
-            self.splines.append(
-                Spline(tuple(itertools.starmap(self._xy, points)), kind, boxes[a].name)
-            )
+            points = tuple(itertools.starmap(self._xy, points))
+            self.splines.append(Spline(points, kind, boxes[a].name))
             if label:
                 last = [self._xy(*point) for point in segments[-1]]
                 self._add_label(last, label, color, occupied)
-
-    @staticmethod
-    def _bezier(start: Coordinates, end: Coordinates) -> list[Coordinates]:
-        middle = (start[0] + end[0]) / 2
-        return [start, (middle, start[1]), (middle, end[1]), end]
 
     def _add_label(
         self, segment: list[Coordinates], text: str, color: str, occupied: OccupancyGrid
     ) -> None:
         candidates = [
-            Text(*_evaluate_bezier(segment, t), text, color, EDGE_SIZE, background=True)
+            Text(*_evaluate_bezier(segment, t), text, color, _primitives.EDGE_SIZE, background=True)
             for t in (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
         ]
         label = min(candidates, key=lambda candidate: occupied.overlap(candidate.bounding_box))
         self.texts.append(label)
         occupied.add(label.bounding_box)
 
-    def build(self) -> Scene:
+    def build(self) -> _primitives.Scene:
         """Return the scene with a legend below the graph."""
         width, height = self._xy(*self.arrangement.layout.extent)
-        texts = self.texts + legend(self.splines, self.boxes, self.texts, height + 16)
+        texts = self.texts + _primitives.legend(self.splines, self.boxes, self.texts, height + 16)
         right = max([width, *(text.bounding_box[2] for text in texts)]) + MARGIN
-        return Scene(self.splines, self.boxes, texts, right, height + 30 + MARGIN)
+        return _primitives.Scene(self.splines, self.boxes, texts, right, height + 30 + MARGIN)
 
 
 def _entry_points(arrangement: Arrangement, links: Sequence[Link]) -> list[float]:
-    """Return where each link enters its target: side by side, in the order of their origins."""
+    """Return the position across the edges at which each link enters the box of its target.
+
+    The links of a target enter side by side, in the order of the positions that they come from.
+    """
     boxes, _, layout, downward = arrangement
     arriving = defaultdict(list)
     for k, (a, b, _) in enumerate(links):
@@ -152,6 +139,11 @@ def _entry_points(arrangement: Arrangement, links: Sequence[Link]) -> list[float
         for rank, (_, k) in enumerate(sorted(ends)):
             entries[k] = layout.places[b][1] + (rank - (len(ends) - 1) / 2) * step
     return entries
+
+
+def _bezier(start: Coordinates, end: Coordinates) -> list[Coordinates]:
+    middle = (start[0] + end[0]) / 2
+    return [start, (middle, start[1]), (middle, end[1]), end]
 
 
 def _evaluate_bezier(points: list[Coordinates], t: float) -> Coordinates:
