@@ -169,7 +169,7 @@ def as_function(
     """Turn consecutive equations of a jaxpr into a function.
 
     Args:
-        equations: in program order.
+        equations: equations in program order.
         operands: distinct variables that become the arguments. By default, for a single equation,
             each operand becomes an argument, literals too; a variable that occurs twice becomes two
             arguments, so that x * x is a function of two.

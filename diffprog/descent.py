@@ -1,4 +1,4 @@
-"""Gradient descent on any variable of any program.
+"""Gradient descent on any variable of a scalar cost function.
 
 Training, unit visualization and gradient-based attacks all use this engine:
 
@@ -189,11 +189,11 @@ def run(
     """Run a gradient descent from `start`, with one step for each entry of `xs`.
 
     Args:
-        descent: from `descent`.
+        descent: a `Descent`, made by `descent`.
         start: initial variable, a pytree of finite float arrays; or a `State` to continue from.
-        xs: inputs of the steps. A count n: the input of step k is the integer k. A pytree of finite
-            arrays: their entry k on the leading axis. An iterator of batches: its k-th item; some
-            hundred are read ahead.
+        xs: inputs of the steps. With a count n, the input of step k is the integer k; with a pytree
+            of finite arrays, their entry k on the leading axis; with an iterator of batches, its
+            k-th item, where some hundred items are read ahead.
         until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, the rule of lecture 004 (which
             also stops on a plateau).
         loop: "device" runs the steps in one compiled loop, "host" calls a compiled step from
@@ -237,7 +237,7 @@ def run_in_chunks(
     """Run a descent in chunks of about half a second, and yield the result of each.
 
     Args:
-        descent, start, xs, until, loop, progress: as for `run`.
+        descent, start, xs, until, loop, progress: arguments of `run`.
         steps: number of `xs` to use. Calls with `xs` of one shape and different `steps` compile
             once.
         previous_cost: cost of the step before the first, for `until`.
@@ -315,7 +315,7 @@ def init_state(descent: Descent, start: Any, *, name: str = "start") -> State:
     """Return the initial `State` of a run, from a variable or from the `State` of another run.
 
     Args:
-        descent: from `descent`.
+        descent: a `Descent`, made by `descent`.
         start: initial variable, a pytree of finite float arrays; or a `State` of this descent.
         name: name of the argument in error messages.
 

@@ -37,7 +37,7 @@ def initialize(
     """Connect the processes of a distributed run, as `jax.distributed.initialize` does.
 
     Call it once in every process, before any other use of JAX. The timeout is shorter than JAX's:
-    if one process dies, the others raise within a minute. On clusters that JAX knows no arguments
+    if one process dies, the others raise within a minute. On clusters that JAX knows, no arguments
     are needed.
 
     Args:
@@ -265,7 +265,8 @@ def match_shardings(reference: Any, tree: Any) -> Any:
 def shard_like(reference: Any, tree: Any) -> Any:
     """Shard every array of a pytree like the corresponding array of another pytree.
 
-    The compiler chooses the shardings of a compiled loop's outputs; this restores the given ones.
+    The compiler chooses the shardings of a compiled loop's outputs; this restores those of its
+    inputs.
     """
     return jax.tree.map(
         lambda other, leaf: leaf if leaf.sharding == other.sharding else put(leaf, other.sharding),

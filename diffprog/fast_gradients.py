@@ -1,4 +1,4 @@
-"""Fast CPU gradients of convolutions and max-pooling in any program.
+"""Fast CPU gradients of the convolutions and max-poolings in any JAX function.
 
 `faster(f)` computes the values of f. Only its derivatives are computed differently, in the two
 places where JAX's own are slow on XLA's CPU backend:

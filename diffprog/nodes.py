@@ -249,9 +249,9 @@ def _run(
     argument: str,
     handler: Handler,
 ) -> tuple[Any, dict[str, Array]]:
-    """Run f with `handler` at the nodes named in `values`; also return the nodes `names`.
+    """Run f with `handler` at the nodes named in `values`, and return the values of nodes `names`.
 
-    None as `names` stands for all taps. `argument` names `values` in error messages.
+    None as `names` stands for all taps. `argument` is the name of `values` in error messages.
     """
     traced, structure = trace_program(f, args)
     changed = find_nodes(values, traced)

@@ -171,9 +171,9 @@ def _linf_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
-    """Project sizes on the l2 ball and a box: min(s size, room), with s for length epsilon.
+    """Project sizes |r_i| on the l2 ball and size <= room: min(s size, room) of length ε.
 
-    Needs epsilon > 0 and a min(size, room) outside of the ball.
+    Requires epsilon > 0, and min(size, room) to be longer than epsilon.
     """
     fixed_size, fixed_room = jax.lax.stop_gradient((size, room))
     low = epsilon / jnp.maximum(_l2_length(fixed_size), epsilon)
@@ -195,10 +195,10 @@ def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _l1_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
-    """Project sizes on the l1 ball and a box: clip(d - gap, 0, room), with d for length epsilon.
+    """Project sizes |r_i| on the l1 ball and size <= room: clip(d - gap, 0, room) of length ε.
 
-    Needs epsilon > 0 and a min(size, room) outside of the ball; gap is the largest size that
-    has room, minus size.
+    The gap of a size is its distance to the largest size that has room. Requires epsilon > 0, and
+    min(size, room) to be longer than epsilon.
     """
     top = jnp.max(jnp.where(room > 0, size, 0), axis=1, keepdims=True)
     # Differences of near numbers are exact, so a small d keeps its digits beside a large size.

@@ -226,10 +226,11 @@ class _CodeEffects(NamedTuple):
 
     Attributes:
         globals: names it reads from its module; empty for an installed package.
-        written: closure variables it assigns; numbers among them are counters of their owner.
+        written: closure variables it assigns; a number among them is a counter, which stays in its
+            closure.
         records: whether it mutates containers; lists, dicts and sets then stay shared with their
             owner.
-        assigns_globals: whether it assigns a global; it then stays undecomposed.
+        assigns_globals: whether it assigns a global; it is then not decomposed.
         installed: whether it belongs to an installed package, the standard library, or diffprog.
     """
 

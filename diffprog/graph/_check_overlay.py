@@ -113,7 +113,7 @@ def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Calla
 def _is_parameter(name: str, suffix: str) -> bool:
     """Check whether an argument's name ends with the path `suffix` of a parameter of a layer.
 
-    The suffix of a layer's only parameter is "", which any path inside an argument ends with.
+    The suffix "", of a layer's only parameter, fits every array inside a larger argument.
     """
     return name.endswith(suffix) if suffix else name != _split(name)[0]
 

@@ -62,7 +62,7 @@ class Recorder:
     """Record of the values and operations of a run, filled while the run goes on.
 
     Attributes:
-        values: all recorded values, arguments and constants first.
+        values: all recorded values, constants and arguments first.
         taps: (name, number of earlier taps of that name) of tapped values, by index in `values`.
         tap_counts: number of taps by name.
         operations: recorded operations, in the order they were run.

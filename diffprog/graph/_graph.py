@@ -162,8 +162,8 @@ class Graph:
         """Return the sums, maxima, minima and products, and how each passes on its adjoint.
 
         A sum is a "distributor": it passes its adjoint to every operand. A maximum is a "router":
-        it passes it to the largest operand only. A product is a "switcher": each operand receives
-        it times the other operand. The `flows` of a gate are what its operands receive.
+        it passes it to the largest operand or entry only. A product is a "switcher": each operand
+        receives it times the other operand. The `flows` of a gate are what its operands receive.
 
         Source: lecture 003, gates.
 

@@ -23,10 +23,10 @@ from diffprog._jaxpr import ClosedJaxpr
 
 
 def trace_pure(f: Callable[..., Any], args: tuple[Any, ...]) -> ClosedJaxpr:
-    """Return the jaxpr of a pure function that returns one float scalar.
+    """Trace f(*args) to a jaxpr, and check that f is pure and returns one float scalar.
 
     Args:
-        f: the function.
+        f: the function to trace.
         args: pytrees, whose arrays and numbers become the arguments of the jaxpr.
 
     Raises:

@@ -29,9 +29,9 @@ def trace(
 ) -> Graph:
     """Trace J = f(*args) to a graph of values h, their adjoints dJ/dh and local derivatives.
 
-    f is run once on the given values, operation by operation. `jit` and remat are inlined, of a
-    `cond` the branch taken is shown, short scans and all `while` loops are unrolled (so a `while`
-    has a derivative here). A function with a custom derivative is one node whose derivative is its
+    f is run once on the given values, operation by operation. `jit` and remat are inlined, `cond`
+    shows the branch taken, short scans and all `while` loops are unrolled (so a `while` has a
+    derivative here). A function with a custom derivative is one node whose derivative is its
     rule; a function of `jax.nn` is one node too. `stop_gradient` is a cut, with local derivative
     zero. Operations that do not lead to the output are left out; arguments never are.
 
@@ -47,8 +47,8 @@ def trace(
         unroll: length of the longest scan to unroll, default 32; a longer one is one node.
         against: a report of `diffprog.checks`. Edges whose hand-written derivative it finds wrong
             are marked: those that leave the argument of a finding, identified by its path or, if f
-            calls it otherwise, by its structure; or those that enter the scope called like the
-            finding's layer.
+            calls it otherwise, by its structure; or those that enter the scope with the name of
+            the finding's layer.
 
     Raises:
         TypeError: f is not callable, not written in JAX, not pure or not differentiable; or it
@@ -90,7 +90,7 @@ def _build_graph(
     Args:
         recorder: values and operations of a run of f.
         constants, arguments: names of constants and arguments by index in `recorder.values`.
-        output: index of J.
+        output: index of J in `recorder.values`.
     """
     operations, live = _live_operations(output, recorder.operations)
     adjoints, derivatives = reverse_pass(operations, recorder.values, output)

@@ -38,15 +38,15 @@ class Node:
     """Node of a computation graph: a value h and its adjoint dJ/dh.
 
     Attributes:
-        name: of an argument its path, "params['weight']"; of a tapped value the tap, with a number
-            as in `diffprog.nodes` if it is used several times, "h#0"; else the operation, with a
+        name: path of an argument, "params['weight']"; or name of a tap, with a number as in
+            `diffprog.nodes` if it is used several times, "h#0"; or name of the operation, with a
             number if it is not unique, "mul:0".
         op: "argument", "constant" (an array that the function closes over), a JAX primitive such
             as "mul", or the name of the function of a box.
         value: the array h that was computed.
         adjoint: dJ/dh, of the same shape; None for integers, booleans and random keys.
         label: the operation in short notation, "× 2" for a product with the number 2.
-        scope: where it was computed: named scopes and steps of unrolled loops, "Net/Dense_0".
+        scope: named scopes and steps of unrolled loops in which it was computed, "Net/Dense_0".
         tap: the name that a tap gave it, "" if none did.
         kind: "argument", "constant", "operation", "box" (a function shown as one node) or "rule"
             (a box with a custom derivative rule).

@@ -26,11 +26,11 @@ def draw_attributions(
     scale, so each map is divided by its largest absolute value, after summing over channels.
 
     Args:
-        images: (batch, height, width, channels), 1 or 3 channels, within bounds.
+        images: float images (batch, height, width, channels), 1 or 3 channels, within bounds.
         attributions: maps by name of the method, (batch, height, width) or (batch, height, width,
             channels), finite.
         titles: a short title for each image; default none.
-        bounds: (low, high), drawn black and white.
+        bounds: pixel values (low, high), drawn black and white; default (0, 1).
 
     Raises:
         TypeError: an argument has the wrong type.

@@ -26,7 +26,7 @@ def draw_costs(
     """Plot the loss J_k after each step k = 1, 2, ..., as one curve or several.
 
     Args:
-        costs: (steps,), the losses, or several such arrays by name; finite, of any length from 1.
+        costs: losses, an array (steps,), or several such arrays by name; finite and not empty.
         steps, cost: labels of the x-axis and the y-axis; default "step" and "loss".
         scale: scale of the y-axis, "linear" (default) or "log", which needs losses above 0.
 
@@ -65,8 +65,8 @@ def draw_curves(
     """Plot one or more curves y(x) over shared x values.
 
     Args:
-        x: (points,), increasing, finite.
-        curves: (points,), the values at x, by name; finite.
+        x: x values (points,), increasing and finite.
+        curves: y values (points,) at x by name of the curve, finite.
         xlabel, ylabel: labels of the axes.
         scale: scale of the y-axis, "linear" (default) or "log", which needs values above 0.
 
@@ -102,9 +102,10 @@ def draw_accuracy(
     """Plot robust accuracy against the perturbation radius ε.
 
     Args:
-        epsilons: (radii,), increasing, >= 0.
-        accuracy: (radii,), robust accuracy at each radius, in [0, 1].
-        intervals: (radii, 2), (low, high) around each accuracy, drawn as a band; default none.
+        epsilons: radii (radii,), increasing and >= 0.
+        accuracy: robust accuracy (radii,) at each radius, in [0, 1].
+        intervals: confidence interval (low, high) of each accuracy, (radii, 2), drawn as a band;
+            default none.
         norm: name of the norm, for the label of the x-axis.
 
     Raises:

@@ -31,7 +31,8 @@ class Section(NamedTuple):
         text: plain text, with empty lines between paragraphs; default none.
         figure: a matplotlib figure; default none.
         table: a `Table`; default none.
-        caption: caption and alternative text of the figure; default the title, as alternative text.
+        caption: caption of the figure and its alternative text; default no caption, and the title
+            as alternative text.
     """
 
     title: str
@@ -50,7 +51,7 @@ def write_page(
         path: the file, usually `.../index.html`. Missing folders are created, an existing file is
             replaced.
         title: title of the page.
-        sections: at least one.
+        sections: sections of the page, at least one.
         summary: a sentence or two below the title; default none.
 
     Returns:

@@ -29,12 +29,12 @@ def draw_images(
     """Draw images in a grid, row by row.
 
     Args:
-        images: (batch, height, width, channels), 1 or 3 channels, float.
+        images: float images (batch, height, width, channels), 1 or 3 channels.
         titles: a short title for each image; default none.
         columns: images per row, >= 1; default so many that the figure is about twice as wide as
             high.
-        bounds: (low, high), drawn black and white; every value must lie within. None scales each
-            image to its own range, which shows its structure but not its scale.
+        bounds: pixel values (low, high), drawn black and white; all values must lie within them.
+            None scales each image to its own range, which shows its structure but not its scale.
 
     Raises:
         TypeError: images are not floats, or bounds are not a pair of numbers.
@@ -81,12 +81,13 @@ def draw_adversarial(
     class and its probability, in red with ✗ if misclassified.
 
     Args:
-        original, adversarial: (batch, height, width, channels), 1 or 3 channels, within bounds.
-        labels: (batch,), the true classes, in 0 .. classes - 1.
-        before, after: (batch, classes), predicted probabilities of the original and the adversarial
+        original, adversarial: float images (batch, height, width, channels), 1 or 3 channels,
+            within bounds.
+        labels: true classes (batch,), in 0 .. classes - 1.
+        before, after: predicted probabilities (batch, classes) of the original and the adversarial
             images, in [0, 1].
         names: names of the classes; default their numbers.
-        bounds: (low, high), drawn black and white.
+        bounds: pixel values (low, high), drawn black and white; default (0, 1).
 
     Raises:
         TypeError: an argument has the wrong type.

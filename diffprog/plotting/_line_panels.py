@@ -20,11 +20,11 @@ class Panel(NamedTuple):
     """Curves to plot on one pair of axes.
 
     Attributes:
-        curves: (x, y) by name, each of its own length.
+        curves: arrays (x, y) by name of the curve, each pair of its own length.
         xlabel: label of the x-axis.
         title: title of the panel; default none.
-        expected: (x, y) by name, reference curves drawn thin and dashed in black over the others,
-            such as the prediction of a formula; default none.
+        expected: reference curves (x, y) by name, such as the prediction of a formula, drawn thin
+            and dashed in black over the others; default none.
     """
 
     curves: Mapping[str, Line]

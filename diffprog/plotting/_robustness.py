@@ -27,7 +27,7 @@ def draw_robustness(report: "Report | Mapping[str, Report]") -> Figure:
     example have no point.
 
     Args:
-        report: from `adversarial.evaluate`, or several by name, with the same norm.
+        report: report of `adversarial.evaluate`, or several by name, with the same norm.
 
     Raises:
         TypeError: an argument is not a `Report`.

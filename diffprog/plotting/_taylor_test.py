@@ -12,8 +12,9 @@ from diffprog.plotting._axes import FAINT, FRAME, INK, cycle_colors, make_axes
 def draw_slopes(report: Any) -> Figure:
     """Plot the Taylor remainders |f(x + h d) - f(x) - h g·d| against the step size h.
 
-    There is a curve for each leaf of x, labelled with its measured order, and reference lines of
-    slope 1 (wrong gradient) and 2 (right gradient).
+    f is the function under test, g its claimed gradient at x, and d a random direction. There is a
+    curve for each leaf of x, labelled with its measured order, and reference lines of slope 1
+    (wrong gradient) and 2 (right gradient).
 
     Args:
         report: a `checks.SlopeReport`: paths, steps, remainders (leaves, steps), orders.

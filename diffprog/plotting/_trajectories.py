@@ -34,11 +34,11 @@ def draw_paths(
     quantiles of the heights, so that flat valleys of a steep function show too.
 
     Args:
-        x, y: (columns,) and (rows,), the grid, increasing. The figure shows this range and cuts off
-            trajectories that leave it.
-        heights: (rows, columns), the function at the grid points, finite.
-        paths: (steps, 2), the trajectories by name, the first drawn on top; or several panels of
-            such trajectories, by title.
+        x, y: grid of the function, increasing arrays (columns,) and (rows,). The figure shows this
+            range and cuts off trajectories that leave it.
+        heights: values of the function at the grid points, (rows, columns), finite.
+        paths: trajectories (steps, 2) by name, the first drawn on top; or several panels of such
+            trajectories, by title.
         xlabel, ylabel: labels of the axes.
 
     Raises:
@@ -92,7 +92,7 @@ def draw_clouds(
     The last set is drawn on top. The fewer points a set has, the larger they are.
 
     Args:
-        clouds: (points, 2), by name; finite.
+        clouds: sets of points (points, 2) by name, finite.
         xlabel, ylabel: labels of the axes.
 
     Raises:
@@ -134,10 +134,10 @@ def draw_rates(
     does not converge.
 
     Args:
-        x, y: (columns,) and (rows,), the grid, increasing.
-        rates: (rows, columns), the rates at the grid points by title of the panel; >= 0, finite.
+        x, y: grid of hyper-parameters, increasing arrays (columns,) and (rows,).
+        rates: rates at the grid points, (rows, columns), by title of the panel; >= 0, finite.
         xlabel, ylabel: labels of the axes.
-        border: (x, y), stability boundary, drawn as a dashed line; default none.
+        border: stability boundary (x, y), drawn as a dashed line; default none.
         marks: points (x, y) to mark, by name; default none.
 
     Raises:

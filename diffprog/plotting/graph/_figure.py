@@ -34,9 +34,9 @@ _LINES = {
 def draw_graph(graph: Graph, *, most: int = 60) -> Figure:
     """Draw a computation graph with its values, adjoints and local derivatives.
 
-    The value of a node and its adjoint dJ/dvalue are written along the wire that leaves it, the
-    local derivative on each edge. Small arrays are written out, of larger ones the shape and the
-    norm. Long graphs run downward. The figure is as large as the graph needs at a readable size.
+    The value h of a node and its adjoint dJ/dh are written along the wire that leaves it, the local
+    derivative on each edge. Small arrays are written in full, large ones as shape and norm. Long
+    graphs run downward. The figure is as large as the graph needs at a readable size.
 
     Args:
         graph: made by `diffprog.graph.trace`.
