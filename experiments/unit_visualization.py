@@ -3,11 +3,11 @@
     python -m experiments.unit_visualization [--fast]
 
 A convolutional network learns one half of scikit-learn's handwritten digits. For every channel of
-every layer, gradient ascent finds the image that maximizes its activation, and compares it with the
-activations on real digits. The images of the ten outputs are also classified by a second network of
-another architecture, trained on the other half: an image that only the first network recognizes
-shows a weakness of that network, not a digit. Writes results/unit_visualization/: the images of
-each layer, numbers.json and index.html.
+every layer, gradient ascent finds the image that maximizes its activation; the percentage above it
+is the share of real digits that activate the channel less. The images of the ten outputs are also
+classified by a second network of another architecture, trained on the other half: an image that
+only the first network recognizes shows a weakness of that network, not a digit. Writes
+results/unit_visualization/: the images of each layer, numbers.json and index.html.
 
 For your own model, change `MODEL` to anything with `init(key)` and `apply(params, images)`, and
 `LAYERS` to names and channel counts of layers that it tags with `dp.tap`.
