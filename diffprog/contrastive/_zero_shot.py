@@ -63,23 +63,20 @@ def zero_shot(
     >>> zero_shot(pair, jnp.zeros((5, 8, 8, 1)), prompts).probabilities.shape
     (5, 2)
     """
-    prompts = _class_prompts(classes)
+    if isinstance(classes, Mapping):
+        if not classes:
+            raise ValueError("classes must hold at least one class, got none")
+        prompts = {k: check_texts(f"classes[{k!r}]", texts) for k, texts in classes.items()}
+    else:
+        prompts = {text: (text,) for text in check_texts("classes", classes)}
+        if len(prompts) < len(classes):
+            repeated = next(text for text in classes if classes.count(text) > 1)
+            raise ValueError(f"classes must differ, got {repeated!r} twice")
     u, v = unit_features(towers, images, [text for texts in prompts.values() for text in texts])
     ends = np.cumsum([len(texts) for texts in prompts.values()])
     means = normalize(jnp.stack([part.mean(0) for part in jnp.split(v, ends[:-1])]))
     probabilities = jax.nn.softmax(inverse_temperature(towers.log_scale) * (u @ means.T))
     return Classified(probabilities.argmax(1), probabilities, tuple(prompts))
-
-
-def _class_prompts(classes: Any) -> dict[str, Sequence[str]]:
-    if not isinstance(classes, Mapping):
-        names = check_texts("classes", classes)
-        if repeated := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"classes must differ, got {repeated[0]!r} twice")
-        return {name: (name,) for name in names}
-    if not classes:
-        raise ValueError("classes must hold at least one class, got none")
-    return {name: check_texts(f"classes[{name!r}]", texts) for name, texts in classes.items()}
 
 
 class Retrieval(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffprog import _validation
-from diffprog.pretrained._safetensors import read_json, read_number, shorten
+from diffprog.pretrained._safetensors import read_json, read_number
 from diffprog.program import Program, program
 
 Images = Float[Array, "batch height width channels"]
@@ -135,7 +135,7 @@ def read_class_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]
         found = {name: config[name] for name in ("id2label", "num_labels") if name in config}
         raise ValueError(
             f"{folder / 'config.json'}: expected id2label with keys '0', '1', ..., or num_labels, "
-            f"found {shorten(found)}"
+            f"found {found!r:.100}"
         )
     return tuple(str(names[str(k)]) for k in range(len(names)))
 

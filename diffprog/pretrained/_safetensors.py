@@ -172,7 +172,7 @@ def _find_files(folder: Path) -> list[Path]:
         if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
             raise ValueError(
                 f"{folder / _INDEX}: expected a weight_map from tensors to files of this folder, "
-                f"found {shorten(shards)}"
+                f"found {shards!r:.100}"
             )
         files = [folder / name for name in sorted(set(names))]
         if missing := [file.name for file in files if not file.is_file()]:
@@ -227,9 +227,3 @@ def _check_tensors(
         raise ValueError(
             f"{folder}: expected the tensors that its config.json describes, found{report}"
         )
-
-
-def shorten(value: Any) -> str:
-    """Return the repr of a value, cut to 100 characters."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."

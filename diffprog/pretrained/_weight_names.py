@@ -29,7 +29,6 @@ VIT_BASE = {
     "image_size": 224,
     "num_channels": 3,
 }
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 class TransformerConfig(NamedTuple):
@@ -69,7 +68,8 @@ def read_transformer_config(folder: Path, config: Mapping[str, Any]) -> Transfor
             f"{file}: expected hidden_act to be one of {', '.join(map(repr, _ACTIVATIONS))}, "
             f"found {activation!r}"
         )
-    width, depth, heads, hidden = (read_size(folder, config, name) for name in _SIZES)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    width, depth, heads, hidden = (read_size(folder, config, name) for name in names)
     if width % heads:
         raise ValueError(
             f"{file}: expected a hidden_size that is a multiple of num_attention_heads, "
@@ -133,11 +133,8 @@ def transformer_specs(
 
 def norm_specs(name: str, width: int) -> dict[str, Any]:
     """Specify the params of `backprop.layer_norm`."""
-    shape = (width,)
-    return {
-        "scale": TensorSpec(f"{name}.weight", shape),
-        "shift": TensorSpec(f"{name}.bias", shape),
-    }
+    names = {"scale": f"{name}.weight", "shift": f"{name}.bias"}
+    return {param: TensorSpec(stored, (width,)) for param, stored in names.items()}
 
 
 def affine_specs(name: str, inputs: int, outputs: int, *, bias: bool = True) -> dict[str, Any]:
