@@ -31,7 +31,7 @@ def adversarial_training(
     *,
     loss: Callable[[Logits, Labels], Float[Array, "batch"]] = losses.softmax_cross_entropy,
 ) -> Callable[[Any, Any, Labels, jax.Array], Float[Array, ""]]:
-    """Return the adversarial training loss (params, x, y, key) -> mean_i L(f_θ(x_i + r_i), y_i).
+    """Return the adversarial training loss, a function (params, x, y, key) -> mean loss at x + r.
 
     Args:
         apply: function (params, x) -> logits, such as `models.cnn(...).apply`.

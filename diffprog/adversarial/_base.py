@@ -1,4 +1,4 @@
-"""The common frame of all attacks: checks, flattening, keys, compilation and the final evaluation.
+"""Common parts of all attacks: argument checks, flattening, keys, compilation, final evaluation.
 
     find r  with  f(x + r) misclassified, or the target,   ||r|| <= ε,   low <= x + r <= high
 
@@ -6,8 +6,8 @@
 
 An attack consists of a search, a pure function Problem -> Search; `make_attack` does the rest. It
 flattens examples of any shape or pytree to rows, gives every example its own random key, compiles
-the search once, and computes the result from the arrays that are returned: `adversarial` lies in
-the box, its distance from x is at most ε, and `success` is what f predicts for `adversarial`.
+the search once, and evaluates the perturbations that the search returns: `adversarial` lies in the
+box, its distance from x is at most ε, and `success` is decided by f's prediction for it.
 
 The key of an example is derived from the example's values. Its result therefore depends neither on
 the other examples in the batch nor on its position.
@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,11 @@ from diffprog.program import Program, program
 Flat = Float[Array, "batch n"]
 PerExample = Float[Array, "batch"]
 Bounds = tuple[float, float]
+Tree = TypeVar("Tree")
 
 
 class Problem(NamedTuple):
-    """The attack problem handed to a search; every example is a flat row.
+    """Problem that a search solves: examples as flat rows, radii, bounds and the attacked model.
 
     Attributes:
         logits: function from rows (batch, n) to logits (batch, classes).
@@ -46,7 +47,7 @@ class Problem(NamedTuple):
         norm: the norm object, with `project`, `length`, `ascent` and `sample`.
         bounds: (low, high) of every value of x + r.
         targeted: whether y holds targets.
-        shape: the shape of one example, or () if examples are pytrees.
+        shape: the shape of one example before flattening, or () if examples are pytrees.
         clean_logits: (batch, classes), the logits of x.
     """
 
@@ -62,15 +63,15 @@ class Problem(NamedTuple):
     clean_logits: Logits
 
     def perturbed_logits(self, r: Flat) -> Logits:
-        """Compute the logits of x + r, rounded as the attack's result will be."""
+        """Compute the logits of x + r, with x + r rounded as in the result of the attack."""
         return self.logits(add_rounded_toward_x(self.x, r))
 
     def is_adversarial(self, logits: Logits) -> Bool[Array, "batch"]:
-        """Check which logits are misclassified, or predict the target; NaN logits never do."""
+        """Check which rows of logits are misclassified, or predict the target; NaN is False."""
         return is_adversarial(logits, self.y, self.targeted)
 
     def margin(self, logits: Logits) -> PerExample:
-        """Compute the margin to maximize: positive where the attack has succeeded."""
+        """Compute the margin of the logits, which is positive where the attack has succeeded."""
         return margin(logits, self.y, self.targeted)
 
     def project(self, r: Flat) -> Flat:
@@ -81,14 +82,35 @@ class Problem(NamedTuple):
         """Clip r such that x + r lies within the bounds exactly, in floating point too."""
         return norms.linf.project_in_box(r, self.x, float(jnp.finfo(r.dtype).max), self.bounds)
 
+    @property
+    def box_width(self) -> float:
+        """Width of the box, high - low."""
+        return self.bounds[1] - self.bounds[0]
+
+    def keys_at(self, *indices: Any) -> jax.Array:
+        """Derive one PRNG key per example from loop indices such as restart and step."""
+        fold_in = jax.vmap(jax.random.fold_in, (0, None))
+        return functools.reduce(fold_in, indices, self.keys)
+
+    def sample(self, draw: Callable[..., Array], *indices: Any) -> Flat:
+        """Sample an array like x by draw(key, shape, dtype), with the keys of the loop indices."""
+        draw_row = lambda key: draw(key, self.x.shape[1:], self.x.dtype)
+        return jax.vmap(draw_row)(self.keys_at(*indices))
+
+    def sample_ball(self, radius: PerExample, *indices: Any) -> Flat:
+        """Sample perturbations uniformly from the ball of this radius, clipped to the box."""
+        draw = lambda key, shape, dtype: self.norm.sample(key, (1, *shape), 1.0, dtype)[0]
+        # Clipping shortens every coordinate: r stays in the ball.
+        return self.clip_to_box(radius[:, None] * self.sample(draw, *indices))
+
 
 class Search(NamedTuple):
     """Result of a search; the leading axis is the example.
 
     Attributes:
         r: (batch, n), the perturbations.
-        step: (batch,), the step at which each was found; -1 for none.
-        restart: (batch,), the restart in which it was found.
+        step: (batch,), the step at which r was found; -1 if the search found no perturbation.
+        restart: (batch,), the restart in which r was found.
         gradients: (batch,), the number of gradient evaluations, forward passes included.
         queries: (batch,), the number of further forward passes.
     """
@@ -113,8 +135,8 @@ class AttackResult(NamedTuple):
             target. Where the softmax saturates it is the margin.
         initially_misclassified: (batch,), whether x itself is misclassified, or classified as the
             target. Such an example is not perturbed, and counts as a success.
-        step: (batch,), the step at which the perturbation was found; -1 for none.
-        restart: (batch,), the restart in which it was found.
+        step: (batch,), the step at which the perturbation was found; -1 if none was found.
+        restart: (batch,), the restart in which the perturbation was found.
         gradients: (batch,), the number of gradient evaluations, forward passes included.
         queries: (batch,), the number of further forward passes.
     """
@@ -144,10 +166,10 @@ class Attack:
         epsilon: the radius, a number or an array (batch,); None for a minimum-norm attack.
         bounds: (low, high) of every value of x.
         targeted: whether y holds the classes to reach, rather than the labels to leave.
-        run: (f, x, y, epsilon, key) -> AttackResult, without argument checks.
-        draws: number of keys averaged over, for an attack on a program f(x, key); None for an
+        run: function (f, x, y, epsilon, key) -> AttackResult that checks no arguments.
+        draws: number of keys averaged over, for an attack on a random f(x, key); None for an
             attack on f(x).
-        uses_gradients: whether it evaluates gradients of f.
+        uses_gradients: whether the attack evaluates gradients of f.
     """
 
     name: str
@@ -172,7 +194,7 @@ class Attack:
         """Attack every example of a batch.
 
         Args:
-            f: program from a batch of examples to logits (batch, classes).
+            f: function from a batch of examples to logits (batch, classes).
             x: float array (batch, ...), or a pytree of them, inside the bounds. Values that exceed
                 the bounds by rounding errors are clipped.
             y: integer labels (batch,), or target classes if the attack is targeted.
@@ -188,16 +210,13 @@ class Attack:
         f = program(_validation.function("f", f))
         _validation.key("key", key)
         x, y = validate_examples(f, x, y, self.bounds)
-        batch = len(y)
         if labels is not None:
             _validate_targets(y, labels, self.targeted)
         dtype = jnp.result_type(*jax.tree.leaves(x))
-        epsilon = (
-            jnp.full(batch, jnp.inf, dtype)
-            if self.epsilon is None
-            else per_example_epsilon(self.epsilon, batch, dtype)
-        )
-        args = (f, x, y, epsilon, key)
+        epsilon = jnp.full(len(y), jnp.inf, dtype)
+        if self.epsilon is not None:
+            epsilon = per_example_epsilon(self.epsilon, len(y), dtype)
+        args = f, x, y, epsilon, key
         if mesh is not None:
             args = distributed.replicate(distributed.validate_mesh(mesh), args)
         return self.run(*args)
@@ -215,10 +234,10 @@ def make_attack(
 ) -> Attack:
     """Build an attack from a search function.
 
-    The search works on flat rows and is traced by `jax.jit`. It need not check anything, nor treat
-    initially misclassified examples: they are left unperturbed, and success, distance and loss are
-    computed from the arrays returned. It should return an r inside ball and box, as
-    `Problem.project` does. Arrays that it closes over are traced; numbers are compiled in.
+    The search works on flat rows and is traced by `jax.jit`. It should return an r inside ball and
+    box, as `Problem.project` does. It need not check arguments. Initially misclassified examples
+    are left unperturbed, whatever r is; success, distance and loss are computed afterwards. Arrays
+    that the search closes over are traced; numbers are compiled in.
 
     Args:
         name: name of the method, for reports.
@@ -241,8 +260,7 @@ def make_attack(
     >>> def random_search(problem):
     ...     margin = lambda r: problem.margin(problem.perturbed_logits(r))
     ...     def step(k, r):
-    ...         keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, k)
-    ...         noise = jax.vmap(lambda key: jax.random.normal(key, problem.x.shape[1:]))(keys)
+    ...         noise = problem.sample(jax.random.normal, k)
     ...         proposal = problem.project(r + problem.epsilon[:, None] * noise)
     ...         return jnp.where((margin(proposal) > margin(r))[:, None], proposal, r)
     ...     r = jax.lax.fori_loop(0, 50, step, jnp.zeros_like(problem.x))
@@ -262,29 +280,21 @@ def make_attack(
     if epsilon is not None:
         per_example_epsilon(epsilon, None, jnp.float32)
     bounds = _validation.bounds("bounds", bounds)
+    settings = norm, bounds, targeted
     search_program = program(search, fast_gradients=False)
 
     def run(f: Program, x: Any, y: Labels, epsilon: PerExample, key: jax.Array) -> AttackResult:
         def attack_batch(x: Any, y: Labels, epsilon: PerExample) -> AttackResult:
             clean_logits = _call(f, x)
             initial, _ = _success_and_loss(clean_logits, y, targeted)
+            arrays = {"y": y, "epsilon": epsilon, "clean_logits": clean_logits}
             result = _run_search(
-                search_program,
-                f,
-                x,
-                y,
-                epsilon,
-                _example_keys(key, x),
-                clean_logits,
-                norm,
-                bounds,
-                targeted,
+                search_program, f, x, settings, keys=_example_keys(key, x), **arrays
             )
             adversarial, perturbation, distance = _perturb(x, result.r, initial, norm)
             success, loss = _success_and_loss(_call(f, adversarial), y, targeted)
-            return AttackResult(
-                adversarial, perturbation, success, distance, loss, initial, *result[1:]
-            )
+            attacked = adversarial, perturbation, success, distance, loss, initial
+            return AttackResult(*attacked, *result[1:])
 
         return distributed.parallel_over_batch(attack_batch)(x, y, epsilon)
 
@@ -292,7 +302,7 @@ def make_attack(
 
 
 def per_example_epsilon(epsilon: Any, batch: int | None, dtype: Any) -> PerExample:
-    """Broadcast the radius to one per example, after checking it; a batch of None allows any."""
+    """Check epsilon and broadcast it to one radius per example; batch None allows any number."""
     if isinstance(epsilon, int | float):
         return jnp.full(batch or 1, _validation.number("epsilon", epsilon, low=0), dtype)
     _validation.floating("epsilon", epsilon, rank=(0, 1))
@@ -307,7 +317,7 @@ def per_example_epsilon(epsilon: Any, batch: int | None, dtype: Any) -> PerExamp
 
 
 def validate_examples(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, Labels]:
-    """Check x, y and the output of f; return x clipped to the bounds, and y as int32."""
+    """Check x, y and the output of f, and return x clipped to the bounds and y as int32."""
     _validation.floating_leaves("x", x)
     _validation.array("y", y)
     _validation.batch(x=x, y=y)
@@ -332,7 +342,7 @@ def validate_examples(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, 
 
 
 def _clip_rounding_errors(leaf: Any, bounds: Bounds) -> Array:
-    """Clip values that exceed the bounds by rounding errors; raise if some exceed them by more."""
+    """Clip values that exceed the bounds by rounding errors; raise if any exceeds them by more."""
     x, values = jnp.asarray(leaf), _validation.values(leaf)
     low, high = bounds
     if values is not None:
@@ -364,33 +374,53 @@ def _validate_targets(y: Labels, labels: Any, targeted: bool) -> None:
         )
 
 
-def validate_attack(attack: Any) -> None:
-    """Check that attack is an `Attack`."""
+def validate_num_targets(targets: Any, targeted: bool) -> Array | None:
+    """Return the argument `targets`, a number of target classes, as an array; None stays None."""
+    if targets is None:
+        return None
+    if targeted:
+        raise ValueError(
+            f"targets must be None for a targeted attack, whose targets are y, got {targets}"
+        )
+    return jnp.int32(_validation.integer("targets", targets, low=1))
+
+
+def validate_attack(attack: Any, name: str = "attack") -> None:
+    """Check that the argument `name` is an `Attack`."""
     if not isinstance(attack, Attack):
-        raise TypeError(f"attack must be an Attack, got {type(attack).__name__}")
+        raise TypeError(f"{name} must be an Attack, got {type(attack).__name__}")
+
+
+def select(which: Bool[Array, "batch"], new: Tree, old: Tree) -> Tree:
+    """Select the examples of `new` where `which` holds, and those of `old` elsewhere."""
+    where = lambda new, old: jnp.where(jnp.expand_dims(which, range(1, old.ndim)), new, old)
+    return jax.tree.map(where, new, old)
+
+
+def zero_nonfinite(gradient: Flat) -> Flat:
+    """Replace NaN and infinite values by zero, so that they do not reach r."""
+    return jnp.where(jnp.isfinite(gradient), gradient, 0)
 
 
 @functools.partial(jax.jit, static_argnames=("targeted",))
 def reevaluate(f: Program, result: AttackResult, x: Any, y: Labels, targeted: bool) -> AttackResult:
-    """Evaluate the result of an attack with another program f.
+    """Evaluate the perturbed examples of an attack result with another function f.
 
-    Success, loss and initially misclassified examples become those of f, and the latter are reset
-    to x. Works for the results of `cascade` too.
+    The result has the success, the loss and the initially misclassified examples of f. The latter
+    are reset to x. It may be the result of a `cascade` too.
     """
     initial = is_adversarial(f(x), y, targeted)
-
-    def reset(value: Array, original: Any) -> Array:
-        return jnp.where(jnp.expand_dims(initial, range(1, value.ndim)), original, value)
-
-    adversarial = jax.tree.map(reset, result.adversarial, x)
+    adversarial = select(initial, x, result.adversarial)
+    moved = result.perturbation, result.distance
+    perturbation, distance = select(initial, jax.tree.map(jnp.zeros_like, moved), moved)
     success, loss = _success_and_loss(f(adversarial), y, targeted)
     stage = getattr(result, "stage", None)
     stages = {} if stage is None else {"stage": jnp.where(success & ~initial, stage, -1)}
     return result._replace(
         adversarial=adversarial,
-        perturbation=jax.tree.map(lambda leaf: reset(leaf, 0), result.perturbation),
+        perturbation=perturbation,
         success=success,
-        distance=reset(result.distance, 0),
+        distance=distance,
         loss=loss,
         initially_misclassified=initial,
         **stages,
@@ -417,9 +447,8 @@ def per_example_keys(key: jax.Array, rows: Flat) -> jax.Array:
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
     # Odd multipliers, another one for each position: a permuted row has another hash.
     multipliers = (2 * jnp.arange(rows.shape[1], dtype=jnp.uint32) + 1) * jnp.uint32(0x9E3779B1)
-    return jax.vmap(jax.random.fold_in, (None, 0))(
-        key, ((bits ^ (bits >> 13)) * multipliers).sum(1, dtype=jnp.uint32)
-    )
+    hashes = ((bits ^ (bits >> 13)) * multipliers).sum(1, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
 
 
 def flatten_examples(x: Any) -> tuple[Flat, Callable[[Flat], Any]]:
@@ -429,11 +458,8 @@ def flatten_examples(x: Any) -> tuple[Flat, Callable[[Flat], Any]]:
 
     def unflatten(rows: Flat) -> Any:
         parts = jnp.split(rows, list(np.cumsum(sizes)[:-1]), axis=1) if len(leaves) > 1 else [rows]
-        shaped = [
-            part.reshape(len(part), *leaf.shape[1:]).astype(leaf.dtype)
-            for part, leaf in zip(parts, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(structure, shaped)
+        shape_like = lambda part, leaf: part.reshape(len(part), *leaf.shape[1:]).astype(leaf.dtype)
+        return jax.tree.unflatten(structure, map(shape_like, parts, leaves))
 
     dtype = jnp.result_type(*leaves)
     flat = [leaf.reshape(len(leaf), -1).astype(dtype) for leaf in leaves]
@@ -445,34 +471,26 @@ def _example_keys(key: jax.Array, x: Any) -> jax.Array:
     return per_example_keys(key, flatten_examples(x)[0])
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "bounds", "targeted"))
+@functools.partial(jax.jit, static_argnames="settings")
 def _run_search(
-    search: Program,
-    f: Program,
-    x: Any,
-    y: Labels,
-    epsilon: PerExample,
-    keys: jax.Array,
-    clean_logits: Logits,
-    norm: str,
-    bounds: Bounds,
-    targeted: bool,
+    search: Program, f: Program, x: Any, settings: tuple[str, Bounds, bool], **arrays: Array
 ) -> Search:
+    """Flatten the examples and run the search; settings are the norm, the bounds and `targeted`.
+
+    Further arrays are the fields y, epsilon, keys and clean_logits of the `Problem`.
+    """
     rows, unflatten = flatten_examples(x)
-    result = search(
-        Problem(
-            logits=lambda rows: f(unflatten(rows)),
-            x=rows,
-            y=y,
-            epsilon=epsilon,
-            keys=keys,
-            norm=norms.named(norm),
-            bounds=bounds,
-            targeted=targeted,
-            shape=x.shape[1:] if isinstance(x, jax.Array) else (),
-            clean_logits=clean_logits,
-        )
+    norm, bounds, targeted = settings
+    problem = Problem(
+        logits=lambda rows: f(unflatten(rows)),
+        x=rows,
+        norm=norms.named(norm),
+        bounds=bounds,
+        targeted=targeted,
+        shape=x.shape[1:] if isinstance(x, jax.Array) else (),
+        **arrays,
     )
+    result = search(problem)
     # Of one dtype for all attacks, so that a cascade can merge them; with x64, some are int64.
     return Search(result.r, *(jnp.asarray(count, jnp.int32) for count in result[1:]))
 
@@ -481,7 +499,10 @@ def _run_search(
 def _perturb(
     x: Any, r: Flat, unperturbed: Bool[Array, "batch"], norm: str
 ) -> tuple[Any, Any, PerExample]:
-    """Compute x + r, the difference to x after rounding, and its norm; skip `unperturbed` ones."""
+    """Compute the perturbed examples, their differences to x after rounding, and the norms.
+
+    Examples that are `unperturbed`, and values with r = 0, keep the value of x exactly.
+    """
     rows, unflatten = flatten_examples(x)
     adversarial = jnp.where(unperturbed[:, None] | (r == 0), rows, add_rounded_toward_x(rows, r))
     perturbation = adversarial - rows

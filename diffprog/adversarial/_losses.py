@@ -9,7 +9,7 @@
 All are per example. The margin and dlr are positive exactly where the attack has succeeded. The
 difference of logits ratio (Croce and Hein, 2020) is a margin that does not depend on the scale of
 the logits. Where the softmax rounds to 1, the gradient of the cross-entropy is zero or inaccurate;
-there `cross_entropy` becomes the margin.
+there `cross_entropy` returns the margin.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Loss = Callable[[Logits, Labels, bool], Float[Array, "batch"]]
 
 
 def is_adversarial(logits: Logits, y: Labels, targeted: bool) -> Bool[Array, "batch"]:
-    """Check which logits are misclassified, or predict the target; False where a logit is NaN.
+    """Check which rows of logits are misclassified, or predict the target; NaN counts as False.
 
     >>> logits, y = jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), jnp.array([0, 0])
     >>> print(is_adversarial(logits, y, targeted=False))
@@ -41,19 +41,21 @@ def margin(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
     >>> margin(jnp.array([[1.0, 3.0]]), jnp.array([0]), targeted=False)
     Array([2.], dtype=float32)
     """
-    gap = _mask(logits, y).max(-1) - _pick(logits, y)
+    gap = mask_label(logits, y).max(-1) - pick_label(logits, y)
     return -gap if targeted else gap
 
 
 def cross_entropy(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
-    """Compute -log softmax(z)_y, or its negative for a target; the margin where softmax saturates.
+    """Compute the cross-entropy -log softmax(z)_y, or its negative for a target.
+
+    Where the softmax saturates, the margin is returned instead.
 
     >>> cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([0]), targeted=False)
     Array([0.6931472], dtype=float32)
     """
-    own, others = _pick(logits, y), _mask(logits, y)
+    own, others = pick_label(logits, y), mask_label(logits, y)
     odds = jax.nn.logsumexp(others, axis=-1) - own  # log of (1 - p_y) / p_y
-    # Saturated where the probability of what the attack wants rounds to 0.
+    # Saturated where the probability of an adversarial prediction rounds to 0.
     log_odds_of_success = -odds if targeted else odds
     saturated = jax.lax.stop_gradient(log_odds_of_success < jnp.log(jnp.finfo(logits.dtype).eps))
     value = jnp.where(saturated, others.max(-1) - own, jax.nn.softplus(odds))
@@ -76,23 +78,23 @@ def dlr(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
 
 
 def logit_difference(logits: Logits, y: Labels, target: Labels) -> Float[Array, "batch"]:
-    """Compute z_target - z_y.
+    """Compute the difference z_target - z_y of two logits.
 
     >>> logit_difference(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([0]), jnp.array([2]))
     Array([1.], dtype=float32)
     """
-    return _pick(logits, target) - _pick(logits, y)
+    return pick_label(logits, target) - pick_label(logits, y)
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
 
-def _pick(logits: Logits, y: Labels) -> Float[Array, "batch"]:
-    """Return z_y."""
+def pick_label(logits: Logits, y: Labels) -> Float[Array, "batch"]:
+    """Return the logit z_y of the label y."""
     # Not a gather, whose gradient is a scatter and slow.
     return jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), logits, 0).sum(-1)
 
 
-def _mask(logits: Logits, y: Labels) -> Logits:
-    """Return the logits with -inf at y."""
+def mask_label(logits: Logits, y: Labels) -> Logits:
+    """Return the logits with that of the label y set to -inf."""
     return jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), -jnp.inf, logits)

@@ -1,9 +1,9 @@
 """HopSkipJump: a minimum-norm attack that only queries the predicted class.
 
-With φ = +1 where a point is adversarial and -1 where it is not, random unit vectors u_b and a probe
-radius δ that is small against the distance, each iteration consists of
+Each iteration starts at a point x + r on the decision boundary. It uses random unit vectors u_b, a
+radius δ that is small against ||r||, and the decision φ: +1 for an adversarial point, else -1.
 
-    v = Σ_b (φ(x + r + δ u_b) - mean φ) u_b            an estimate of the margin's direction
+    v = Σ_b (φ(x + r + δ u_b) - mean φ) u_b            estimates the gradient of the margin
     r' = r + ξ v / ||v||_2   (linf: ξ sign(v))         ξ = ||r|| / sqrt(k), halved until x + r'
                                                        is adversarial
     r  ← the point between x and x + r' on the boundary, by bisection
@@ -14,6 +14,7 @@ Source: J. Chen, M. Jordan and M. Wainwright, "HopSkipJumpAttack: a query-effici
 attack", 2020.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,27 +23,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer
 
 from diffprog import _validation, norms
-from diffprog.adversarial._base import (
-    Attack,
-    Bounds,
-    Flat,
-    PerExample,
-    Problem,
-    Search,
-    make_attack,
-)
-from diffprog.adversarial.minimum_norm._binary_search import (
-    require_same_size,
-    validate_starting_examples,
-)
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem, Search
+from diffprog.adversarial.minimum_norm import _binary_search
+from diffprog.adversarial.minimum_norm._binary_search import RELATIVE_WIDTH
 
 Decision = Callable[[Flat], Bool[Array, "batch"]]
-"""r -> whether x + r is adversarial: all that the attack may know about f."""
+"""Function r -> whether x + r is adversarial; the search queries f in no other way."""
 
 _RANDOM_STARTS, _MAX_HALVINGS, _MAX_PROBES = 100, 30, 10_000
 _FIRST_PROBE_RADIUS = 0.1  # in widths of the box
 _MIN_PROBE_RADIUS = 1e-3  # in distances; float32 would round smaller probes away
-_RELATIVE_WIDTH = 1e-5  # of the final bracket
 
 
 def hop_skip_jump(
@@ -83,10 +74,10 @@ def hop_skip_jump(
     _validation.choice("norm", norm, ("l2", "linf"))
     num_steps = jnp.int32(_validation.integer("steps", steps, low=1))
     num_probes = jnp.int32(_validation.integer("draws", draws, low=1))
-    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
+    starts = _binary_search.validate_starting_examples(examples, bounds)
 
     def search(problem: Problem) -> Search:
-        require_same_size(starts, problem)
+        _binary_search.require_same_size(starts, problem)
 
         def decide(r: Flat) -> Bool[Array, "batch"]:
             return problem.is_adversarial(problem.perturbed_logits(r))
@@ -95,13 +86,8 @@ def hop_skip_jump(
         blind = problem._replace(logits=_no_logits)
         return _search(decide, blind, num_steps, num_probes, starts)
 
-    return make_attack(
-        "hop_skip_jump",
-        search,
-        norm=norm,
-        bounds=bounds,
-        targeted=targeted,
-        uses_gradients=False,
+    return _base.make_attack(
+        "hop_skip_jump", search, norm=norm, bounds=bounds, targeted=targeted, uses_gradients=False
     )
 
 
@@ -113,9 +99,9 @@ class _State(NamedTuple):
     """State of the search; the leading axis is the example.
 
     Attributes:
-        r: (batch, n), an adversarial perturbation; zero if none is known.
-        found: (batch,), whether one is known.
-        queries: (batch,), the number of decisions queried.
+        r: (batch, n), an adversarial perturbation; zero as long as none has been found.
+        found: (batch,), whether an adversarial perturbation has been found.
+        queries: (batch,), the number of queries so far.
     """
 
     r: Flat
@@ -124,13 +110,9 @@ class _State(NamedTuple):
 
 
 def _search(
-    decide: Decision,
-    problem: Problem,
-    num_steps: Array,
-    num_probes: Array,
-    examples: Flat | None,
+    decide: Decision, problem: Problem, num_steps: Array, num_probes: Array, examples: Flat | None
 ) -> Search:
-    tolerance = max(problem.x.shape[1] ** -1.5, _RELATIVE_WIDTH)
+    tolerance = max(problem.x.shape[1] ** -1.5, RELATIVE_WIDTH)
 
     def step(k: Array, carry: tuple[_State, Flat, Array]) -> tuple[_State, Flat, Array]:
         state, shortest, found_at = carry
@@ -148,17 +130,18 @@ def _search(
     state, shortest, found_at = _for_while(
         num_steps, lambda carry: carry[0].found.any(), step, start
     )
-    state = _bisect(decide, problem, state._replace(r=shortest), _RELATIVE_WIDTH)
+    state = _bisect(decide, problem, state._replace(r=shortest), RELATIVE_WIDTH)
     state = _move_past_rounding(decide, problem, state)
     none = jnp.zeros_like(state.queries)
     return Search(state.r, found_at, none, none, state.queries)
 
 
 def _initialize(decide: Decision, problem: Problem, examples: Flat | None) -> _State:
-    """Find the nearest adversarial example, or else the first adversarial sample of noise."""
+    """Start from the nearest adversarial one of the examples, or else from adversarial noise."""
     none = jnp.zeros(len(problem.x), int)
     state = _State(jnp.zeros_like(problem.x), none > 0, none)
     low, high = problem.bounds
+    uniform = functools.partial(jax.random.uniform, minval=low, maxval=high)
 
     def compare(k: Array, state: _State) -> _State:
         r = problem.clip_to_box(rows[k] - problem.x)
@@ -168,17 +151,10 @@ def _initialize(decide: Decision, problem: Problem, examples: Flat | None) -> _S
         return _State(r, state.found | nearer, state.queries + 1)
 
     def sample(k: Array, state: _State) -> _State:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, -1 - k)
-        noise = jax.vmap(
-            lambda key: jax.random.uniform(key, problem.x.shape[1:], problem.x.dtype, low, high)
-        )(keys)
-        r = problem.clip_to_box(noise - problem.x)
+        r = problem.clip_to_box(problem.sample(uniform, -1 - k) - problem.x)
         success = decide(r) & ~state.found
-        return _State(
-            jnp.where(success[:, None], r, state.r),
-            state.found | success,
-            state.queries + ~state.found,
-        )
+        queries = state.queries + ~state.found
+        return _State(_base.select(success, r, state.r), state.found | success, queries)
 
     if examples is not None:
         rows = examples.astype(problem.x.dtype)
@@ -189,20 +165,19 @@ def _initialize(decide: Decision, problem: Problem, examples: Flat | None) -> _S
 def _estimate_direction(
     decide: Decision, problem: Problem, state: _State, k: Array, num_probes: Array
 ) -> tuple[_State, Flat]:
-    """Estimate the direction of the margin's gradient: of l2 length 1, or its signs in linf."""
-    low, high = problem.bounds
-    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, k)
+    """Estimate the direction of the margin's gradient at x + r from the decisions around it.
+
+    Returns the state with the queries counted, and v of the module docstring: scaled to l2 norm 1
+    or, in linf, its signs.
+    """
     distance = problem.norm.length(state.r)
     relative_radius = max(1 / problem.x.shape[1], _MIN_PROBE_RADIUS)
-    delta = jnp.where(k == 0, _FIRST_PROBE_RADIUS * (high - low), relative_radius * distance)
+    first_radius = _FIRST_PROBE_RADIUS * problem.box_width
+    delta = jnp.where(k == 0, first_radius, relative_radius * distance)
     delta = jnp.maximum(delta, jnp.finfo(distance.dtype).tiny)[:, None]
 
     def probe(b: Array, sums: tuple[Flat, Flat, PerExample]) -> tuple[Flat, Flat, PerExample]:
-        normal = jax.vmap(
-            lambda key: jax.random.normal(
-                jax.random.fold_in(key, b), problem.x.shape[1:], problem.x.dtype
-            )
-        )(keys)
+        normal = problem.sample(jax.random.normal, k, b)
         point = problem.clip_to_box(state.r + delta * norms.l2.ascent(normal))
         u = (point - state.r) / delta  # the unit vector, clipped to the box
         phi = jnp.where(decide(point), 1, -1).astype(u.dtype)
@@ -218,18 +193,16 @@ def _estimate_direction(
 
 
 def _step_along(decide: Decision, problem: Problem, state: _State, v: Flat, k: Array) -> _State:
-    """Step along v, halving the step size until the point is adversarial; else stay."""
+    """Step from r along v, halving the step until x + r is adversarial; keep r if it never is."""
 
     def halve(
-        _: Array, carry: tuple[_State, PerExample, Bool[Array, "batch"]]
-    ) -> tuple[_State, PerExample, Bool[Array, "batch"]]:
+        _: Array, carry: tuple[_State, PerExample, Array]
+    ) -> tuple[_State, PerExample, Array]:
         stepped, xi, active = carry
         r = problem.clip_to_box(state.r + xi[:, None] * v)
         success = decide(r) & active
-        stepped = stepped._replace(
-            r=jnp.where(success[:, None], r, stepped.r), queries=stepped.queries + active
-        )
-        return stepped, xi / 2, active & ~success
+        r = _base.select(success, r, stepped.r)
+        return _State(r, state.found, stepped.queries + active), xi / 2, active & ~success
 
     xi = (problem.norm.length(state.r) / jnp.sqrt(k + 1.0)).astype(v.dtype)
     start = state, xi, state.found
@@ -237,51 +210,33 @@ def _step_along(decide: Decision, problem: Problem, state: _State, v: Flat, k: A
 
 
 def _bisect(decide: Decision, problem: Problem, state: _State, tolerance: float) -> _State:
-    """Move r towards x up to the boundary, to the outer end of a bracket of relative width."""
+    """Shorten r by bisection to an adversarial point next to the decision boundary."""
+
+    dtype = state.r.dtype
 
     def shrink(t: PerExample) -> Flat:
         if problem.norm is norms.linf:
             radius = (t * problem.norm.length(state.r))[:, None]
-            return jnp.clip(state.r, -radius, radius)
-        return t[:, None] * state.r
+            return jnp.clip(state.r, -radius, radius).astype(dtype)
+        return (t[:, None] * state.r).astype(dtype)
 
-    def is_wide(inner: PerExample, outer: PerExample) -> Bool[Array, "batch"]:
-        wide = (outer - inner > tolerance * outer) & (outer > jnp.finfo(outer.dtype).eps)
-        return state.found & wide
-
-    def halve(
-        _: Array, carry: tuple[PerExample, PerExample, Array]
-    ) -> tuple[PerExample, PerExample, Array]:
-        inner, outer, queries = carry
-        middle, active = (inner + outer) / 2, is_wide(inner, outer)
-        success = decide(shrink(middle))
-        return (
-            jnp.where(active & ~success, middle, inner),
-            jnp.where(active & success, middle, outer),
-            queries + active,
-        )
-
-    start = jnp.zeros_like(problem.epsilon), jnp.ones_like(problem.epsilon), state.queries
-    _, outer, queries = _for_while(
-        jnp.int32(64), lambda carry: is_wide(*carry[:2]).any(), halve, start
-    )
-    return state._replace(r=shrink(outer), queries=queries)
+    # At least float32: in 16 bits the bisection would stall before the bracket is narrow.
+    one = state.found.astype(jnp.promote_types(dtype, jnp.float32))
+    smallest = jnp.finfo(dtype).eps
+    t, queries = _binary_search.bisect(lambda t: decide(shrink(t)), one, tolerance, smallest)
+    return state._replace(r=shrink(t), queries=state.queries + queries)
 
 
 def _move_past_rounding(decide: Decision, problem: Problem, state: _State) -> _State:
-    """Lengthen r by a part in 1e5, so that it stays adversarial where f rounds differently."""
-    r = problem.clip_to_box(state.r * (1 + _RELATIVE_WIDTH))
+    """Lengthen r by one part in 1e5, so that rounding differences of f do not undo the success."""
+    r = problem.clip_to_box(state.r * (1 + RELATIVE_WIDTH))
     success = decide(r) & state.found
-    return state._replace(
-        r=jnp.where(success[:, None], r, state.r), queries=state.queries + state.found
-    )
+    r = _base.select(success, r, state.r)
+    return _State(r, state.found, state.queries + state.found)
 
 
 def _for_while(
-    count: Array,
-    condition: Callable[[Any], Array],
-    body: Callable[[Array, Any], Any],
-    start: Any,
+    count: Array, condition: Callable[[Any], Array], body: Callable[[Array, Any], Any], start: Any
 ) -> Any:
     """Apply body(k, carry) for k = 0 .. count - 1 while condition(carry) holds."""
     _, carry = jax.lax.while_loop(

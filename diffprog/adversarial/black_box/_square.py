@@ -34,16 +34,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from diffprog import _validation, norms
-from diffprog.adversarial._base import (
-    Attack,
-    Bounds,
-    Flat,
-    PerExample,
-    Problem,
-    Search,
-    make_attack,
-    per_example_epsilon,
-)
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem, Search
 from diffprog.adversarial._losses import Loss
 from diffprog.adversarial.gradient._pgd import resolve_loss
 
@@ -51,7 +43,7 @@ Image = Float[Array, "height width channels"]
 Mask = Bool[Array, "height width 1"]
 ImageShape = tuple[int, int, int]
 Proposal = Callable[[Problem, jax.Array, Flat, Array], Flat]
-"""(problem, keys, r, share of the image that a square covers) -> r'."""
+"""Function (problem, keys, r, share of the image that a square covers) -> proposal r'."""
 
 # Shares of the queries at which p is halved. The paper states them for 10,000 queries.
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -97,7 +89,7 @@ def square(
     [ True]
     """
     _validation.choice("norm", norm, _PROPOSALS)
-    per_example_epsilon(epsilon, None, jnp.float32)
+    _base.per_example_epsilon(epsilon, None, jnp.float32)  # `make_attack` allows None
     propose, loss_function = _PROPOSALS[norm], resolve_loss(loss)
     max_queries = jnp.int32(_validation.integer("queries", queries, low=1))
     num_restarts = jnp.int32(_validation.integer("restarts", restarts, low=1))
@@ -114,18 +106,17 @@ def square(
             return state.update(r, value, problem.is_adversarial(logits), query, restart)
 
         def run_restart(restart: Array, best: _State) -> _State:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, restart)
 
             def step(query: Array, state: _State) -> _State:
-                step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
                 halvings = (query > max_queries * jnp.array(_HALVINGS)).sum()
                 share = initial_share * 0.5**halvings
-                r = propose(problem, step_keys, state.r, share)
+                r = propose(problem, problem.keys_at(restart, query), state.r, share)
                 state = evaluate(state, r, query, restart)
                 return state.stop_early(_side(shape, share, 1) == smallest, patience)
 
             state = best._replace(loss=jnp.full_like(best.loss, -jnp.inf), stopped=best.found)
-            state = evaluate(state, _stripes(problem, keys), jnp.int32(0), restart)
+            first = _stripes(problem, problem.keys_at(restart))
+            state = evaluate(state, first, jnp.int32(0), restart)
             state = _for_until_all(lambda state: state.stopped, step, state, 1, max_queries)
             return state.keep_better(best)
 
@@ -143,15 +134,8 @@ def square(
         state = _for_until_all(lambda state: state.found, run_restart, state, 0, num_restarts)
         return Search(state.r, state.step, state.restart, zeros, state.queries)
 
-    return make_attack(
-        "square",
-        search,
-        norm=norm,
-        epsilon=epsilon,
-        bounds=bounds,
-        targeted=targeted,
-        uses_gradients=False,
-    )
+    settings: Any = {"norm": norm, "epsilon": epsilon, "bounds": bounds, "targeted": targeted}
+    return _base.make_attack("square", search, **settings, uses_gradients=False)
 
 
 class _State(NamedTuple):
@@ -159,12 +143,12 @@ class _State(NamedTuple):
 
     Attributes:
         r: (batch, n), the perturbation.
-        loss: (batch,), its loss; never NaN.
-        found: (batch,), whether it is adversarial.
-        stopped: (batch,), whether the restart has ended: found, or a local optimum.
+        loss: (batch,), the loss at x + r; never NaN.
+        found: (batch,), whether x + r is adversarial.
+        stopped: (batch,), whether the restart has ended, by a success or in a local optimum.
         rejections: (batch,), the number of rejected proposals since the last accepted one.
-        step: (batch,), the query that found r, or -1.
-        restart: (batch,), the restart of r.
+        step: (batch,), the query of the first success; -1 before it.
+        restart: (batch,), the restart in which r was accepted.
         queries: (batch,), the number of forward passes so far.
     """
 
@@ -180,7 +164,7 @@ class _State(NamedTuple):
     def update(
         self, r: Flat, loss: PerExample, success: Bool[Array, "batch"], query: Array, restart: Array
     ) -> "_State":
-        """Accept the proposal r where it succeeds or its loss is larger."""
+        """Accept the proposal r where x + r is adversarial or has a larger loss."""
         success = success & ~self.stopped
         accepted = success | ((loss > self.loss) & ~self.stopped)
         return _State(
@@ -195,18 +179,14 @@ class _State(NamedTuple):
         )
 
     def stop_early(self, is_smallest: Array, patience: Any) -> "_State":
-        """Stop where `patience` squares of the smallest side in a row were rejected."""
+        """Stop an example after `patience` rejections in a row of squares of the smallest side."""
         rejections = jnp.where(is_smallest, self.rejections, 0)
         return self._replace(rejections=rejections, stopped=self.stopped | (rejections >= patience))
 
     def keep_better(self, best: "_State") -> "_State":
-        """Select `best` where this restart has neither success nor a larger loss."""
+        """Keep the state of this restart where it succeeded or has a larger loss, else `best`."""
         better = self.found | (self.loss > best.loss)
-
-        def select(new: Array, old: Array) -> Array:
-            return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-        return jax.tree.map(select, self, best)._replace(queries=self.queries)
+        return _base.select(better, self, best)._replace(queries=self.queries)
 
 
 def _for_until_all(
@@ -216,7 +196,7 @@ def _for_until_all(
     first: int,
     end: Array,
 ) -> _State:
-    """Apply body(k, state) for k = first .. end - 1, or until all examples are done."""
+    """Apply body(k, state) for k = first .. end - 1, but stop once all examples are done."""
     return jax.lax.while_loop(
         lambda carry: (carry[0] < end) & ~done(carry[1]).all(),
         lambda carry: (carry[0] + 1, body(*carry)),
@@ -225,25 +205,25 @@ def _for_until_all(
 
 
 def _image_shape(problem: Problem) -> ImageShape:
-    """Return (height, width, channels); examples other than images are one row of values."""
-    height, width, channels = (
-        problem.shape if len(problem.shape) == 3 else (1, problem.x.shape[1], 1)
-    )
+    """Return (height, width, channels) of an example, (1, n, 1) unless it is an image."""
+    if len(problem.shape) != 3:
+        return 1, problem.x.shape[1], 1
+    height, width, channels = problem.shape
     return height, width, channels
 
 
 def _side(shape: ImageShape, share: Array, minimum: int) -> Array:
-    """Compute the side of a square that covers this share of the image, or the interval length."""
+    """Compute the side of a square, or length of an interval, that covers this share of pixels."""
     height, width, _ = shape
     exponent = 0.5 if height > 1 else 1
     return jnp.maximum(jnp.round((share * height * width) ** exponent), minimum)
 
 
 def _draws_to_cover(shape: ImageShape, side: Array) -> Array:
-    """Compute N (ln N + 5): draws that miss any of N squares with probability at most e^-5.
+    """Compute how many random squares include all N possible ones with probability 1 - e^-5.
 
-    With one channel there is one square per position, as a proposal that changes nothing is
-    replaced by its opposite.
+    This number is N (ln N + 5). With one channel there is one square per position, because the
+    square with the other sign replaces one that changes nothing.
     """
     height, width, channels = shape
     positions = (height - jnp.minimum(side, height) + 1) * (width - jnp.minimum(side, width) + 1)
@@ -258,9 +238,8 @@ def _sign_of_uniform(uniform: Array) -> Array:
 def _stripes(problem: Problem, keys: jax.Array) -> Flat:
     """Sample the initial perturbation: vertical stripes one pixel wide, scaled into the ball."""
     height, width, channels = _image_shape(problem)
-    signs = jax.vmap(lambda key: jax.random.rademacher(key, (width, channels), problem.x.dtype))(
-        keys
-    )
+    draw = lambda key: jax.random.rademacher(key, (width, channels), problem.x.dtype)
+    signs = jax.vmap(draw)(keys)
     stripes = jnp.broadcast_to(signs[:, None], (len(signs), height, width, channels))
     stripes = stripes.reshape(problem.x.shape)
     scale = problem.epsilon / problem.norm.length(stripes)
@@ -268,7 +247,7 @@ def _stripes(problem: Problem, keys: jax.Array) -> Flat:
 
 
 def _clip_and_scale(problem: Problem, r: Flat) -> Flat:
-    """Clip r to the box, and scale it where rounding left it outside the ball."""
+    """Clip r to the box, and shorten it to ε where it is longer by rounding errors."""
     clipped = problem.clip_to_box(r)
     length = problem.norm.length(clipped)
     is_inside = length <= problem.epsilon
@@ -279,9 +258,10 @@ def _clip_and_scale(problem: Problem, r: Flat) -> Flat:
 def _window(
     shape: ImageShape, side: Array, position: Float[Array, "2"]
 ) -> tuple[Mask, Array, Array]:
-    """Compute the mask of a square, and every pixel's relative row and column in it (0 to 1).
+    """Compute the mask of a square in the image, and row and column relative to the square.
 
-    The position is a pair of uniform samples in 0 .. 1.
+    Inside the square, relative rows and columns are between 0 and 1. `position` is a pair of
+    uniform samples in 0 .. 1, which places the square.
     """
     height, width, _ = shape
     rows, columns = jnp.minimum(side, height), jnp.minimum(side, width)
@@ -292,7 +272,10 @@ def _window(
 
 
 def _linf_proposal(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> Flat:
-    """Set a square to +ε or -ε per channel, or to the opposite where that changes nothing."""
+    """Propose r with a random square of it set to +ε or -ε in each channel.
+
+    Where the square holds these values already, the proposal has the opposite signs.
+    """
     shape = _image_shape(problem)
     side = _side(shape, share, 1)
 
@@ -311,9 +294,10 @@ def _linf_proposal(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> 
 def _two_square_proposal(
     remaining_norm: Callable[[PerExample, PerExample], PerExample], smallest_side: int
 ) -> Proposal:
-    """Build the proposal of l2 and l1, which moves norm from one square to another.
+    """Build the proposal for l2 or l1: r with one square set to zero and another one enlarged.
 
-    `remaining_norm(ε, length)` is the norm left for the square when the rest has that length.
+    remaining_norm(ε, length) is the norm that r may have inside the enlarged square if it has norm
+    `length` outside both.
     """
 
     def propose(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> Flat:
@@ -332,7 +316,11 @@ def _two_square_proposal(
 
 
 def _two_windows(shape: ImageShape, side: Array, key: jax.Array) -> tuple[Image, Image, Image]:
-    """Sample h of the module docstring, with signs, and the masks of two squares."""
+    """Sample two squares: the pattern h of the first, and the masks of the first and the second.
+
+    h is +1 in one half of the square, -1 in the other and 0 outside, times one random sign per
+    channel.
+    """
     uniform = jax.random.uniform(key, (5 + shape[2],))
     filled, row, column = _window(shape, side, uniform[0:2])
     emptied = _window(shape, side, uniform[2:4])[0]

@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Integer
 
 from diffprog import _validation
+from diffprog.adversarial import _base
 from diffprog.adversarial._base import Attack, AttackResult, Bounds, Labels, PerExample, Run
 from diffprog.adversarial.black_box._square import square
 from diffprog.adversarial.gradient._apgd import apgd
-from diffprog.adversarial.gradient._pgd import select
 from diffprog.adversarial.minimum_norm._fab import fab
 from diffprog.program import Program
 
@@ -34,7 +34,7 @@ _CHUNKS = 8
 
 @jax.tree_util.register_static
 class StaticTuple(tuple[Any, ...]):
-    """Tuple that JAX treats as part of the pytree structure, without leaves."""
+    """Tuple that has no leaves as a pytree: JAX compares its values and does not trace them."""
 
 
 class Cascaded(NamedTuple):
@@ -116,12 +116,7 @@ def auto_attack(
     >>> print(result.success, result.broken)
     [ True] {'apgd, cross-entropy': 1, 'apgd, dlr to targets': 0, 'fab': 0, 'square': 0}
     """
-    shared: dict[str, Any] = {
-        "norm": norm,
-        "epsilon": epsilon,
-        "bounds": bounds,
-        "targeted": targeted,
-    }
+    shared: Any = {"norm": norm, "epsilon": epsilon, "bounds": bounds, "targeted": targeted}
     number = None if targeted else _validation.integer("targets", targets, low=1)
     second = "apgd, dlr" if targeted else "apgd, dlr to targets"
     stages = {
@@ -188,8 +183,7 @@ def _validate_stages(attacks: Any) -> None:
     if not isinstance(attacks, Sequence) or not attacks:
         raise ValueError(f"attacks must be a sequence of at least one Attack, got {attacks!r:.60}")
     for k, attack in enumerate(attacks):
-        if not isinstance(attack, Attack):
-            raise TypeError(f"attacks[{k}] must be an Attack, got {type(attack).__name__}")
+        _base.validate_attack(attack, f"attacks[{k}]")
         if attack.draws is not None:
             raise ValueError(
                 f"attacks[{k}] must attack a function of x alone, got {attack.name}; "
@@ -208,10 +202,10 @@ def _validate_stages(attacks: Any) -> None:
 
 
 def _remaining_chunks(success: Bool[Array, "batch"], x: Any) -> list[Integer[np.ndarray, "chunk"]]:
-    """Split the indices of the examples without success into chunks of one size.
+    """Split the indices of the examples without success into chunks of equal size.
 
-    The last chunk is padded with `batch`, one past the last index. Under `jax.jit` the only chunk
-    is all examples.
+    The last chunk is padded with the batch size, which is one past the last index. Under `jax.jit`
+    there is one chunk, of all examples.
     """
     values, batch = _validation.values(success), len(success)
     if values is None:
@@ -224,10 +218,11 @@ def _remaining_chunks(success: Bool[Array, "batch"], x: Any) -> list[Integer[np.
 
 
 def _take_sharded(tree: Any, indices: Integer[np.ndarray, "chunk"]) -> Any:
-    """Select examples, sharded like the whole arrays; padding copies the last example."""
-    shard = lambda chunk, whole: (
-        chunk if _device_count(whole) == 1 else jax.device_put(chunk, whole.sharding)
-    )
+    """Select examples and shard them like the tree; indices past the end give the last example."""
+
+    def shard(chunk: Array, whole: Array) -> Array:
+        return chunk if _device_count(whole) == 1 else jax.device_put(chunk, whole.sharding)
+
     return jax.tree.map(shard, _take(tree, indices), tree)
 
 
@@ -247,16 +242,16 @@ def _update(
     indices: Integer[Array, "chunk"],
     k: Integer[Array, ""],
 ) -> Cascaded:
-    """Write the result of attack k on a chunk into the result of the cascade.
+    """Write the result of attack k on some examples into the result of the cascade.
 
-    An example without success so far takes the new result if that is a success or has a larger
-    loss.
+    The new result replaces the old one of an example if it is the first success, or if neither is
+    a success and the new loss is larger. Padding indices are ignored.
     """
     old = _take(cascaded, indices)
     new = old._replace(**result._asdict(), stage=jnp.where(result.success, k, -1))
-    best = select(new.success | (new.loss > old.loss), new, old)
+    best = _base.select(new.success | (new.loss > old.loss), new, old)
     best = best._replace(gradients=old.gradients + new.gradients, queries=old.queries + new.queries)
-    best = select(old.success, old, best)
+    best = _base.select(old.success, old, best)
     return jax.tree.map(
         lambda whole, chunk: whole.at[indices].set(chunk, mode="drop"), cascaded, best
     )

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from diffprog import _validation
-from diffprog.adversarial._base import Attack, AttackResult, Labels, validate_examples
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, AttackResult, Labels
 from diffprog.adversarial.evaluation._gradient_masking import Measurements, masking_flags, measure
 from diffprog.adversarial.evaluation._report import (
     TOLERANCE,
@@ -89,21 +90,17 @@ def evaluate(
         model = program(f)
     else:
         model = cast(Any, first).mean_program(f, jax.random.fold_in(key, 0))
-    x, y = validate_examples(model, x, y, first.bounds)
+    x, y = _base.validate_examples(model, x, y, first.bounds)
     for _, attack in named_attacks:
-        if np.shape(attack.epsilon) not in ((), (len(y),)):
-            raise ValueError(
-                f"epsilon must be a number or have one value for each of {len(y)} examples, "
-                f"got {list(np.shape(attack.epsilon))}"
-            )
+        if attack.epsilon is not None:
+            _base.per_example_epsilon(attack.epsilon, len(y), jnp.float32)
 
     def run(attack: Attack, key: jax.Array) -> AttackResult:
         def run_batch(indices: np.ndarray) -> AttackResult:
-            if np.ndim(attack.epsilon):
-                epsilon = jnp.asarray(attack.epsilon)[indices]
-                batch_attack = dataclasses.replace(attack, epsilon=epsilon)
-            else:
-                batch_attack = attack
+            epsilon = attack.epsilon
+            if np.ndim(epsilon):
+                epsilon = jnp.asarray(epsilon)[indices]
+            batch_attack = dataclasses.replace(attack, epsilon=epsilon)
             return batch_attack(f, _take(x, indices), y[indices], key=key, mesh=mesh)
 
         return _map_batches(run_batch, len(y), batch_size)
@@ -116,23 +113,18 @@ def evaluate(
     )
     has_nan = np.isnan(logits).any(1)
     right = (logits.argmax(1) == np.asarray(y)) & ~has_nan
+    share = lambda which: share_with_interval(int(which.sum()), len(y), confidence)
+    robust = [share(right & ~result.success) for result in results]
     outcomes = tuple(
-        Outcome(
-            name,
-            attack.name,
-            attack.epsilon,
-            share_with_interval(int((right & ~result.success).sum()), len(y), confidence),
-            result,
-            attack.uses_gradients,
-        )
-        for (name, attack), result in zip(named_attacks, results, strict=True)
+        Outcome(name, attack.name, attack.epsilon, accuracy, result, attack.uses_gradients)
+        for (name, attack), accuracy, result in zip(named_attacks, robust, results, strict=True)
     )
     worst = _smallest_perturbations(results, right)
     raised_flags: tuple[Any, ...] = ()
     if flags:
         measurements = _measure_some(f, x, y, first, outcomes, worst, right, key)
         raised_flags = masking_flags(measurements, outcomes, right, has_nan)
-    clean = share_with_interval(int(right.sum()), len(y), confidence)
+    clean = share(right)
     return Report(first.norm, first.bounds, confidence, clean, right, outcomes, worst, raised_flags)
 
 
@@ -142,14 +134,11 @@ def _validate_attacks(attacks: Any) -> list[tuple[str, Attack]]:
         raise ValueError(
             f"attacks must be a sequence or dict of at least one Attack, got {attacks!r:.60}"
         )
-    if isinstance(attacks, Mapping):
-        keys, values = list(attacks), list(attacks.values())
-    else:
-        keys, values = list(range(len(attacks))), list(attacks)
+    items = attacks.items() if isinstance(attacks, Mapping) else enumerate(attacks)
+    keys, values = zip(*items, strict=True)
     for name, attack in zip(keys, values, strict=True):
         argument = f"attacks[{name!r}]"
-        if not isinstance(attack, Attack):
-            raise TypeError(f"{argument} must be an Attack, got {type(attack).__name__}")
+        _base.validate_attack(attack, argument)
         if attack.targeted:
             raise ValueError(
                 f"{argument} must not be targeted, since y are labels, got targeted {attack.name}"
@@ -166,9 +155,8 @@ def _validate_attacks(attacks: Any) -> list[tuple[str, Attack]]:
         raise ValueError(
             "attacks must all be expectations, for an f of (x, key), or none of them, for an f of x"
         )
-    if isinstance(attacks, Mapping):
-        return list(attacks.items())
-    return [(attack.name, attack) for attack in values]
+    names = keys if isinstance(attacks, Mapping) else [attack.name for attack in values]
+    return list(zip(names, values, strict=True))
 
 
 def _take(tree: Any, indices: np.ndarray) -> Any:
@@ -181,7 +169,7 @@ def _compute_logits(f: Program, x: Any) -> jax.Array:
 
 
 def _map_batches(function: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
-    """Apply a function of indices batch by batch and concatenate the results in NumPy."""
+    """Call a function of example indices batch by batch, and concatenate the results in NumPy."""
     size = min(batch_size, count)
     # The last batch is padded with the last index, so that nothing compiles twice.
     batches = [
@@ -192,7 +180,7 @@ def _map_batches(function: Callable[[np.ndarray], Any], count: int, batch_size: 
 
 
 def _smallest_perturbations(results: list[AttackResult], right: Bool[np.ndarray, "batch"]) -> Worst:
-    """Find the smallest successful perturbation of each example, the first of equal ones."""
+    """Find the smallest successful perturbation of each example among the attacks' results."""
     distances = np.stack(
         [np.where(result.success, result.distance.astype(np.float64), np.inf) for result in results]
     )
@@ -216,7 +204,10 @@ def _measure_some(
     right: Bool[np.ndarray, "batch"],
     key: jax.Array,
 ) -> Measurements | None:
-    """Measure signs of gradient masking on up to 64 correctly classified examples, if any."""
+    """Measure signs of gradient masking on up to 64 correctly classified examples.
+
+    Returns None if no example is correctly classified.
+    """
     if not right.any():
         return None
     # Repeated to a fixed size, so that another number of examples compiles nothing new.
@@ -227,13 +218,4 @@ def _measure_some(
         distances = worst.distance[np.isfinite(worst.distance) & (worst.distance > 0)]
         low, high = attack.bounds
         epsilon = float(np.median(distances)) if len(distances) else (high - low) / 10
-    return measure(
-        f,
-        _take(x, indices),
-        y[indices],
-        norm=attack.norm,
-        epsilon=epsilon,
-        bounds=attack.bounds,
-        key=key,
-        draws=attack.draws,
-    )
+    return measure(f, _take(x, indices), y[indices], attack, epsilon, key)

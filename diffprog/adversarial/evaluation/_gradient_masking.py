@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from diffprog import norms
-from diffprog.adversarial._base import Bounds, Labels, flatten_examples
+from diffprog.adversarial._base import Attack, Labels, flatten_examples
 from diffprog.adversarial._losses import Logits, cross_entropy
 from diffprog.adversarial.evaluation._report import TOLERANCE, Flag, Outcome
 from diffprog.adversarial.gradient._pgd import pgd
@@ -47,14 +47,14 @@ class Measurements(NamedTuple):
     """Behaviour of a model at a few correctly classified examples and in the balls around them.
 
     Attributes:
-        logits: (examples, classes).
+        logits: (examples, classes), the logits.
         repeated_logits: the logits of a second call; None for a model that takes a PRNG key.
-        gradient: (examples, n), of the loss that attacks maximize.
-        nearby: logits and gradient at a random point of the ball of each example.
+        gradient: (examples, n), gradient of the loss that attacks maximize.
+        nearby: logits and gradient at a random point in the ball around each example.
         saturated: (examples,), whether the largest softmax probability rounds to 1.
         one_step_loss: (examples,), largest loss that one step of PGD reaches from several starts.
         loss: (examples,), loss that many steps reach from the first of these starts.
-        wide_loss: (examples,), the same in twice the radius.
+        wide_loss: (examples,), loss that many steps reach in a ball of twice the radius.
         success: (starts, examples), whether many steps from each start succeed.
         widened: whether the box has room for twice the radius.
     """
@@ -75,23 +75,20 @@ def measure(
     f: Callable[..., Any],
     x: Any,
     y: Labels,
-    *,
-    norm: str,
+    attack: Attack,
     epsilon: float,
-    bounds: Bounds,
     key: jax.Array,
-    draws: int | None = None,
 ) -> Measurements:
     """Measure logits, gradients and PGD losses at examples and in the balls around them.
 
     Args:
-        f: a program x -> logits; with `draws`, a program of (x, key), attacked through
-            `expectation`.
+        f: function x -> logits; a function of (x, key) if the attack is an `expectation`.
         x, y: correctly classified examples and their labels.
-        norm, epsilon, bounds: the ball and the box.
+        attack: an attack with the norm, the bounds and the number of draws to use.
+        epsilon: the radius of the balls.
         key: PRNG key.
-        draws: number of keys that PGD averages over; None for an f of x alone.
     """
+    norm, bounds, draws = attack.norm, attack.bounds, attack.draws
     model = program(f if draws is None else lambda x: f(x, key))
     logits, gradient = _logits_and_gradient(model, x, y)
     flat, unflatten = flatten_examples(x)
@@ -102,9 +99,9 @@ def measure(
     wide_epsilon = min(2 * epsilon, float(box_diameter))
 
     def run_pgd(steps: int, radius: float, start: int) -> tuple[Array, Array]:
-        attack = pgd(norm=norm, epsilon=radius, steps=steps, bounds=bounds)
-        attack = attack if draws is None else expectation(attack, draws)
-        result = attack(f, x, y, key=jax.random.fold_in(key, start))
+        probe = pgd(norm=norm, epsilon=radius, steps=steps, bounds=bounds)
+        probe = probe if draws is None else expectation(probe, draws)
+        result = probe(f, x, y, key=jax.random.fold_in(key, start))
         return result.loss, result.success
 
     losses, successes = zip(*(run_pgd(STEPS, epsilon, k) for k in range(STARTS)), strict=True)
@@ -145,10 +142,10 @@ def masking_flags(
     right: Bool[np.ndarray, "batch"],
     has_nan: Bool[np.ndarray, "batch"] | None = None,
 ) -> tuple[Flag, ...]:
-    """Collect the signs of gradient masking.
+    """Return a flag for each sign of gradient masking in measurements and attack results.
 
     Args:
-        measurements: of `measure`; None if no example is correctly classified.
+        measurements: result of `measure`; None if no example is correctly classified.
         outcomes: results of the attacks.
         right: (batch,), whether each example is correctly classified.
         has_nan: (batch,), whether a logit of each example is NaN; default none.
@@ -197,8 +194,7 @@ def _logit_flags(measurements: Measurements) -> Iterator[Flag]:
 def _gradient_flags(measurements: Measurements) -> Iterator[Flag]:
     pairs = [(measurements.logits, measurements.gradient), measurements.nearby]
     logits, gradients = (
-        [np.asarray(pair[0]) for pair in pairs],
-        [np.asarray(pair[1]) for pair in pairs],
+        [np.asarray(array) for array in arrays] for arrays in zip(*pairs, strict=True)
     )
     count = len(gradients[0])
     nan_logits = np.any([np.isnan(at).any(1) for at in logits], axis=0)
@@ -298,7 +294,7 @@ def _black_box_flags(
 
 
 def _stages_use_gradients(outcome: Outcome) -> tuple[bool, ...]:
-    """Return for each stage of an attack, most have one, whether it differentiates the model."""
+    """Return whether each stage of an attack differentiates the model; most have one stage."""
     stages = getattr(outcome.found, "stage_uses_gradients", (True,))
     return tuple(outcome.uses_gradients and stage for stage in stages)
 
@@ -306,7 +302,5 @@ def _stages_use_gradients(outcome: Outcome) -> tuple[bool, ...]:
 def _stage_success(outcome: Outcome, *, uses_gradients: bool) -> Bool[np.ndarray, "batch"]:
     """Find the examples on which a stage with (or without) gradients succeeded."""
     stage = getattr(outcome.found, "stage", np.where(outcome.found.success, 0, -1))
-    return np.isin(
-        stage,
-        [k for k, uses in enumerate(_stages_use_gradients(outcome)) if uses == uses_gradients],
-    )
+    uses = np.array(_stages_use_gradients(outcome))
+    return np.isin(stage, np.flatnonzero(uses == uses_gradients))

@@ -111,12 +111,12 @@ class Worst(NamedTuple):
     """Smallest adversarial perturbation found by any attack, per example.
 
     Attributes:
-        distance: (batch,), its norm; 0 if x itself is misclassified, infinite if no attack
-            succeeded.
-        attack: (batch,), index of the outcome it is from, the first among equal distances; -1 if
-            none.
-        step: (batch,), step at which it was found, as the attack counts; -1 if none.
-        restart: (batch,), restart in which it was found; -1 if none.
+        distance: (batch,), norm of the perturbation; 0 if x itself is misclassified, infinite if no
+            attack succeeded.
+        attack: (batch,), index in `Report.outcomes` of the attack that found the perturbation, the
+            first of several equally small ones; -1 if no attack was needed or succeeded.
+        step: (batch,), `AttackResult.step` of that attack; -1 without an attack.
+        restart: (batch,), `AttackResult.restart` of that attack; -1 without an attack.
     """
 
     distance: Float[np.ndarray, "batch"]
@@ -222,13 +222,9 @@ class Report(NamedTuple):
         for outcome in self.outcomes:
             rows += _table_rows(outcome, self.right)
         if len(self.outcomes) > 1:
+            name, rest = "all (robust accuracy)", [""] * 4
             rows += [
-                (
-                    "all (robust accuracy)",
-                    _format_radius(radius),
-                    str(self.robust(radius)),
-                    *[""] * 4,
-                )
+                (name, _format_radius(radius), str(self.robust(radius)), *rest)
                 for radius in _distinct_radii(self.outcomes)
             ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -240,7 +236,7 @@ class Report(NamedTuple):
 
 
 def _table_rows(outcome: Outcome, right: Bool[np.ndarray, "batch"]) -> list[tuple[str, ...]]:
-    """Format an attack as a row of the table, and each stage of a cascade as another."""
+    """Format the result of an attack as a row of the table, with a row per stage of a cascade."""
     found, success = outcome.found, right & outcome.found.success
     row = (
         outcome.name,

@@ -3,9 +3,4 @@
 from diffprog.adversarial.gradient._apgd import apgd
 from diffprog.adversarial.gradient._pgd import fgsm, mi_fgsm, pgd
 
-__all__ = [
-    "apgd",
-    "fgsm",
-    "mi_fgsm",
-    "pgd",
-]
+__all__ = ["apgd", "fgsm", "mi_fgsm", "pgd"]

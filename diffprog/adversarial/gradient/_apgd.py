@@ -24,35 +24,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from diffprog import _validation, norms
-from diffprog.adversarial._base import (
-    Attack,
-    Bounds,
-    Flat,
-    PerExample,
-    Problem,
-    Search,
-    make_attack,
-    per_example_epsilon,
-)
+from diffprog.adversarial import _base, _losses
+from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem, Search, select
 from diffprog.adversarial._losses import Labels, Logits, Loss, cross_entropy, logit_difference
-from diffprog.adversarial.gradient._pgd import (
-    Evaluate,
-    Iterate,
-    drop_blocked_coordinates,
-    make_evaluator,
-    nan_to_lowest,
-    resolve_loss,
-    run_restarts,
-    sample_start,
-    select,
-    select_better,
-)
+from diffprog.adversarial.gradient import _pgd
+from diffprog.adversarial.gradient._pgd import Evaluate, Iterate, select_better
 
 RunLoss: TypeAlias = Callable[[Logits], PerExample]
-"""The loss that one run maximizes."""
+"""Function logits -> loss (batch,) that one run maximizes."""
 
 TargetLoss: TypeAlias = Callable[[Logits, Labels, Labels], PerExample]
-"""(logits, y, target) -> loss that grows with the logit of the target."""
+"""Function (logits, y, target) -> loss (batch,) that grows with the logit of the target."""
 
 
 def apgd(
@@ -97,17 +79,11 @@ def apgd(
     >>> print(attack(lambda x: x, x, y, key=jax.random.key(0)).success)
     [ True]
     """
-    value = resolve_loss(loss)
+    value = _pgd.resolve_loss(loss)
     target_loss = TARGET_LOSSES.get(loss) if isinstance(loss, str) else None
     length = jnp.int32(_validation.integer("steps", steps, low=1))
     runs = jnp.int32(_validation.integer("restarts", restarts, low=1))
-    max_targets = (
-        None if targets is None else jnp.int32(_validation.integer("targets", targets, low=1))
-    )
-    if max_targets is not None and targeted:
-        raise ValueError(
-            f"targets must be None for a targeted attack, whose targets are y, got {targets}"
-        )
+    max_targets = _base.validate_num_targets(targets, targeted)
     first_random_run = 0 if random_start else 1
 
     def search(problem: Problem) -> Search:
@@ -118,26 +94,27 @@ def apgd(
         else:
             to_target = target_loss or (lambda logits, y, target: value(logits, target, True))
             count, run_loss = _target_run_losses(problem, to_target, max_targets)
-        evaluate = make_evaluator(problem, value)
+        evaluate = _pgd.make_evaluator(problem, value)
 
         def run(best: Iterate, k: Array) -> Iterate:
-            start = jnp.where(k < first_random_run, 0, sample_start(problem, k))
+            start = jnp.where(k < first_random_run, 0, problem.sample_ball(problem.epsilon, k))
             return _run(problem, run_loss(k), evaluate, best, start, length, k)
 
-        return run_restarts(problem, evaluate, run, length, runs * count)
+        return _pgd.run_restarts(problem, evaluate, run, length, runs * count)
 
     name = "apgd" if targets is None else "apgd, targets"
-    per_example_epsilon(epsilon, None, jnp.float32)
-    return make_attack(name, search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
+    _base.per_example_epsilon(epsilon, None, jnp.float32)  # `make_attack` allows None
+    return _base.make_attack(
+        name, search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted
+    )
 
 
 def _dlr_to_target(logits: Logits, y: Labels, target: Labels) -> PerExample:
     if logits.shape[1] < 4:
         return logit_difference(logits, y, target)
     ranked = jax.lax.top_k(logits, 4)[0]
-    return logit_difference(logits, y, target) / jnp.maximum(
-        ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2, 1e-12
-    )
+    scale = jnp.maximum(ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2, 1e-12)
+    return logit_difference(logits, y, target) / scale
 
 
 TARGET_LOSSES: dict[str, TargetLoss] = {
@@ -150,11 +127,12 @@ TARGET_LOSSES: dict[str, TargetLoss] = {
 def _target_run_losses(
     problem: Problem, target_loss: TargetLoss, max_targets: Array
 ) -> tuple[Array, Callable[[Array], RunLoss]]:
-    """Return the number of targets and the loss of run k, whose target is the k-th likeliest."""
-    clean = problem.clean_logits
-    own = jax.nn.one_hot(problem.y, clean.shape[1], dtype=bool)
-    order = jnp.argsort(jnp.where(own, jnp.inf, -clean), axis=1)
-    count = jnp.minimum(max_targets, clean.shape[1] - 1)
+    """Return the number of target classes, and a function from the run to the loss it maximizes.
+
+    Run k attacks towards the class with the k-th largest logit at x, the label left out.
+    """
+    order = jnp.argsort(-_losses.mask_label(problem.clean_logits, problem.y), axis=1)
+    count = jnp.minimum(max_targets, order.shape[1] - 1)
 
     def run_loss(run: Array) -> RunLoss:
         target = jnp.take(order, run % count, axis=1)
@@ -164,7 +142,7 @@ def _target_run_losses(
 
 
 class _Point(NamedTuple):
-    """Perturbation with its loss and the gradient of the loss."""
+    """Perturbations (batch, n), losses (batch,) and gradients of the loss (batch, n)."""
 
     r: Flat
     value: PerExample
@@ -187,7 +165,7 @@ class _HalvingSchedule(NamedTuple):
     halved: Bool[Array, "batch"]
 
     def count_step(self, rose: Bool[Array, "batch"]) -> "_HalvingSchedule":
-        """Count a step in which the loss rose, or did not."""
+        """Count the examples' steps in which the loss rose."""
         return self._replace(rises=self.rises + rose)
 
     def at_checkpoint(
@@ -200,7 +178,7 @@ class _HalvingSchedule(NamedTuple):
 
     def step(self, problem: Problem, point: _Point, previous: Flat) -> Flat:
         """Take a step with momentum."""
-        direction = drop_blocked_coordinates(problem, point.gradient, point.r)
+        direction = _pgd.drop_blocked_coordinates(problem, point.gradient, point.r)
         length = (self.rate * problem.epsilon)[:, None]
         z = problem.project(point.r + length * problem.norm.ascent(direction))
         return problem.project(point.r + 0.75 * (z - point.r) + 0.25 * (point.r - previous))
@@ -220,7 +198,7 @@ class _SparseSchedule(NamedTuple):
     last_nonzero: PerExample
 
     def count_step(self, rose: Bool[Array, "batch"]) -> "_SparseSchedule":
-        """Return itself: the schedule depends on the best point alone."""
+        """Return the schedule unchanged: it depends on the best point alone."""
         return self
 
     def at_checkpoint(
@@ -233,8 +211,8 @@ class _SparseSchedule(NamedTuple):
         return _SparseSchedule(rate, nonzero / 1.5 / best.r.shape[1], nonzero), sparser
 
     def step(self, problem: Problem, point: _Point, previous: Flat) -> Flat:
-        """Take a step along the largest entries of the gradient."""
-        direction = drop_blocked_coordinates(problem, point.gradient, point.r)
+        """Take a step along the signs of the largest entries of the gradient."""
+        direction = _pgd.drop_blocked_coordinates(problem, point.gradient, point.r)
         length = (self.rate * problem.epsilon)[:, None]
         return problem.project(point.r + length * _signs_of_largest(direction, self.share))
 
@@ -246,11 +224,11 @@ class _RunState(NamedTuple):
         r: the current perturbation.
         previous: the perturbation before it.
         value: the loss at `previous`.
-        best_point: the best point of this run, by the loss of the run.
-        schedule: the step sizes.
+        best_point: the point of this run at which the loss of the run is largest.
+        schedule: the step size schedule.
         checkpoint: the step of the next checkpoint.
         period: the number of steps between the last checkpoint and the next.
-        best: the best iterate of all runs, by the loss of the attack.
+        best: the best iterate of all runs, by success and the loss of the attack.
     """
 
     r: Flat
@@ -288,7 +266,7 @@ def _run(
     def total_loss(r: Flat) -> tuple[Array, tuple[PerExample, Logits]]:
         logits = problem.perturbed_logits(r)
         value = run_loss(logits)
-        return value.sum(), (nan_to_lowest(value), logits)
+        return value.sum(), (_pgd.nan_to_lowest(value), logits)
 
     def step(k: Array, state: _RunState) -> _RunState:
         gradient, (value, logits) = jax.grad(total_loss, has_aux=True)(state.r)
@@ -326,9 +304,10 @@ def _run(
 
 
 def _signs_of_largest(direction: Flat, share: PerExample) -> Flat:
-    """Return the signs of that share of the entries, the largest, scaled to length 1 in l1.
+    """Return the signs of the largest entries, scaled to length 1 in l1, and zero elsewhere.
 
-    The threshold is found by bisection, without sorting.
+    `share` is the share of the entries that count as largest. Bisection finds their threshold,
+    without sorting.
     """
     size, count = jnp.abs(direction), jnp.maximum(share * direction.shape[1], 1)
 

@@ -11,7 +11,7 @@ The result is the best iterate of each example: a success before a failure, then
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,11 @@ import optax
 from jaxtyping import Array, Bool, Integer
 
 from diffprog import _validation, norms
-from diffprog.adversarial._base import (
-    Attack,
-    Bounds,
-    Flat,
-    PerExample,
-    Problem,
-    Search,
-    make_attack,
-    per_example_epsilon,
-)
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem, Search, select
 from diffprog.adversarial._losses import LOSSES, Labels, Logits, Loss
 from diffprog.descent import descent
 
-Tree = TypeVar("Tree")
 Update = Callable[[Problem], optax.GradientTransformation]
 
 # Step of FGSM in radii: projecting a step of t radii equals projecting an infinite one up to 1 / t.
@@ -72,15 +63,13 @@ def fgsm(
     >>> print(attack(lambda x: x, x, y, key=jax.random.key(0)).adversarial)
     [[0.5  0.75]]
     """
-    search = projected_ascent(
-        lambda problem: optax.chain(_drop_blocked(problem), _steepest(problem, lambda _: _FAR)),
-        loss,
-        steps=1,
-        restarts=1,
-        random_start=False,
+
+    def update(problem: Problem) -> optax.GradientTransformation:
+        return optax.chain(_drop_blocked(problem), _steepest(problem, lambda _: _FAR))
+
+    return _ascent_attack(
+        "fgsm", update, loss, 1, 1, norm, epsilon, bounds, targeted, random_start=False
     )
-    per_example_epsilon(epsilon, None, jnp.float32)
-    return make_attack("fgsm", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
 
 
 def pgd(
@@ -135,9 +124,9 @@ def pgd(
         schedule = lambda k: first * (1 - k / length)
         return optax.chain(_drop_blocked(problem), _steepest(problem, schedule))
 
-    search = projected_ascent(update, loss, steps, restarts, random_start=random_start)
-    per_example_epsilon(epsilon, None, jnp.float32)
-    return make_attack("pgd", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
+    return _ascent_attack(
+        "pgd", update, loss, steps, restarts, norm, epsilon, bounds, targeted, random_start
+    )
 
 
 def mi_fgsm(
@@ -190,22 +179,20 @@ def mi_fgsm(
             _steepest(problem, lambda _: 1 / length),
         )
 
-    search = projected_ascent(update, loss, steps, restarts=1, random_start=False)
-    per_example_epsilon(epsilon, None, jnp.float32)
-    return make_attack(
-        "mi_fgsm", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted
+    return _ascent_attack(
+        "mi_fgsm", update, loss, steps, 1, norm, epsilon, bounds, targeted, random_start=False
     )
 
 
 class Iterate(NamedTuple):
-    """Perturbation of each example, with what is needed to compare it with others.
+    """Perturbation of each example, with its loss and success to compare it with other iterates.
 
     Attributes:
         r: (batch, n), the perturbation.
         loss: (batch,), the loss to maximize; -inf where it is NaN.
         success: (batch,), whether x + r is adversarial.
-        step: (batch,), the step of r; -1 for the unperturbed example.
-        restart: (batch,), the restart of r.
+        step: (batch,), the number of steps before r; -1 for the unperturbed example.
+        restart: (batch,), the number of the restart that r belongs to.
     """
 
     r: Flat
@@ -239,16 +226,9 @@ def nan_to_lowest(loss: PerExample) -> PerExample:
 
 
 def select_better(best: Iterate, new: Iterate) -> Iterate:
-    """Select the better of two iterates per example: a success, then the larger loss."""
+    """Select the better of two iterates per example: first by success, then by larger loss."""
     better = jnp.where(new.success == best.success, new.loss > best.loss, new.success)
     return select(better, new, best)
-
-
-def select(which: Bool[Array, "batch"], new: Tree, old: Tree) -> Tree:
-    """Select `new` where `which`, else `old`, per example."""
-    return jax.tree.map(
-        lambda new, old: jnp.where(jnp.expand_dims(which, range(1, new.ndim)), new, old), new, old
-    )
 
 
 def run_restarts(
@@ -258,7 +238,7 @@ def run_restarts(
     steps: Array,
     restarts: Array,
 ) -> Search:
-    """Repeat `run` until every example has succeeded, at most `restarts` times.
+    """Repeat `run` until the attack has succeeded on every example, at most `restarts` times.
 
     Args:
         problem: the attack problem.
@@ -280,17 +260,8 @@ def run_restarts(
     return Search(best.r, best.step, best.restart, runs * steps, runs + 1)
 
 
-def sample_start(problem: Problem, restart: Array) -> Flat:
-    """Draw a perturbation uniformly from the ball and clip it to the box."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, restart)
-    shape = (1, problem.x.shape[1])
-    unit = jax.vmap(lambda key: problem.norm.sample(key, shape, 1.0, problem.x.dtype)[0])(keys)
-    # Clipping shortens every coordinate: r stays in the ball.
-    return problem.clip_to_box(problem.epsilon[:, None] * unit)
-
-
 def drop_blocked_coordinates(problem: Problem, direction: Flat, r: Flat) -> Flat:
-    """Zero the entries of a direction that are not finite, or point out of the box at x + r."""
+    """Zero the entries of a direction that are not finite or lead out of the box from x + r."""
     low, high = problem.bounds
     x = problem.x + r
     blocked = jnp.where(direction < 0, x <= low, x >= high)
@@ -298,7 +269,7 @@ def drop_blocked_coordinates(problem: Problem, direction: Flat, r: Flat) -> Flat
 
 
 def resolve_loss(loss: Any) -> Loss:
-    """Return the loss of that name, or the function itself with its output shape checked."""
+    """Return the loss function of a name; a function is returned with a check of its output."""
     if not callable(loss):
         _validation.choice("loss", loss, LOSSES)
         return LOSSES[loss]
@@ -315,10 +286,20 @@ def resolve_loss(loss: Any) -> Loss:
     return checked_loss
 
 
-def projected_ascent(
-    update: Update, loss: Any, steps: int, restarts: int, *, random_start: bool
-) -> Callable[[Problem], Search]:
-    """Return the search that ascends the loss with an update rule, projecting after each step."""
+def _ascent_attack(
+    name: str,
+    update: Update,
+    loss: Any,
+    steps: int,
+    restarts: int,
+    norm: str,
+    epsilon: Any,
+    bounds: Bounds,
+    targeted: bool,
+    random_start: bool,
+) -> Attack:
+    """Build an attack that ascends the loss with an update rule, projecting after each step."""
+    _base.per_example_epsilon(epsilon, None, jnp.float32)  # `make_attack` allows None
     value = resolve_loss(loss)
     length = jnp.int32(_validation.integer("steps", steps, low=1))
     runs = jnp.int32(_validation.integer("restarts", restarts, low=1))
@@ -340,27 +321,25 @@ def projected_ascent(
                 state, best = carry
                 new_state, info = engine.step(state, k)
                 # `info.aux` are the logits before the step.
-                return new_state, select_better(
-                    best, evaluate(state.variable, info.aux, k, restart)
-                )
+                iterate = evaluate(state.variable, info.aux, k, restart)
+                return new_state, select_better(best, iterate)
 
-            start = (
-                jnp.zeros_like(problem.x)
-                if always_from_x
-                else jnp.where(restart < first_random_run, 0, sample_start(problem, restart))
-            )
+            start = jnp.zeros_like(problem.x)
+            if not always_from_x:
+                sample = problem.sample_ball(problem.epsilon, restart)
+                start = jnp.where(restart < first_random_run, 0, sample)
             end, best = jax.lax.fori_loop(0, length, step, (engine.init(start), best))
             logits = problem.perturbed_logits(end.variable)
             return select_better(best, evaluate(end.variable, logits, length, restart))
 
         return run_restarts(problem, evaluate, run, length, runs)
 
-    return search
+    return _base.make_attack(
+        name, search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted
+    )
 
 
-_zero_nonfinite = optax.stateless(
-    lambda gradient, _: jnp.where(jnp.isfinite(gradient), gradient, 0)
-)
+_zero_nonfinite = optax.stateless(lambda gradient, _: _base.zero_nonfinite(gradient))
 
 
 def _drop_blocked(problem: Problem) -> optax.GradientTransformation:
@@ -368,14 +347,14 @@ def _drop_blocked(problem: Problem) -> optax.GradientTransformation:
 
 
 def _steepest(problem: Problem, schedule: Callable[[Array], Any]) -> optax.GradientTransformation:
-    """Return the update of schedule(k) radii in the direction of steepest ascent."""
+    """Build an optax update: a step of schedule(k) radii in the direction of steepest ascent."""
     norm = norms.linf if problem.norm is norms.linf else norms.l2
     one_radius = optax.stateless(lambda up, _: problem.epsilon[:, None] * norm.ascent(up))
     return optax.chain(one_radius, optax.scale_by_schedule(schedule))
 
 
 def _per_example(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Give the optimizer a state per example, so that no example sees the gradient of another."""
+    """Vectorize an optimizer over the examples, so that each example has its own state."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax optimizer, got {type(optimizer).__name__}")
     per_example = optax.GradientTransformation(jax.vmap(optimizer.init), jax.vmap(optimizer.update))

@@ -7,12 +7,4 @@ from diffprog.adversarial.minimum_norm._deepfool import deep_fool
 from diffprog.adversarial.minimum_norm._elastic_net import elastic_net
 from diffprog.adversarial.minimum_norm._fab import fab
 
-__all__ = [
-    "box_lbfgs",
-    "carlini_wagner",
-    "ddn",
-    "deep_fool",
-    "elastic_net",
-    "fab",
-    "fmn",
-]
+__all__ = ["box_lbfgs", "carlini_wagner", "ddn", "deep_fool", "elastic_net", "fab", "fmn"]

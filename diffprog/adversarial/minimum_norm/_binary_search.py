@@ -1,17 +1,17 @@
-"""Parts that all minimum-norm attacks share: the shortest success, the fallback, the bisection.
+"""Bisection to the decision boundary, with which all minimum-norm attacks end.
 
     t* = min { t in [0, 1] : x + t r is adversarial },     r ← t* r
 
-Whatever a search finds is moved to the decision boundary: bisection of the segment from x to x + r
-brackets a crossing to a relative width of 1e-5. The result is the outer end of the bracket, a point
-at which f was evaluated.
+The bisection of the segment from x to x + r brackets a crossing of the boundary to a relative width
+of 1e-5. The result is the outer end of the bracket, a point at which f was evaluated.
 
-Where a search found nothing, the bisection starts from the nearest adversarial one of the
+If the search found no adversarial r, the bisection starts from the nearest adversarial one of the
 `examples` that the user gave. Without such an example it starts from random points: uniform noise
 and corners of the box, each followed by gradient ascent on log-odds, with steps that shrink from
 half the width of the box to a hundredth.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer
 
 from diffprog import _validation, norms
-from diffprog.adversarial._base import Bounds, Flat, PerExample, Problem, Search, flatten_examples
+from diffprog.adversarial import _base, _losses
+from diffprog.adversarial._base import Bounds, Flat, PerExample, Problem, Search, select
 from diffprog.adversarial._losses import Logits
 
-_RELATIVE_WIDTH = 1e-5  # of the final bracket
+RELATIVE_WIDTH = 1e-5  # of the final bracket
 _EXTENSION = 1e-3  # by which r may be lengthened to cross the boundary clearly
 _RANDOM_STARTS, _ASCENT_STEPS = 8, 20
 
@@ -31,10 +32,10 @@ class Shortest(NamedTuple):
     """Shortest successful perturbation so far; the leading axis is the example.
 
     Attributes:
-        r: (batch, n), the perturbations; zero for none.
-        distance: (batch,), their norms; infinite for none.
-        step: (batch,), the step at which each was found; -1 for none.
-        restart: (batch,), the restart, or the outer iteration, in which it was found.
+        r: (batch, n), the perturbations; zero before the first success.
+        distance: (batch,), the norms of r; infinite before the first success.
+        step: (batch,), the step at which r was found; -1 before the first success.
+        restart: (batch,), the restart, or the outer iteration, in which r was found.
     """
 
     r: Flat
@@ -51,39 +52,40 @@ class Shortest(NamedTuple):
 
     @property
     def found(self) -> Bool[Array, "batch"]:
-        """Whether there has been a success."""
+        """Whether there has been a success, (batch,)."""
         return jnp.isfinite(self.distance)
 
     def update(
         self, problem: Problem, r: Flat, success: Bool[Array, "batch"], step: Any, restart: Any = 0
     ) -> "Shortest":
-        """Replace the perturbations by r where r succeeds and is shorter."""
+        """Replace the perturbation by r where `success` holds and r is shorter."""
         distance = jnp.where(success, problem.norm.length(r), jnp.inf)
         return self.merge(Shortest(r, distance, step, restart))
 
     def merge(self, other: "Shortest") -> "Shortest":
-        """Select the shorter one per example, in case of a tie this one."""
-        return _select(other.distance < self.distance, other, self)
+        """Select the shorter perturbation per example; of equally short ones, that of `self`."""
+        return select(other.distance < self.distance, other, self)
 
 
 def refine(
     problem: Problem, shortest: Shortest, gradients: Any, queries: Any, examples: Flat | None
 ) -> Search:
-    """Turn the outcome of a search into its result on the decision boundary.
+    """Move the perturbations that a search found to the decision boundary, and count the cost.
 
     Args:
-        problem: the problem.
-        shortest: the outcome of the search. Where it is empty, the fallback replaces it.
+        problem: the problem that was searched.
+        shortest: what the search found. Where it found nothing, the bisection starts elsewhere, as
+            the module docstring says.
         gradients: (batch,), the gradient evaluations so far.
         queries: (batch,), the further forward passes so far.
-        examples: rows for the fallback, or None.
+        examples: (examples, n), the starting examples that the user gave, or None.
     """
     require_same_size(examples, problem)
     found = shortest.found
     shortest = jax.lax.cond(
         found.all(),
         lambda: shortest,
-        lambda: _select(found, shortest, _fallback(problem, examples)),
+        lambda: select(found, shortest, _fallback(problem, examples)),
     )
     r, halvings = bisect_to_boundary(problem, shortest.r)
     fallback_queries = 0 if examples is None else len(examples)
@@ -98,9 +100,9 @@ def refine(
 
 
 def bisect_to_boundary(problem: Problem, r: Flat) -> tuple[Flat, Integer[Array, "batch"]]:
-    """Shorten each r to where it crosses the decision boundary, and count the forward passes.
+    """Shorten each adversarial r to the decision boundary, and return the number of queries too.
 
-    An r that is not adversarial is returned as it is.
+    An r that is not adversarial is returned unchanged.
     """
     scaled = lambda t: problem.clip_to_box((t[:, None] * r).astype(r.dtype))
 
@@ -111,30 +113,38 @@ def bisect_to_boundary(problem: Problem, r: Flat) -> tuple[Flat, Integer[Array, 
         rounding = 64 * jnp.finfo(r.dtype).eps * jnp.abs(logits).max(-1)
         return problem.is_adversarial(logits) & (problem.margin(logits) > rounding)
 
-    def is_wide(inner: PerExample, outer: PerExample) -> Bool[Array, "batch"]:
-        return (outer - inner > _RELATIVE_WIDTH * outer) & (outer > jnp.finfo(r.dtype).eps)
-
-    def halve(
-        bracket: tuple[PerExample, PerExample, Array],
-    ) -> tuple[PerExample, PerExample, Array]:
-        inner, outer, queries = bracket
-        middle, active = (inner + outer) / 2, is_wide(inner, outer)
-        crossed = is_clearly_adversarial(middle)
-        return (
-            jnp.where(active & ~crossed, middle, inner),
-            jnp.where(active & crossed, middle, outer),
-            queries + active,
-        )
-
     # At least float32: in 16 bits the bisection would stall before the bracket is narrow.
     one = (r != 0).any(1).astype(jnp.promote_types(r.dtype, jnp.float32))
     extended = (1 + _EXTENSION) * one
     end = jnp.where(is_clearly_adversarial(extended) & ~is_clearly_adversarial(one), extended, one)
-    start = jnp.zeros_like(end), end, jnp.full(len(r), 2)
-    _, outer, queries = jax.lax.while_loop(
-        lambda bracket: is_wide(*bracket[:2]).any(), halve, start
-    )
-    return scaled(outer), queries
+    t, queries = bisect(is_clearly_adversarial, end, RELATIVE_WIDTH, jnp.finfo(r.dtype).eps)
+    return scaled(t), queries + 2
+
+
+def bisect(
+    is_outside: Callable[[PerExample], Bool[Array, "batch"]],
+    outer: PerExample,
+    relative_width: float,
+    smallest: Any,
+) -> tuple[PerExample, Integer[Array, "batch"]]:
+    """Find by bisection where is_outside(t) changes from False at 0 to True at `outer`.
+
+    Returns the outer end t of the last bracket, and the number of evaluations of `is_outside`. A
+    bracket is halved until it is narrower than `relative_width` t, or t is below `smallest`.
+    """
+
+    def is_wide(inner: PerExample, outer: PerExample) -> Bool[Array, "batch"]:
+        return (outer - inner > relative_width * outer) & (outer > smallest)
+
+    def halve(carry: tuple[PerExample, PerExample, Array]) -> tuple[PerExample, PerExample, Array]:
+        inner, outer, count = carry
+        middle, active = (inner + outer) / 2, is_wide(inner, outer)
+        outside = is_outside(middle)
+        inner = jnp.where(active & ~outside, middle, inner)
+        return inner, jnp.where(active & outside, middle, outer), count + active
+
+    start = jnp.zeros_like(outer), outer, jnp.zeros(len(outer), int)
+    return jax.lax.while_loop(lambda carry: is_wide(*carry[:2]).any(), halve, start)[1:]
 
 
 def _fallback(problem: Problem, examples: Flat | None) -> Shortest:
@@ -144,12 +154,12 @@ def _fallback(problem: Problem, examples: Flat | None) -> Shortest:
     return jax.lax.cond(
         nearest.found.all(),
         lambda: nearest,
-        lambda: _select(nearest.found, nearest, _random_ascent(problem)),
+        lambda: select(nearest.found, nearest, _random_ascent(problem)),
     )
 
 
 def _nearest_example(problem: Problem, examples: Flat) -> Shortest:
-    """Find the nearest example that is adversarial as it is."""
+    """Find the nearest of the given examples that is adversarial for x, without a search."""
     logits = problem.logits(examples)
 
     def compare(k: Array, shortest: Shortest) -> Shortest:
@@ -161,14 +171,11 @@ def _nearest_example(problem: Problem, examples: Flat) -> Shortest:
 
 
 def _random_ascent(problem: Problem) -> Shortest:
-    """Find the shortest success among random points and the gradient ascents from them."""
-    low, width = problem.bounds[0], box_width(problem)
+    """Find the shortest adversarial perturbation along gradient ascents from random points."""
+    low, width = problem.bounds[0], problem.box_width
 
     def ascend(start: Array, shortest: Shortest) -> Shortest:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, start)
-        uniform = jax.vmap(
-            lambda key: jax.random.uniform(key, problem.x.shape[1:], problem.x.dtype)
-        )(keys)
+        uniform = problem.sample(jax.random.uniform, start)
         # Corners of the box for odd starts, noise for even ones.
         point = low + width * jnp.where(start % 2, uniform > 0.5, uniform)
 
@@ -179,9 +186,7 @@ def _random_ascent(problem: Problem) -> Shortest:
             step_size = width * 0.5 * 0.02 ** (k / _ASCENT_STEPS)
             # Signs reach the corners of the box, the gradient itself the points between them.
             direction = jnp.where(
-                start % 4 < 2,
-                jnp.sign(gradient),
-                r.shape[1] ** 0.5 * norms.l2.ascent(gradient),
+                start % 4 < 2, jnp.sign(gradient), r.shape[1] ** 0.5 * norms.l2.ascent(gradient)
             )
             return problem.clip_to_box(r + step_size.astype(r.dtype) * direction), shortest
 
@@ -192,63 +197,44 @@ def _random_ascent(problem: Problem) -> Shortest:
 
 
 def _log_odds_gradient(problem: Problem, r: Flat) -> tuple[Flat, Logits]:
-    """Compute the gradient of log p_y / (1 - p_y), negated for labels, and the logits.
+    """Compute the gradient of the log-odds of success at x + r, and the logits there.
 
-    Unlike the margin it is smooth in the logits.
+    The log-odds are log p_y / (1 - p_y) for a target y, and their negative for a label y. Unlike
+    the margin they are smooth in the logits.
     """
 
     def total(r: Flat) -> tuple[Array, Logits]:
         logits = problem.perturbed_logits(r)
-        is_y = jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool)
-        others = jax.nn.logsumexp(jnp.where(is_y, -jnp.inf, logits), axis=1)
-        log_odds = jnp.where(is_y, logits, 0).sum(1) - others
+        others = jax.nn.logsumexp(_losses.mask_label(logits, problem.y), axis=1)
+        log_odds = _losses.pick_label(logits, problem.y) - others
         return (log_odds if problem.targeted else -log_odds).sum(), logits
 
     gradient, logits = jax.grad(total, has_aux=True)(r)
-    return zero_nonfinite(gradient), logits
-
-
-def _select(condition: Bool[Array, "batch"], new: Shortest, old: Shortest) -> Shortest:
-    """Select `new` where the condition holds, else `old`, per example."""
-
-    def where(new: Array, old: Array) -> Array:
-        return jnp.where(condition.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(where, new, old)
+    return _base.zero_nonfinite(gradient), logits
 
 
 def validate_starting_examples(examples: Any, bounds: Bounds) -> Flat | None:
     """Validate the argument `examples` of an attack and flatten it to rows; None stays None."""
     if examples is None:
         return None
+    bounds = _validation.bounds("bounds", bounds)
     _validation.floating_leaves("examples", examples)
     _validation.batch(examples=examples)
     _validation.finite("examples", examples)
     for path, leaf in jax.tree_util.tree_leaves_with_path(examples):
         _validation.within("examples" + jax.tree_util.keystr(path), leaf, *bounds)
-    return flatten_examples(jax.tree.map(jnp.asarray, examples))[0]
+    return _base.flatten_examples(jax.tree.map(jnp.asarray, examples))[0]
 
 
 def require_same_size(examples: Flat | None, problem: Problem) -> None:
-    """Raise ValueError if the examples have not as many values each as x."""
+    """Raise ValueError if the starting examples have another number of values than those of x."""
     if examples is not None and examples.shape[1] != problem.x.shape[1]:
         raise ValueError(
             f"examples must have {problem.x.shape[1]} values each, like x, got {examples.shape[1]}"
         )
 
 
-def zero_nonfinite(gradient: Flat) -> Flat:
-    """Replace NaN and infinite values by zero, so that they do not reach r."""
-    return jnp.where(jnp.isfinite(gradient), gradient, 0)
-
-
-def random_half(r: Flat, keys: jax.Array) -> Flat:
-    """Set each value of r to zero with probability 1/2."""
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, shape=r.shape[1:]))(keys)
-    return jnp.where(kept, r, 0)
-
-
-def box_width(problem: Problem) -> float:
-    """Return high - low."""
-    low, high = problem.bounds
-    return high - low
+def random_half(problem: Problem, r: Flat, index: Array) -> Flat:
+    """Set each value of r to zero with probability 1/2; the loop index selects the PRNG keys."""
+    draw = lambda key, shape, _: jax.random.bernoulli(key, shape=shape)
+    return jnp.where(problem.sample(draw, index), r, 0)

@@ -79,16 +79,7 @@ def box_lbfgs(
         state, shortest = jax.lax.fori_loop(0, num_steps, step, carry)
         return shortest, state.gradients
 
-    return penalty_attack(
-        "box_lbfgs",
-        "l2",
-        minimize,
-        searches=searches,
-        bounds=bounds,
-        targeted=targeted,
-        examples=examples,
-        initial_factor=2.0,
-    )
+    return penalty_attack("box_lbfgs", "l2", minimize, 2.0, searches, bounds, targeted, examples)
 
 
 def _negative_log_probability(problem: Problem, target: Labels, logits: Logits) -> PerExample:

@@ -9,9 +9,10 @@ import optax
 from jaxtyping import Array
 
 from diffprog import _validation
+from diffprog.adversarial import _base
 from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem
 from diffprog.adversarial._losses import Labels, Logits
-from diffprog.adversarial.minimum_norm._binary_search import Shortest, zero_nonfinite
+from diffprog.adversarial.minimum_norm._binary_search import Shortest
 from diffprog.adversarial.minimum_norm._ddn_fmn import cosine_decay
 from diffprog.adversarial.minimum_norm._penalty_search import hinge_loss, penalty_attack
 from diffprog.descent import descent
@@ -76,7 +77,7 @@ def carlini_wagner(
         engine = descent(
             objective,
             optax.chain(
-                optax.stateless(lambda g, _: zero_nonfinite(g)),
+                optax.stateless(lambda g, _: _base.zero_nonfinite(g)),
                 optax.scale_by_adam(),
                 optax.scale_by_schedule(negative_rate),
             ),
@@ -96,12 +97,5 @@ def carlini_wagner(
         return shortest, jnp.full(len(c), num_steps)
 
     return penalty_attack(
-        "carlini_wagner",
-        "l2",
-        minimize,
-        searches=searches,
-        bounds=bounds,
-        targeted=targeted,
-        examples=examples,
-        initial_factor=2.0,
+        "carlini_wagner", "l2", minimize, 2.0, searches, bounds, targeted, examples
     )

@@ -3,9 +3,10 @@
     r_{k+1} = project(r_k + α_k g / ||g||_2)  onto  ||r|| <= ε_{k+1} and the box,    g = dL/dr
     ε_{k+1} < ε_k  where x + r_k is adversarial,  else  ε_{k+1} > ε_k
 
-The gradient gives the direction and the success alone the norm, so there is no penalty weight to
-tune. DDN ascends the cross-entropy on spheres; FMN ascends the margin in balls, whose first radius
-is the distance to the linearized boundary. The shortest success is kept and moved to the boundary.
+The direction comes from the gradient and the norm from the successes, so there is no penalty weight
+to tune. DDN ascends the cross-entropy on spheres. FMN ascends the margin in balls, whose first
+radius is the distance to the linearized boundary. The shortest success is moved to the boundary at
+the end.
 
 Restart 0 is the papers' attack. Its loss leads to the likeliest other class, which is not always
 the nearest. We therefore add restarts:
@@ -27,27 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from diffprog import _validation, norms
-from diffprog.adversarial._base import (
-    Attack,
-    Bounds,
-    Flat,
-    PerExample,
-    Problem,
-    Search,
-    make_attack,
-)
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem, Search
 from diffprog.adversarial._losses import Logits, cross_entropy, logit_difference
-from diffprog.adversarial.minimum_norm._binary_search import (
-    Shortest,
-    box_width,
-    random_half,
-    refine,
-    validate_starting_examples,
-    zero_nonfinite,
-)
+from diffprog.adversarial.minimum_norm import _binary_search
+from diffprog.adversarial.minimum_norm._binary_search import Shortest
 from diffprog.adversarial.minimum_norm._deepfool import nearest_classes
 from diffprog.adversarial.minimum_norm._halfspace_projection import DUAL_NORMS
 from diffprog.descent import descent
@@ -57,32 +45,44 @@ _MAX_CLASS_RESTARTS = 5
 _BOUNDARY_OVERSHOOT = 1e-3
 
 
-class _Evaluation(NamedTuple):
-    """Loss (batch,), logits (batch, classes) and gradient (batch, n) at one iterate."""
+class _Iterate(NamedTuple):
+    """One iterate of a restart, and quantities evaluated at it.
 
+    Attributes:
+        r: (batch, n), the perturbation.
+        epsilon: (batch,), the radius of the ball around x.
+        loss: (batch,), the loss at x + r.
+        gradient: (batch, n), the gradient of the loss.
+        success: (batch,), whether x + r is adversarial.
+        shortest: the shortest success so far, r included.
+    """
+
+    r: Flat
+    epsilon: PerExample
     loss: PerExample
-    logits: Logits
     gradient: Flat
+    success: Bool[Array, "batch"]
+    shortest: Shortest
 
 
 class _Method(NamedTuple):
-    """The parts in which DDN and FMN differ.
+    """Functions and settings in which DDN and FMN differ.
 
     Attributes:
-        loss: (problem, logits) -> the loss that restart 0 ascends.
-        initial_epsilon: problem -> the radius at k = 0.
-        update_epsilon: (problem, r, ε, γ, evaluation at r, shortest) -> the next radius.
-        rescale: (problem, r, ε) -> r, before the projection.
-        initial: α, in widths of the box, and γ at k = 0.
-        final: α and γ at the last step.
+        loss: function (problem, logits) -> the loss that restart 0 ascends.
+        initial_epsilon: function from the problem to the first radius.
+        update_epsilon: function (problem, iterate, γ) -> the next radius.
+        on_sphere: whether r is scaled to length ε before the projection.
+        rates: the first and the last α, in widths of the box.
+        gammas: the first and the last γ.
     """
 
     loss: Callable[[Problem, Logits], PerExample]
-    initial_epsilon: Callable[[Problem], PerExample]
-    update_epsilon: Callable[[Problem, Flat, PerExample, Array, _Evaluation, Shortest], PerExample]
-    rescale: Callable[[Problem, Flat, PerExample], Flat]
-    initial: tuple[Any, Any]
-    final: tuple[Any, Any]
+    initial_epsilon: Callable[[Problem], float]
+    update_epsilon: Callable[[Problem, _Iterate, Array], PerExample]
+    on_sphere: bool
+    rates: tuple[Any, Any]
+    gammas: tuple[Any, Any]
 
 
 def ddn(
@@ -127,29 +127,16 @@ def ddn(
     rate = _validation.number("rate", rate, above=0)
     gamma = _validation.number("gamma", gamma, above=0, high=1)
 
-    def update_epsilon(
-        problem: Problem,
-        r: Flat,
-        epsilon: PerExample,
-        gamma: Array,
-        evaluation: _Evaluation,
-        shortest: Shortest,
-    ) -> PerExample:
-        success = problem.is_adversarial(evaluation.logits)
-        return epsilon * jnp.where(success, 1 - gamma, 1 + gamma)
-
-    def rescale(problem: Problem, r: Flat, epsilon: PerExample) -> Flat:
-        return r * (epsilon / jnp.maximum(problem.norm.length(r), jnp.finfo(r.dtype).tiny))[:, None]
+    def update_epsilon(problem: Problem, iterate: _Iterate, gamma: Array) -> PerExample:
+        return iterate.epsilon * jnp.where(iterate.success, 1 - gamma, 1 + gamma)
 
     method = _Method(
         loss=lambda problem, logits: cross_entropy(logits, problem.y, problem.targeted),
-        initial_epsilon=lambda problem: jnp.full(
-            len(problem.x), box_width(problem), problem.x.dtype
-        ),
+        initial_epsilon=lambda problem: problem.box_width,
         update_epsilon=update_epsilon,
-        rescale=rescale,
-        initial=(np.asarray(rate), np.asarray(gamma)),
-        final=(np.asarray(rate / 100), np.asarray(gamma)),
+        on_sphere=True,
+        rates=(np.asarray(rate), np.asarray(rate / 100)),
+        gammas=(np.asarray(gamma), np.asarray(gamma)),
     )
     return _adaptive_radius_attack("ddn", "l2", method, steps, restarts, bounds, targeted, examples)
 
@@ -200,26 +187,16 @@ def fmn(
     >>> f"{result.distance[0]:.3f}"
     '0.150'
     """
-    norms.named(norm)
     rate = _validation.number("rate", rate, above=0)
     gamma = _validation.number("gamma", gamma, above=0, high=1)
 
-    def update_epsilon(
-        problem: Problem,
-        r: Flat,
-        epsilon: PerExample,
-        gamma: Array,
-        evaluation: _Evaluation,
-        shortest: Shortest,
-    ) -> PerExample:
-        slope = jnp.maximum(DUAL_NORMS[norm].length(evaluation.gradient), jnp.finfo(r.dtype).tiny)
-        distance = jnp.abs(evaluation.loss) / slope
+    def update_epsilon(problem: Problem, iterate: _Iterate, gamma: Array) -> PerExample:
+        r, epsilon, loss, gradient, success, shortest = iterate
+        slope = jnp.maximum(DUAL_NORMS[norm].length(gradient), jnp.finfo(r.dtype).tiny)
+        distance = jnp.abs(loss) / slope
         to_boundary = problem.norm.length(r) + jnp.where(jnp.isfinite(distance), distance, 0)
-        adapted = jnp.where(
-            problem.is_adversarial(evaluation.logits),
-            (1 - gamma) * jnp.minimum(epsilon, shortest.distance),
-            (1 + gamma) * epsilon,
-        )
+        smaller = (1 - gamma) * jnp.minimum(epsilon, shortest.distance)
+        adapted = jnp.where(success, smaller, (1 + gamma) * epsilon)
         low, high = problem.bounds
         farthest = problem.norm.length(jnp.maximum(problem.x - low, high - problem.x))
         epsilon = jnp.where(shortest.found, adapted, (1 + _BOUNDARY_OVERSHOOT) * to_boundary)
@@ -227,11 +204,11 @@ def fmn(
 
     method = _Method(
         loss=Problem.margin,
-        initial_epsilon=lambda problem: jnp.full(len(problem.x), jnp.inf, problem.x.dtype),
+        initial_epsilon=lambda problem: jnp.inf,
         update_epsilon=update_epsilon,
-        rescale=lambda problem, r, epsilon: r,
-        initial=(np.asarray(rate), np.asarray(gamma)),
-        final=(np.asarray(rate / 100), np.asarray(gamma / 50)),
+        on_sphere=False,
+        rates=(np.asarray(rate), np.asarray(rate / 100)),
+        gammas=(np.asarray(gamma), np.asarray(gamma / 50)),
     )
     return _adaptive_radius_attack("fmn", norm, method, steps, restarts, bounds, targeted, examples)
 
@@ -248,7 +225,7 @@ def _adaptive_radius_attack(
 ) -> Attack:
     num_steps = jnp.int32(_validation.integer("steps", steps, low=1))
     num_restarts = _validation.integer("restarts", restarts, low=1)
-    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
+    starts = _binary_search.validate_starting_examples(examples, bounds)
 
     def search(problem: Problem) -> Search:
         no_classes = problem.y[None][:0]
@@ -261,10 +238,10 @@ def _adaptive_radius_attack(
             classes = candidates[: min(num_restarts - 1, _MAX_CLASS_RESTARTS)]
 
         def loss(logits: Logits, restart: Array) -> PerExample:
-            to_class = (
-                logit_difference(logits, problem.y, classes[restart - 1]) if len(classes) else 0
-            )
-            later = jnp.where(restart <= len(classes), to_class, problem.margin(logits))
+            later = problem.margin(logits)
+            if len(classes):
+                to_class = logit_difference(logits, problem.y, classes[restart - 1])
+                later = jnp.where(restart <= len(classes), to_class, later)
             return jnp.where(restart == 0, method.loss(problem, logits), later)
 
         def negative_loss(r: Flat, restart: Array) -> tuple[Array, tuple[PerExample, Logits]]:
@@ -276,24 +253,23 @@ def _adaptive_radius_attack(
             restart: Array, k: Array, carry: tuple[Flat, PerExample, Shortest]
         ) -> tuple[Flat, PerExample, Shortest]:
             r, epsilon, shortest = carry
-            alpha, gamma = (
-                cosine_decay(initial, final, k, num_steps).astype(r.dtype)
-                for initial, final in zip(method.initial, method.final, strict=True)
-            )
+            alpha = cosine_decay(*method.rates, k, num_steps).astype(r.dtype)
+            gamma = cosine_decay(*method.gammas, k, num_steps).astype(r.dtype)
             # The two restarts from the shortest success take shorter steps.
             extra = restart - len(classes)
             factor = jnp.where(extra == 1, 0.1, jnp.where(extra == 2, 0.01, 1.0)).astype(r.dtype)
-            engine = descent(
-                negative_loss, _normalized_gradient_step(alpha * factor * box_width(problem))
-            )
+            length = alpha * factor * problem.box_width
+            engine = descent(negative_loss, _normalized_gradient_step(length))
             state, info = engine.step(engine.init(r), restart)
             value, logits = info.aux
-            shortest = shortest.update(problem, r, problem.is_adversarial(logits), k, restart)
-            evaluation = _Evaluation(value, logits, state.optimizer)
-            epsilon = method.update_epsilon(problem, r, epsilon, gamma, evaluation, shortest)
-            r = method.rescale(problem, state.variable, epsilon)
-            r = problem.norm.project_in_box(r, problem.x, epsilon, problem.bounds)
-            return r, epsilon, shortest
+            success = problem.is_adversarial(logits)
+            shortest = shortest.update(problem, r, success, k, restart)
+            iterate = _Iterate(r, epsilon, value, state.optimizer, success, shortest)
+            epsilon, r = method.update_epsilon(problem, iterate, gamma), state.variable
+            if method.on_sphere:
+                length = jnp.maximum(problem.norm.length(r), jnp.finfo(r.dtype).tiny)
+                r = r * (epsilon / length)[:, None]
+            return problem._replace(epsilon=epsilon).project(r), epsilon, shortest
 
         def run_restart(restart: Array, shortest: Shortest) -> Shortest:
             extra = restart - len(classes)
@@ -303,21 +279,20 @@ def _adaptive_radius_attack(
                 random = _random_start(problem, restart, shortest)
             r = jnp.where(extra <= 0, 0, jnp.where(extra <= 2, shortest.r, random))
             # The restarts for one class adapt ε to their own successes.
-            own = jax.tree.map(
-                functools.partial(jnp.where, extra <= 0), Shortest.empty(problem), shortest
-            )
-            r, _, own = jax.lax.fori_loop(
-                0, num_steps, functools.partial(step, restart), (r, epsilon, own)
-            )
+            keep_none = functools.partial(jnp.where, extra <= 0)
+            own = jax.tree.map(keep_none, Shortest.empty(problem), shortest)
+            run_step = functools.partial(step, restart)
+            r, _, own = jax.lax.fori_loop(0, num_steps, run_step, (r, epsilon, own))
             success = problem.is_adversarial(problem.perturbed_logits(r))
             return shortest.merge(own.update(problem, r, success, num_steps, restart))
 
         shortest = jax.lax.fori_loop(0, num_restarts, run_restart, Shortest.empty(problem))
         gradients = num_steps * num_restarts + (len(candidates) if len(classes) else 0)
         gradients = jnp.full(len(problem.x), gradients)
-        return refine(problem, shortest, gradients, jnp.full_like(gradients, num_restarts), starts)
+        queries = jnp.full_like(gradients, num_restarts)
+        return _binary_search.refine(problem, shortest, gradients, queries, starts)
 
-    return make_attack(name, search, norm=norm, bounds=bounds, targeted=targeted)
+    return _base.make_attack(name, search, norm=norm, bounds=bounds, targeted=targeted)
 
 
 def cosine_decay(initial: Any, final: Any, k: Array, num_steps: Array) -> Array:
@@ -326,21 +301,20 @@ def cosine_decay(initial: Any, final: Any, k: Array, num_steps: Array) -> Array:
 
 
 def _random_start(problem: Problem, restart: Array, shortest: Shortest) -> Flat:
-    """Sample the ball of the shortest success, or zero half of its values in odd restarts."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, restart)
-    unit = jax.vmap(
-        lambda key: problem.norm.sample(key, (1, problem.x.shape[1]), 1.0, problem.x.dtype)[0]
-    )(keys)
+    """Return a starting point: in even restarts a random r no longer than the shortest success.
+
+    In odd restarts it is the shortest success with half of its values set to zero.
+    """
     radius = jnp.where(shortest.found, shortest.distance, 0)
-    sample = problem.clip_to_box(radius[:, None] * unit)
-    return jnp.where(restart % 2 == 0, sample, random_half(shortest.r, keys))
+    half = _binary_search.random_half(problem, shortest.r, restart)
+    return jnp.where(restart % 2 == 0, problem.sample_ball(radius, restart), half)
 
 
 def _normalized_gradient_step(rate: Array) -> optax.GradientTransformation:
-    """Build a descent step of l2 length `rate` whose state is the gradient."""
+    """Build an optax update: a descent step of l2 length `rate`. Its state is the gradient."""
 
     def update(gradient: Flat, _: Flat, __: Any = None) -> tuple[Flat, Flat]:
-        gradient = zero_nonfinite(gradient)
+        gradient = _base.zero_nonfinite(gradient)
         return -rate * norms.l2.ascent(gradient), gradient
 
     return optax.GradientTransformation(jnp.zeros_like, update)

@@ -17,23 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from diffprog import _validation, norms
-from diffprog.adversarial._base import (
-    Attack,
-    Bounds,
-    Flat,
-    PerExample,
-    Problem,
-    Search,
-    make_attack,
-)
-from diffprog.adversarial._losses import Logits
-from diffprog.adversarial.minimum_norm._binary_search import (
-    Shortest,
-    refine,
-    validate_starting_examples,
-    zero_nonfinite,
-)
+from diffprog import _validation
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem, Search
+from diffprog.adversarial._losses import Logits, mask_label
+from diffprog.adversarial.minimum_norm import _binary_search
+from diffprog.adversarial.minimum_norm._binary_search import Shortest
 from diffprog.adversarial.minimum_norm._halfspace_projection import (
     project_to_halfspace,
     project_to_intersection,
@@ -48,7 +37,8 @@ class LinearizedBoundaries(NamedTuple):
     Attributes:
         logits: (batch, classes), the logits at that point.
         steps: (candidates, batch, n), the shortest step in the box to each boundary.
-        lengths: (candidates, batch), their norms; infinite where the box ends before the boundary.
+        lengths: (candidates, batch), norms of the steps; infinite where the box ends before the
+            boundary.
     """
 
     logits: Logits
@@ -57,7 +47,7 @@ class LinearizedBoundaries(NamedTuple):
 
     @property
     def shortest_step(self) -> Flat:
-        """The step to the nearest boundary."""
+        """Shortest step to any of the boundaries, (batch, n)."""
         return jnp.take_along_axis(self.steps, self.lengths.argmin(0)[None, :, None], axis=0)[0]
 
 
@@ -100,46 +90,38 @@ def deep_fool(
     >>> f"{result.distance[0]:.3f}"
     '0.212'
     """
-    norms.named(norm)
     max_steps = jnp.int32(_validation.integer("steps", steps, low=1))
     count = _validation.integer("candidates", candidates, low=1)
     step_size = np.asarray(1 + _validation.number("overshoot", overshoot, low=0))
-    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
+    starts = _binary_search.validate_starting_examples(examples, bounds)
 
     def search(problem: Problem) -> Search:
         classes = likeliest_classes(problem, count)
 
-        def step(
-            carry: tuple[Array, Flat, Shortest, Array],
-        ) -> tuple[Array, Flat, Shortest, Array]:
+        def step(carry: tuple[Array, Flat, Shortest, Array]) -> tuple[Array, Flat, Shortest, Array]:
             k, r, shortest, gradients = carry
-            logits, d = step_across(problem, norm, classes, r)
+            logits, d = deepfool_step(problem, norm, classes, r)
             shortest = shortest.update(problem, r, problem.is_adversarial(logits), k)
             stepped = problem.clip_to_box(r + step_size.astype(r.dtype) * d)
             r = jnp.where(shortest.found[:, None], r, stepped)
             return k + 1, r, shortest, gradients + ~shortest.found * len(classes)
 
         unfinished = lambda carry: (carry[0] < max_steps) & ~carry[2].found.all()
-        start = (
-            jnp.zeros_like(max_steps),
-            jnp.zeros_like(problem.x),
-            Shortest.empty(problem),
-            jnp.zeros(len(problem.x), int),
-        )
+        origin, none = jnp.zeros_like(problem.x), jnp.zeros(len(problem.x), int)
+        start = jnp.int32(0), origin, Shortest.empty(problem), none
         _, r, shortest, gradients = jax.lax.while_loop(unfinished, step, start)
         success = problem.is_adversarial(problem.perturbed_logits(r))
         shortest = shortest.update(problem, r, success, max_steps)
-        return refine(problem, shortest, gradients, jnp.full(len(r), 2), starts)
+        queries = jnp.full(len(r), 2)
+        return _binary_search.refine(problem, shortest, gradients, queries, starts)
 
-    return make_attack("deep_fool", search, norm=norm, bounds=bounds, targeted=targeted)
+    return _base.make_attack("deep_fool", search, norm=norm, bounds=bounds, targeted=targeted)
 
 
 def likeliest_classes(problem: Problem, count: int) -> Candidates:
     """Return the `count` classes other than y with the largest logits at x, in decreasing order."""
-    logits = problem.clean_logits
-    is_y = jax.nn.one_hot(problem.y, logits.shape[1], dtype=bool)
-    others = jnp.where(is_y, -jnp.inf, jnp.nan_to_num(logits))
-    return jax.lax.top_k(others, min(count, logits.shape[1] - 1))[1].T
+    others = mask_label(jnp.nan_to_num(problem.clean_logits), problem.y)
+    return jax.lax.top_k(others, min(count, others.shape[1] - 1))[1].T
 
 
 def nearest_classes(problem: Problem, norm: str, count: int) -> Candidates:
@@ -165,11 +147,11 @@ def linearized_boundaries(
     return LinearizedBoundaries(logits, *jax.lax.map(shortest_step, classes))
 
 
-def step_across(problem: Problem, norm: str, classes: Candidates, r: Flat) -> tuple[Logits, Flat]:
-    """Compute the logits at x + r and DeepFool's step from there.
+def deepfool_step(problem: Problem, norm: str, classes: Candidates, r: Flat) -> tuple[Logits, Flat]:
+    """Compute the logits at x + r, and the step from there across the linearized boundaries.
 
-    It leads to the nearest linearized boundary, or for a target across the boundaries of all
-    classes.
+    An untargeted step crosses the nearest boundary between y and one of the classes. A targeted
+    step crosses the boundaries between the target and all of the classes.
     """
     if not problem.targeted:
         boundaries = linearized_boundaries(problem, norm, classes, r)
@@ -183,10 +165,11 @@ def step_across(problem: Problem, norm: str, classes: Candidates, r: Flat) -> tu
 def linearize(
     problem: Problem, r: Flat
 ) -> tuple[Logits, Callable[[Array], tuple[Flat, PerExample]]]:
-    """Compute the logits at x + r and a function from a class to its linearized boundary.
+    """Compute the logits at x + r, and return a function from a class to (g, gain).
 
-    The boundary is the hyperplane {d : <g, d> = gain}. To first order x + r + d is predicted as the
-    class instead of y where <g, d> > gain; for a targeted attack, as y instead of the class.
+    {d : <g, d> = gain} is the linearized boundary between the class and y. To first order, the
+    class has a larger logit than y at x + r + d where <g, d> > gain. For a targeted attack it is y
+    that has the larger logit there.
     """
     logits, vjp = jax.vjp(problem.perturbed_logits, r)
     own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=logits.dtype)
@@ -195,6 +178,6 @@ def linearize(
     def linearization(target: Array) -> tuple[Flat, PerExample]:
         difference = sign * (jax.nn.one_hot(target, logits.shape[1], dtype=logits.dtype) - own)
         gain = jnp.nan_to_num(-(difference * logits).sum(1)).astype(r.dtype)
-        return zero_nonfinite(vjp(difference)[0]), gain
+        return _base.zero_nonfinite(vjp(difference)[0]), gain
 
     return logits, linearization

@@ -9,9 +9,10 @@ import optax
 from jaxtyping import Array
 
 from diffprog import _validation
+from diffprog.adversarial import _base
 from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem
 from diffprog.adversarial._losses import Labels, Logits
-from diffprog.adversarial.minimum_norm._binary_search import Shortest, box_width, zero_nonfinite
+from diffprog.adversarial.minimum_norm._binary_search import Shortest
 from diffprog.adversarial.minimum_norm._penalty_search import hinge_loss, penalty_attack
 from diffprog.descent import descent
 
@@ -65,7 +66,7 @@ def elastic_net(
     def minimize(
         problem: Problem, c: PerExample, target: Labels, start: Flat, iteration: Array
     ) -> tuple[Shortest, Array]:
-        scaled_l1_weight = l1_weight.astype(c.dtype) * box_width(problem)
+        scaled_l1_weight = l1_weight.astype(c.dtype) * problem.box_width
 
         def smooth_part(v: Flat, _: Any) -> tuple[Array, Logits]:
             logits = problem.perturbed_logits(v)
@@ -83,7 +84,9 @@ def elastic_net(
 
             engine = descent(
                 smooth_part,
-                optax.chain(optax.stateless(lambda g, _: zero_nonfinite(g)), optax.scale(-alpha)),
+                optax.chain(
+                    optax.stateless(lambda g, _: _base.zero_nonfinite(g)), optax.scale(-alpha)
+                ),
                 shrink,
             )
             state, info = engine.step(engine.init(v), k)
@@ -98,13 +101,5 @@ def elastic_net(
         return shortest, jnp.full(len(c), num_steps)
 
     return penalty_attack(
-        "elastic_net",
-        "l1",
-        minimize,
-        searches=searches,
-        bounds=bounds,
-        targeted=targeted,
-        examples=examples,
-        initial_factor=4.0,
-        l1_weight=l1_weight,
+        "elastic_net", "l1", minimize, 4.0, searches, bounds, targeted, examples, l1_weight
     )

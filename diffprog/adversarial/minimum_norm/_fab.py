@@ -19,6 +19,7 @@ Source: F. Croce and M. Hein, "Minimally distorted adversarial examples with a f
 boundary attack", 2020.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,38 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Integer
 
-from diffprog import _validation, norms
-from diffprog.adversarial._base import (
-    Attack,
-    Bounds,
-    Flat,
-    PerExample,
-    Problem,
-    Search,
-    make_attack,
-)
-from diffprog.adversarial.minimum_norm._binary_search import (
-    Shortest,
-    bisect_to_boundary,
-    refine,
-    validate_starting_examples,
-    zero_nonfinite,
-)
-from diffprog.adversarial.minimum_norm._deepfool import (
-    Candidates,
-    likeliest_classes,
-    linearize,
-    step_across,
-)
-from diffprog.adversarial.minimum_norm._halfspace_projection import (
-    DUAL_NORMS,
-    project_to_halfspace,
-)
+from diffprog import _validation
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, Bounds, Flat, PerExample, Problem, Search
+from diffprog.adversarial.minimum_norm import _binary_search, _deepfool
+from diffprog.adversarial.minimum_norm._binary_search import Shortest, bisect_to_boundary
+from diffprog.adversarial.minimum_norm._halfspace_projection import DUAL_NORMS, project_to_halfspace
 
 _DEEPFOOL_STEPS, _DEEPFOOL_CANDIDATES, _DEEPFOOL_STEP_SIZE = 3, 10, 1.02
 
 Boundary = Callable[[Flat], tuple[PerExample, Flat]]
-"""r -> (v, g), the linearized boundary at x + r; v > 0 on its adversarial side."""
+"""Function r -> (v, g), the linearized boundary at x + r; v > 0 on its adversarial side."""
 
 
 def fab(
@@ -113,24 +93,19 @@ def fab(
     >>> print(f"{result.distance[0]:.3f}", result.success)
     0.212 [ True]
     """
-    norms.named(norm)
     num_steps = jnp.int32(_validation.integer("steps", steps, low=1))
     num_restarts = jnp.int32(_validation.integer("restarts", restarts, low=1))
     eta = np.asarray(1 + _validation.number("overshoot", overshoot, low=0))
     alpha_max = np.asarray(_validation.number("pull", pull, low=0, high=1))
     beta = np.asarray(_validation.number("backward", backward, low=0, high=1))
-    num_targets = None
-    if targets is not None:
-        num_targets = jnp.int32(_validation.integer("targets", targets, low=1))
-        if targeted:
-            raise ValueError(f"targets must be None for a targeted attack, got {targets}")
-    starts = validate_starting_examples(examples, _validation.bounds("bounds", bounds))
+    num_targets = _base.validate_num_targets(targets, targeted)
+    starts = _binary_search.validate_starting_examples(examples, bounds)
     is_minimum_norm = epsilon is None
 
     def step(
         problem: Problem, boundary: Boundary, r: Flat
     ) -> tuple[Flat, Bool[Array, "batch"], Flat]:
-        """Compute r', whether it is adversarial, and the next iterate."""
+        """Compute r' from r, whether x + r' is adversarial, and the next iterate."""
         v, g = boundary(r)
         d = _project_to_boundary(problem, norm, g, -v, r)
         d_x = _project_to_boundary(problem, norm, g, (g * r).sum(1) - v, jnp.zeros_like(r))
@@ -143,7 +118,7 @@ def fab(
         return new_r, success, jnp.where(success[:, None], beta * new_r, new_r).astype(r.dtype)
 
     def search(problem: Problem) -> Search:
-        classes = likeliest_classes(problem, problem.clean_logits.shape[1])
+        classes = _deepfool.likeliest_classes(problem, problem.clean_logits.shape[1])
         num_runs, cost = jnp.int32(1), 1
         if num_targets is not None:
             num_runs = jnp.minimum(num_targets, len(classes))
@@ -153,11 +128,11 @@ def fab(
         def walk(run: Array, state: _State) -> _State:
             restart = run // num_runs
             if targeted:
-                boundary = _margin_boundary(problem)
+                boundary = functools.partial(_margin_boundary, problem)
             elif num_targets is None:
-                boundary = _nearest_boundary(problem, norm, classes)
+                boundary = functools.partial(_nearest_boundary, problem, norm, classes)
             else:
-                boundary = _class_boundary(problem, classes[run % num_runs])
+                boundary = functools.partial(_class_boundary, problem, classes[run % num_runs])
 
             def iterate(carry: tuple[Array, Flat, _State]) -> tuple[Array, Flat, _State]:
                 k, r, state = carry
@@ -176,21 +151,31 @@ def fab(
             state = _deepfool_steps(problem, norm, state)
         state = jax.lax.fori_loop(0, num_restarts * num_runs, walk, state)
         if is_minimum_norm:
-            return refine(problem, state.shortest, state.gradients, state.queries + 1, starts)
+            return _binary_search.refine(
+                problem, state.shortest, state.gradients, state.queries + 1, starts
+            )
         return _project_to_ball(problem, state)
 
-    return make_attack("fab", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted)
+    return _base.make_attack(
+        "fab", search, norm=norm, epsilon=epsilon, bounds=bounds, targeted=targeted
+    )
 
 
 class _State(NamedTuple):
-    """The shortest success, the gradient evaluations and the further forward passes so far."""
+    """State of the search; the leading axis is the example.
+
+    Attributes:
+        shortest: the shortest success so far.
+        gradients: (batch,), the number of gradient evaluations so far.
+        queries: (batch,), the number of further forward passes so far.
+    """
 
     shortest: Shortest
     gradients: Integer[Array, "batch"]
     queries: Integer[Array, "batch"]
 
     def is_active(self, problem: Problem) -> Bool[Array, "batch"]:
-        """Check which examples lack a success inside the ball; all, if it is infinite."""
+        """Check which examples go on: those without success in the ball; all, if ε is infinite."""
         is_outside = ~self.shortest.found | (self.shortest.distance > problem.epsilon)
         return is_outside | jnp.isinf(problem.epsilon)
 
@@ -203,7 +188,7 @@ class _State(NamedTuple):
         restart: Array,
         cost: int,
     ) -> "_State":
-        """Take account of r, found at step k for `cost` gradients, in the active examples."""
+        """Update the active examples by r of step k, which took `cost` gradient evaluations."""
         active = self.is_active(problem)
         return _State(
             self.shortest.update(problem, r, success & active, k, restart),
@@ -212,70 +197,60 @@ class _State(NamedTuple):
         )
 
 
-def _margin_boundary(problem: Problem) -> Boundary:
-    """Linearize the margin of a targeted attack."""
+def _margin_boundary(problem: Problem, r: Flat) -> tuple[PerExample, Flat]:
+    """Linearize the margin to the target class at x + r."""
 
-    def boundary(r: Flat) -> tuple[PerExample, Flat]:
-        def total(r: Flat) -> tuple[Array, PerExample]:
-            value = problem.margin(problem.perturbed_logits(r))
-            return value.sum(), value
+    def total(r: Flat) -> tuple[Array, PerExample]:
+        value = problem.margin(problem.perturbed_logits(r))
+        return value.sum(), value
 
-        g, value = jax.grad(total, has_aux=True)(r)
-        return value, zero_nonfinite(g)
-
-    return boundary
+    g, value = jax.grad(total, has_aux=True)(r)
+    return value, _base.zero_nonfinite(g)
 
 
-def _class_boundary(problem: Problem, target: Integer[Array, "batch"]) -> Boundary:
-    """Linearize the boundary to one class."""
-
-    def boundary(r: Flat) -> tuple[PerExample, Flat]:
-        g, gain = linearize(problem, r)[1](target)
-        return -gain, g
-
-    return boundary
+def _class_boundary(problem: Problem, target: Array, r: Flat) -> tuple[PerExample, Flat]:
+    """Linearize the decision boundary between the label and one class at x + r."""
+    g, gain = _deepfool.linearize(problem, r)[1](target)
+    return -gain, g
 
 
-def _nearest_boundary(problem: Problem, norm: str, classes: Candidates) -> Boundary:
-    """Linearize the nearest of several boundaries, at the distance |v| / ||g||_dual."""
+def _nearest_boundary(
+    problem: Problem, norm: str, classes: _deepfool.Candidates, r: Flat
+) -> tuple[PerExample, Flat]:
+    """Linearize the decision boundaries to several classes at x + r, and return the nearest.
 
-    def boundary(r: Flat) -> tuple[PerExample, Flat]:
-        linearization = linearize(problem, r)[1]
+    The distance to a linearized boundary is |v| / ||g||_dual.
+    """
+    linearization = _deepfool.linearize(problem, r)[1]
 
-        def compare(
-            i: Array, nearest: tuple[PerExample, PerExample, Flat]
-        ) -> tuple[PerExample, PerExample, Flat]:
-            g, gain = linearization(classes[i])
-            slope = DUAL_NORMS[norm].length(g)
-            distance = jnp.where(slope > 0, jnp.abs(gain) / jnp.where(slope > 0, slope, 1), jnp.inf)
-            closer = distance < nearest[0]
-            return (
-                jnp.where(closer, distance, nearest[0]),
-                jnp.where(closer, -gain, nearest[1]),
-                jnp.where(closer[:, None], g, nearest[2]),
-            )
+    def compare(i: Array, nearest: Any) -> Any:
+        g, gain = linearization(classes[i])
+        slope = DUAL_NORMS[norm].length(g)
+        distance = jnp.where(slope > 0, jnp.abs(gain) / jnp.where(slope > 0, slope, 1), jnp.inf)
+        return _base.select(distance < nearest[0], (distance, -gain, g), nearest)
 
-        infinite = jnp.full(len(r), jnp.inf, r.dtype)
-        start = infinite, jnp.zeros(len(r), r.dtype), jnp.zeros_like(r)
-        return jax.lax.fori_loop(0, len(classes), compare, start)[1:]
-
-    return boundary
+    zeros = jnp.zeros(len(r), r.dtype)
+    start = zeros + jnp.inf, zeros, jnp.zeros_like(r)
+    return jax.lax.fori_loop(0, len(classes), compare, start)[1:]
 
 
 def _project_to_boundary(problem: Problem, norm: str, g: Flat, gain: PerExample, r: Flat) -> Flat:
-    """Compute the smallest step d from r with <g, d> = gain, or the nearest to it in the box."""
+    """Compute the smallest step d from x + r, inside the box, to the hyperplane <g, d> = gain.
+
+    Where the box ends before the hyperplane, d is the step that brings <g, d> closest to `gain`.
+    """
     low, high = (bound - problem.x - r for bound in problem.bounds)
     sign = jnp.where(gain < 0, -1, 1)[:, None]
     return project_to_halfspace(norm, sign * g, jnp.abs(gain), low, high)
 
 
 def _deepfool_steps(problem: Problem, norm: str, state: _State) -> _State:
-    """Take DeepFool steps across all linearized boundaries and bisect the shortest success."""
-    classes = likeliest_classes(problem, _DEEPFOOL_CANDIDATES)
+    """Take a few targeted DeepFool steps and move the shortest success to the boundary."""
+    classes = _deepfool.likeliest_classes(problem, _DEEPFOOL_CANDIDATES)
 
     def step(k: Array, carry: tuple[Flat, _State]) -> tuple[Flat, _State]:
         r, state = carry
-        d = step_across(problem, norm, classes, r)[1]
+        d = _deepfool.deepfool_step(problem, norm, classes, r)[1]
         r = problem.clip_to_box(r + _DEEPFOOL_STEP_SIZE * d)
         success = problem.is_adversarial(problem.perturbed_logits(r))
         return r, state.update(problem, r, success, k, jnp.int32(0), len(classes))
@@ -289,19 +264,14 @@ def _deepfool_steps(problem: Problem, norm: str, state: _State) -> _State:
 
 
 def _start(problem: Problem, shortest: Shortest, run: Array, restart: Array) -> Flat:
-    """Return r = 0 for the first restart, else a sample of the ball of half the shortest norm."""
-    low, high = problem.bounds
+    """Return r = 0 for the first restart, else a random r of at most half the shortest norm."""
     radius = jnp.minimum(shortest.distance, problem.epsilon) / 2
-    radius = jnp.where(jnp.isfinite(radius), radius, high - low) * (restart > 0)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(problem.keys, run)
-    unit = jax.vmap(
-        lambda key: problem.norm.sample(key, (1, problem.x.shape[1]), 1.0, problem.x.dtype)[0]
-    )(keys)
-    return problem.clip_to_box(radius[:, None] * unit)
+    radius = jnp.where(jnp.isfinite(radius), radius, problem.box_width) * (restart > 0)
+    return problem.sample_ball(radius, run)
 
 
 def _project_to_ball(problem: Problem, state: _State) -> Search:
-    """Shorten perturbations that leave the ball to the boundary, then project them."""
+    """Move perturbations outside the ε-ball to the decision boundary, then project them."""
     shortest, active = state.shortest, state.is_active(problem)
     on_boundary, queries = bisect_to_boundary(problem, jnp.where(active[:, None], shortest.r, 0))
     r = problem.project(jnp.where(active[:, None], on_boundary, shortest.r))

@@ -93,7 +93,7 @@ def project_to_intersection(
 
 
 def _all_coordinates_together(size: Flat, speed: Flat, room: Flat, gain: PerExample) -> Flat:
-    """Return min(t speed, room) for the t at which <size, min(t speed, room)> = gain."""
+    """Solve <size, d> = gain for d = min(t speed, room), by Newton's method for t; return d."""
 
     def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         k, t, _ = carry
@@ -110,7 +110,10 @@ def _all_coordinates_together(size: Flat, speed: Flat, room: Flat, gain: PerExam
 
 
 def _largest_slopes_first(size: Flat, room: Flat, gain: PerExample) -> Flat:
-    """Use all the room of the coordinates with the largest slopes, and part of the last one's."""
+    """Solve <size, d> = gain with d = room where size is largest, and d = 0 where it is smallest.
+
+    In between, where size equals the threshold τ, d is the same share of the room.
+    """
 
     def reached(selected: Array) -> PerExample:
         return jnp.sum(jnp.where(selected, size * room, 0), axis=1)

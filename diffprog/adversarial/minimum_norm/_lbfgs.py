@@ -2,10 +2,10 @@
 
     v_{k+1} = P(v_k + t d),     d = -H g on the free coordinates,     P clips to the box
 
-A coordinate is free unless it lies on a face of the box and the descent would push it outside. H is
-the inverse Hessian from the last steps and gradient changes, restricted to the free coordinates, by
-the two-loop recursion. t is halved from 1 until the objective has decreased enough (Armijo's
-condition along the projected path). Examples that cannot decrease stay where they are.
+with g the gradient of the objective at v_k. A coordinate is free unless it is at a bound and -g
+points out of the box. The two-loop recursion multiplies by H, the inverse Hessian estimated from
+the last steps and gradient changes on the free coordinates. t is halved from 1 until the objective
+has decreased enough (Armijo's condition). Examples for which no t decreases it keep v_k.
 
 Source: D. Bertsekas, "Projected Newton methods for optimization problems with simple constraints",
 1982; J. Nocedal, "Updating quasi-Newton matrices with limited storage", 1980.
@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from diffprog.adversarial._base import Flat, PerExample
-from diffprog.adversarial.minimum_norm._binary_search import zero_nonfinite
+from diffprog.adversarial._base import Flat, PerExample, select, zero_nonfinite
 
 History = Float[Array, "memory batch n"]
 Objective = Callable[[Flat], tuple[PerExample, Any]]
@@ -37,7 +36,8 @@ class State(NamedTuple):
         value: (batch,), the objective at the iterates.
         aux: the second output of the objective at the iterates.
         gradient: (batch, n), the gradient at the iterates.
-        steps: (memory, batch, n), the last differences of iterates, newest last; zero for none.
+        steps: (memory, batch, n), the last differences of iterates, newest last; zero where there
+            have been fewer steps.
         gradient_changes: (memory, batch, n), the corresponding differences of gradients.
         gradients: (batch,), the number of gradient evaluations.
     """
@@ -52,14 +52,14 @@ class State(NamedTuple):
 
 
 def init(objective: Objective, point: Flat, memory: int) -> State:
-    """Create the state at the starting point, with an empty history."""
+    """Create the state of a minimization at its starting point, with an empty history."""
     value, aux, gradient = _value_and_gradient(objective, point)
     empty = jnp.zeros((memory, *point.shape), point.dtype)
     return State(point, value, aux, gradient, empty, empty, jnp.ones(len(point), int))
 
 
 def step(objective: Objective, low: Flat, high: Flat, state: State) -> State:
-    """Take one step per example, or none where the line search fails."""
+    """Take one L-BFGS step per example, or none where the line search fails."""
     new, decreased = _line_search(objective, low, high, state, _direction(low, high, state))
     step, change = new.point - state.point, new.gradient - state.gradient
     # Pairs of no positive curvature would make H indefinite and are left out.
@@ -70,8 +70,7 @@ def step(objective: Objective, low: Flat, high: Flat, state: State) -> State:
         return jnp.where(curved[:, None], jnp.concatenate([history[1:], row[None]]), history)
 
     return new._replace(
-        steps=append(state.steps, step),
-        gradient_changes=append(state.gradient_changes, change),
+        steps=append(state.steps, step), gradient_changes=append(state.gradient_changes, change)
     )
 
 
@@ -89,7 +88,10 @@ def _dot(a: Flat, b: Flat) -> PerExample:
 
 
 def _direction(low: Flat, high: Flat, state: State) -> Flat:
-    """Compute the quasi-Newton direction, or steepest descent where that does not descend."""
+    """Compute the direction d = -H g on the free coordinates, zero on the others.
+
+    Examples for which d is not a descent direction use a multiple of -g instead.
+    """
     gradient = state.gradient
     free = jnp.where(gradient > 0, state.point > low, state.point < high)
     steepest = jnp.where(free, -gradient, 0)
@@ -107,7 +109,10 @@ def _direction(low: Flat, high: Flat, state: State) -> Flat:
 def _inverse_hessian_product(
     steps: History, changes: History, initial_scale: PerExample, v: Flat
 ) -> Flat:
-    """Compute H v by the two-loop recursion; H is initial_scale I while the history is empty."""
+    """Multiply v by the inverse Hessian estimate H, by the two-loop recursion.
+
+    H is `initial_scale` times the identity while the history is empty.
+    """
     curvature = _dot(steps, changes)
     rho = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1), 0)
 
@@ -132,28 +137,20 @@ def _inverse_hessian_product(
 def _line_search(
     objective: Objective, low: Flat, high: Flat, state: State, d: Flat
 ) -> tuple[State, Bool[Array, "batch"]]:
-    """Find the first of v + d, v + d/2, v + d/4 ... that decreases enough, if there is one."""
+    """Halve the step from the point along d until the objective decreases enough.
 
-    def attempt(
-        carry: tuple[Array, State, Bool[Array, "batch"]],
-    ) -> tuple[Array, State, Bool[Array, "batch"]]:
+    Returns the new state, and for each example whether there was such a decrease.
+    """
+
+    def attempt(carry: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
         t, best, decreased = carry
         point = jnp.clip(state.point + t * d, low, high)
         value, aux, gradient = _value_and_gradient(objective, point)
         slope = _dot(state.gradient, point - state.point)
         accepted = ~decreased & (slope < 0) & (value <= state.value + _ARMIJO * slope)
-
-        def select(new: Array, old: Array) -> Array:
-            return jnp.where(accepted.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-        point, value, aux, gradient = jax.tree.map(select, (point, value, aux, gradient), best[:4])
-        best = best._replace(
-            point=point,
-            value=value,
-            aux=aux,
-            gradient=gradient,
-            gradients=best.gradients + ~decreased,
-        )
+        new = select(accepted, (point, value, aux, gradient), best[:4])
+        gradients = best.gradients + ~decreased
+        best = State(*new, best.steps, best.gradient_changes, gradients)
         return t / 2, best, decreased | accepted
 
     # Without a direction there is nothing to try.

@@ -5,10 +5,4 @@ from diffprog.adversarial.wrappers._expectation import expectation
 from diffprog.adversarial.wrappers._transfer import transfer
 from diffprog.adversarial.wrappers._universal import Universal, universal
 
-__all__ = [
-    "Universal",
-    "bpda",
-    "expectation",
-    "transfer",
-    "universal",
-]
+__all__ = ["Universal", "bpda", "expectation", "transfer", "universal"]

@@ -1,8 +1,8 @@
-"""Backward pass differentiable approximation: replace the gradient of a program, not its values.
+"""Backward pass differentiable approximation: replace the gradient of a function, not its values.
 
-A program that rounds is piecewise constant: its gradient is zero almost everywhere, which says
+A function that rounds is piecewise constant: its gradient is zero almost everywhere, which says
 nothing about its robustness. `bpda` keeps the values and takes the gradient of the identity for
-every rounding operation, or that of a smooth approximation of the whole program.
+every rounding operation, or that of a smooth approximation of the whole function.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def bpda(f: Callable[..., Any], through: Callable[..., Any] | None = None) -> Ca
     """Replace the gradient of f by a straight-through estimate, or by that of `through` (BPDA).
 
     Without `through`, every round, floor, ceil and sign in f is differentiated as if it were the
-    identity. Conversions to integers and comparisons have no such gradient; for programs with these
-    give `through`.
+    identity. Conversions to integers and comparisons have no such gradient; give `through` for
+    functions that use them.
 
     Args:
         f: any callable of pytrees. With `through`, it must take and return floats.
@@ -69,7 +69,7 @@ def bpda(f: Callable[..., Any], through: Callable[..., Any] | None = None) -> Ca
 
 @jax.custom_jvp
 def _replace_gradient(value: Array, approximation: Array) -> Array:
-    """Return the value, with the gradient of the approximation."""
+    """Return `value`, but differentiate `approximation` in its place."""
     return value
 
 
@@ -85,7 +85,7 @@ def _call_straight_through(f: Program, args: tuple[Any, ...]) -> Any:
 
 
 def _rounding_paths(traced: ClosedJaxpr) -> list[tuple[int, ...]]:
-    """Return the positions of all rounding operations, or raise if they cannot be replaced."""
+    """Find all rounding operations in a traced function; raise if one cannot be replaced."""
     sites = find_equations(traced, lambda equation: equation.primitive.name in _ROUNDING)
     if not sites:
         raise ValueError(

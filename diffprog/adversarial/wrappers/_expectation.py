@@ -1,4 +1,4 @@
-"""Expectation over transformation: attacks on a program that draws random numbers.
+"""Expectation over transformation: attacks on a model f(x, key) that draws random numbers.
 
     attack  log E_key softmax f(x, key)
 
@@ -15,15 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from diffprog import _validation
-from diffprog.adversarial._base import (
-    Attack,
-    AttackResult,
-    PerExample,
-    flatten_examples,
-    per_example_keys,
-    reevaluate,
-    validate_attack,
-)
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, AttackResult, PerExample
 from diffprog.adversarial._losses import Labels, Logits
 from diffprog.program import Program, program
 
@@ -32,7 +25,7 @@ _EVALUATION_FACTOR = 4
 
 
 def expectation(attack: Attack, draws: int = 16) -> Attack:
-    """Wrap an attack for random programs f(x, key), by expectation over transformation.
+    """Wrap an attack for random models f(x, key), by expectation over transformation.
 
     The attack sees log E_key softmax f(x, key), estimated with `draws` keys. Success is evaluated
     with four times as many other keys, so that a lucky draw is no success. Every example has its
@@ -53,7 +46,7 @@ def expectation(attack: Attack, draws: int = 16) -> Attack:
     >>> print(attack(f, jnp.array([[0.75, 0.25]]), jnp.array([0]), key=jax.random.key(0)).success)
     [ True]
     """
-    validate_attack(attack)
+    _base.validate_attack(attack)
     draws = _validation.integer("draws", draws, low=1)
     return _Expectation(**{**vars(attack), "name": f"expectation of {attack.name}", "draws": draws})
 
@@ -63,7 +56,7 @@ class _Expectation(Attack):
     draws: int = 1
 
     def mean_program(self, f: Callable[..., Any], key: jax.Array) -> Program:
-        """Return the deterministic program x -> logits that decides success, given the key."""
+        """Return the deterministic function x -> logits that decides success, given the key."""
         draws = _EVALUATION_FACTOR * self.draws
         return program(_log_mean_softmax(f, jax.random.split(key)[1], draws))
 
@@ -85,7 +78,7 @@ class _Expectation(Attack):
             search_program: Program, x: Any, y: Labels, epsilon: PerExample, key: jax.Array
         ) -> AttackResult:
             result = self.run(search_program, x, y, epsilon, key)
-            return reevaluate(evaluation_program, result, x, y, self.targeted)
+            return _base.reevaluate(evaluation_program, result, x, y, self.targeted)
 
         attack = Attack(**{**vars(self), "run": run, "draws": None})
         search_program = _log_mean_softmax(f, jax.random.split(key)[0], self.draws)
@@ -93,11 +86,14 @@ class _Expectation(Attack):
 
 
 def _log_mean_softmax(f: Callable[..., Any], key: jax.Array, draws: int) -> Callable[[Any], Logits]:
-    """Return x -> log of the mean probabilities over draws that depend on the bits of x."""
+    """Return the function x -> log of the mean probabilities of f(x, key) over several keys.
+
+    The keys depend on the values of x.
+    """
     f_program = program(f)
 
     def log_mean_softmax(x: Any) -> Logits:
-        keys = per_example_keys(key, jax.lax.stop_gradient(flatten_examples(x)[0]))
+        keys = _base.per_example_keys(key, jax.lax.stop_gradient(_base.flatten_examples(x)[0]))
 
         def single(x: Any, key: jax.Array) -> jax.Array:
             return f_program(jax.tree.map(lambda leaf: leaf[None], x), key)[0]
@@ -106,9 +102,8 @@ def _log_mean_softmax(f: Callable[..., Any], key: jax.Array, draws: int) -> Call
             return jax.vmap(single)(x, jax.vmap(jax.random.fold_in, (0, None))(keys, k))
 
         logits = jax.vmap(draw)(jnp.arange(draws))
-        mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(draws).astype(
-            logits.dtype
-        )
+        log_sum = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0)
+        mean = log_sum - jnp.log(draws).astype(logits.dtype)
         # Explicitly, for a compiled logsumexp may lose a NaN.
         return jnp.where(jnp.isnan(logits).any((0, 2))[:, None], jnp.nan, mean)
 

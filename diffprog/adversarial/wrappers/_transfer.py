@@ -1,4 +1,4 @@
-"""Transfer attacks: perturbations computed on one program and evaluated on another."""
+"""Transfer attacks: perturbations computed on one model and evaluated on another."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,27 +7,21 @@ from typing import Any
 import jax
 
 from diffprog import _validation
-from diffprog.adversarial._base import (
-    Attack,
-    AttackResult,
-    PerExample,
-    reevaluate,
-    validate_attack,
-    validate_examples,
-)
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import Attack, AttackResult, PerExample
 from diffprog.adversarial._losses import Labels
 from diffprog.program import Program, program
 
 
 def transfer(attack: Attack, source: Callable[..., Any]) -> Attack:
-    """Wrap an attack to search on `source`, and evaluate the result on the attacked program.
+    """Wrap an attack so that it searches on the model `source`; the result is evaluated on f.
 
-    The attacked program is not differentiated. An example that `source` or the attacked program
-    misclassifies is not perturbed.
+    The attacked model f is not differentiated. An example that `source` or f misclassifies is not
+    perturbed.
 
     Args:
         attack: any attack but an expectation.
-        source: program of the same examples and classes.
+        source: function from the same examples to logits of the same classes.
 
     Raises:
         TypeError: attack is not an `Attack`, or source is not callable.
@@ -42,7 +36,7 @@ def transfer(attack: Attack, source: Callable[..., Any]) -> Attack:
     >>> print(attack(lambda x: jnp.round(x, 1), x, y, key=jax.random.key(0)).success)
     [ True]
     """
-    validate_attack(attack)
+    _base.validate_attack(attack)
     if attack.draws is not None:
         raise ValueError(
             "attack must be on a program of x alone, got an expectation; transfer the attack inside"
@@ -50,9 +44,9 @@ def transfer(attack: Attack, source: Callable[..., Any]) -> Attack:
     source_program = program(_validation.function("source", source))
 
     def run(f: Program, x: Any, y: Labels, epsilon: PerExample, key: jax.Array) -> AttackResult:
-        validate_examples(source_program, x, y, attack.bounds)
+        _base.validate_examples(source_program, x, y, attack.bounds)
         result = attack.run(source_program, x, y, epsilon, key)
-        return reevaluate(f, result, x, y, attack.targeted)
+        return _base.reevaluate(f, result, x, y, attack.targeted)
 
     return dataclasses.replace(
         attack, name=f"transfer of {attack.name}", run=run, uses_gradients=False

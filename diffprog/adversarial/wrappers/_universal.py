@@ -16,15 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from diffprog import _validation, descent, distributed, norms
-from diffprog.adversarial._base import (
-    AttackResult,
-    Bounds,
-    Flat,
-    add_rounded_toward_x,
-    flatten_examples,
-    reevaluate,
-    validate_examples,
-)
+from diffprog.adversarial import _base
+from diffprog.adversarial._base import AttackResult, Bounds, Flat
 from diffprog.adversarial._losses import Labels, Loss
 from diffprog.adversarial.gradient._pgd import resolve_loss
 from diffprog.program import program
@@ -34,9 +27,9 @@ class Universal(NamedTuple):
     """Result of `universal`.
 
     Attributes:
-        perturbation: r, of the shape of one example, ||r|| <= ε.
-        found: an `AttackResult` for each example with clip(x_i + r); its `step` is the number of
-            steps, the same for all.
+        perturbation: r with ||r|| <= ε, of the shape of one example.
+        found: `AttackResult` of the perturbed examples clip(x_i + r); its `step` is the number of
+            steps for all examples.
     """
 
     perturbation: Any
@@ -97,8 +90,8 @@ def universal(
     ) -> Universal:
         _validation.key("key", key)
         f = program(f)
-        x, y = validate_examples(f, x, y, (low, high))
-        rows, unflatten = flatten_examples(x)
+        x, y = _base.validate_examples(f, x, y, (low, high))
+        rows, unflatten = _base.flatten_examples(x)
         batches = _minibatches(key, len(y), min(size, len(y)), length)
         if mesh is not None:
             mesh = distributed.validate_mesh(mesh)
@@ -126,7 +119,7 @@ def universal(
         r = norms.linf.project_in_box(
             jnp.broadcast_to(end.variable, rows.shape), rows, radius, (low, high)
         )
-        adversarial = add_rounded_toward_x(rows, r)
+        adversarial = _base.add_rounded_toward_x(rows, r)
         perturbation = adversarial - rows
         zeros = jnp.zeros(len(y), int)
         result = AttackResult(
@@ -143,7 +136,7 @@ def universal(
         )
         return Universal(
             jax.tree.map(lambda leaf: leaf[0], unflatten(end.variable)),
-            reevaluate(f, result, x, y, targeted),
+            _base.reevaluate(f, result, x, y, targeted),
         )
 
     return attack
@@ -151,7 +144,7 @@ def universal(
 
 @jax.custom_vjp
 def _drop_nonfinite_gradients(r: Flat) -> Flat:
-    """Return r; rows whose gradient is not finite contribute zero to the gradient."""
+    """Return r unchanged; its gradient is set to zero in rows where it is not finite."""
     return r
 
 
@@ -162,7 +155,7 @@ _drop_nonfinite_gradients.defvjp(
 
 
 def _minibatches(key: jax.Array, examples: int, size: int, steps: int) -> Array:
-    """Draw indices (steps, size), without replacement within an epoch."""
+    """Draw the example indices (steps, size) of all minibatches, shuffled anew in each epoch."""
     per_epoch = examples // size
     keys = jax.random.split(key, -(-steps // per_epoch))
     orders = jax.vmap(lambda key: jax.random.permutation(key, examples)[: per_epoch * size])(keys)

@@ -38,7 +38,8 @@ ATTACKS = {
     **{f"deep_fool-{norm}": functools.partial(deep_fool, norm=norm) for norm in NORMS},
     **{f"fab-{norm}": functools.partial(fab, norm=norm) for norm in NORMS},
 }
-# DeepFool stops at its first success, and in l1 FAB ends in a local minimum of a curved boundary.
+# DeepFool stops at its first success. In l1 the sphere has a local minimum for each coordinate: FAB
+# ends in one of them, at the 90th percentile 7 % above the nearest.
 FOR_CURVED_BOUNDARIES = [
     name for name in ATTACKS if not name.startswith("deep_fool") and name != "fab-l1"
 ]
@@ -60,7 +61,9 @@ def test_distances_to_linear_boundaries_are_exact(key, name, inner, classes, tar
     is_approximate = targeted and classes == 10 and name in ("deep_fool-l1", "fab-l1")
     exact = exact_distances(attack.norm, f, x, labels, targeted)
     assert_near(result, exact, p90=1.1 if is_approximate else 1.02)
-    if not is_approximate:  # it may cross a boundary at a grazing angle
+    # Of the approximate results, one crosses the boundary where the margin rises at 2 % of its mean
+    # slope from x: there the bisection leaves 4e-4 of r instead of 1e-4.
+    if not is_approximate:
         assert_on_the_boundary(result, f, x, labels, targeted)
     assert ((result.adversarial >= 0) & (result.adversarial <= 1)).all()
 
@@ -72,7 +75,7 @@ def test_distances_to_a_sphere_are_exact(key, name):
     result, exact = attack(f, x, y, key=key), distances_to_sphere(attack.norm, x)
     if name != "elastic_net":
         assert_near(result, exact)
-    else:  # every coordinate has a nearest point of its own, a local minimum in l1
+    else:  # it ends in the local minimum of one coordinate, at most 5.5 % above the nearest
         assert result.success.all()
         assert (result.distance >= exact).all()
         assert np.median(result.distance / exact) <= 1.005

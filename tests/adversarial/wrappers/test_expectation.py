@@ -109,7 +109,7 @@ def test_a_stage_of_a_cascade_counts_only_if_success_is_confirmed():
 def test_an_expectation_can_be_neither_transferred_nor_cascaded():
     with pytest.raises(ValueError, match="transfer the attack inside"):
         transfer(expectation(fgsm(), 2), lambda x: x)
-    with pytest.raises(ValueError, match="put expectation around the cascade"):
+    with pytest.raises(ValueError, match="wrap the cascade in expectation"):
         cascade([expectation(fgsm(), 2)])
 
 
