@@ -181,7 +181,7 @@ def test_a_model_without_a_correct_prediction():
             [adv.fgsm(epsilon=jnp.ones(7))],
             {},
             ValueError,
-            r"one value for each of 30 examples, got \[7\]",
+            r"one value for each of 30 examples, got shape \[7\]",
         ),
         ([adv.fgsm()], {"key": 0}, TypeError, "key must be a PRNG key"),
         ([adv.fgsm()], {"batch_size": 0}, ValueError, "batch_size must be an integer >= 1"),
