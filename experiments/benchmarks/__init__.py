@@ -1,1 +1,1 @@
-"""The toolkit's speed against bare JAX; `make benchmarks` runs all of it."""
+"""Benchmarks of the toolkit against bare JAX; `make benchmarks` runs all of them."""

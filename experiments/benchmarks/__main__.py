@@ -1,11 +1,13 @@
-"""Run the benchmarks, print their tables and keep their numbers.
+"""Run the benchmarks, print their tables and save their numbers.
 
     python -m experiments.benchmarks [--fast] [name ...]
 
-Each module named below holds `main(fast) -> {case: Comparison}`; its numbers go to results/benchmarks/NAME.json. `--fast` runs small
-cases a few times: it shows that everything runs, its times mean nothing.
+Each module named in `BENCHMARKS` has `main(fast) -> {case: Comparison}`; its numbers are written to
+results/benchmarks/NAME.json. `--fast` runs small cases a few times to check that everything runs;
+its times mean nothing.
 
-Everything runs on one core (`--cores`): a second one that others use as well makes times of two threads a matter of luck.
+By default everything runs on one core (`--cores`): on a second core that other processes share, the
+time of two threads varies too much.
 """
 
 import argparse
@@ -30,29 +32,20 @@ def main(names: list[str], fast: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks", description="The toolkit's speed against bare JAX."
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "names",
         nargs="*",
         metavar="name",
-        help=f"any of {', '.join(BENCHMARKS)}; all if none is named",
+        help=f"any of {', '.join(BENCHMARKS)}; default all",
     )
-    parser.add_argument(
-        "--fast",
-        action="store_true",
-        help="small cases, a few rounds: a check that everything runs",
-    )
-    parser.add_argument(
-        "--cores",
-        type=int,
-        default=1,
-        help="cores to run on, from the first (where the system allows it)",
-    )
+    parser.add_argument("--fast", action="store_true", help="small cases and few rounds")
+    parser.add_argument("--cores", type=int, default=1, help="number of cores to run on; default 1")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(
-            f"no benchmark is named {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
+            f"name must be one of {', '.join(BENCHMARKS)}, got {', '.join(sorted(unknown))}"
         )
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])

@@ -1,7 +1,8 @@
-"""Other toolkits on the same work, where they are installed; they are no dependencies of this one.
+"""The same work in other toolkits, measured where they are installed (no dependencies).
 
-lucent is measured in two ways: as documented, a sum of one channel objective for each image of a batch, and with an objective of the whole
-batch written by hand, which spares it the passes that are all zeros but for one image. Both have its hidden enlargement to 224 pixels off.
+lucent is measured in two ways: as documented, with a sum of channel objectives, one for each image;
+and with a hand-written objective of the whole batch, which avoids backward passes that are zero
+except for one image. In both its hidden enlargement to 224 pixels is off.
 """
 
 import importlib.util
@@ -15,7 +16,7 @@ import numpy as np
 def torch_training(
     params: Any, x: jax.Array, y: jax.Array, batch: int, steps: int
 ) -> dict[str, Callable[[], Any]]:
-    """Its eager training of the same network, an MLP or a CNN of `dp.models`, with Adam; none where it is not installed."""
+    """Return the eager training of an MLP or a CNN of `dp.models` in torch; {} without torch."""
     if importlib.util.find_spec("torch") is None:
         return {}
     import torch
@@ -27,7 +28,7 @@ def torch_training(
     activation = torch.nn.ReLU if images.ndim == 4 else torch.nn.Tanh
     sizes = {name: np.shape(layer["weight"]) for name, layer in params.items()}
 
-    def trained() -> jax.Array:
+    def train() -> jax.Array:
         torch.manual_seed(0)
         layers: list[Any] = []
         for name, size in sizes.items():
@@ -41,22 +42,21 @@ def torch_training(
                 layers += [torch.nn.Flatten(), torch.nn.Linear(size[1], size[0]), activation()]
         network = torch.nn.Sequential(*layers[:-1])
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        order = torch.cat(
-            [torch.randperm(len(images)) for _ in range(-(-steps * batch // len(images)))]
-        )[: steps * batch].reshape(-1, batch)
-        for some in order:
+        epochs = -(-steps * batch // len(images))
+        order = torch.cat([torch.randperm(len(images)) for _ in range(epochs)])
+        for rows in order[: steps * batch].reshape(-1, batch):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(network(images[some]), labels[some]).backward()
+            torch.nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
             optimizer.step()
         return jax.numpy.asarray(next(network.parameters()).detach().numpy())
 
-    return {"torch, eager": trained}
+    return {"torch, eager": train}
 
 
 def lucent(
     channels: tuple[int, ...], side: int, units: int, steps: int
 ) -> dict[str, Callable[[], Any]]:
-    """Its images of as many units of the last convolution, by name of the way; none where it is not installed."""
+    """Return lucent's visualization of units of the last convolution; {} without lucent."""
     if importlib.util.find_spec("lucent") is None:
         return {}
     import torch
@@ -76,31 +76,27 @@ def lucent(
         weight.requires_grad_(False)
     node = f"conv{len(channels)}"
 
-    def whole(read: Callable[[str], Any]) -> Any:
+    def batch_objective(read: Callable[[str], Any]) -> Any:
         means = read(node).mean((2, 3))
         return -means[torch.arange(units), torch.arange(units)].sum()
 
-    def images_of(objective: Any) -> Callable[[], Any]:
-        def made() -> jax.Array:
-            options = {
-                "thresholds": (steps,),
-                "preprocess": False,
-                "progress": False,
-                "show_image": False,
-                "fixed_image_size": side,
-            }
-            return jax.numpy.asarray(
-                render.render_vis(
-                    network.eval(), objective, lambda: param.image(side, batch=units), **options
-                )[0]
-            )
-
-        return made
+    def render_images(objective: Any) -> jax.Array:
+        images = render.render_vis(
+            network.eval(),
+            objective,
+            lambda: param.image(side, batch=units),
+            thresholds=(steps,),
+            preprocess=False,
+            progress=False,
+            show_image=False,
+            fixed_image_size=side,
+        )
+        return jax.numpy.asarray(images[0])
 
     documented = objectives.Objective.sum(
         [objectives.channel(node, unit, batch=unit) for unit in range(units)]
     )
     return {
-        "lucent, as documented": images_of(documented),
-        "lucent, one objective by hand": images_of(whole),
+        "lucent, as documented": lambda: render_images(documented),
+        "lucent, batch objective": lambda: render_images(batch_objective),
     }

@@ -1,6 +1,7 @@
-"""Value and gradient of the CNN of `dp.models`, against the same network with `lax.conv_general_dilated` and `lax.reduce_window`.
+"""Compare the CNN of `dp.models` with the same network in plain `jax.lax`.
 
-Each as one jitted call, with respect to the parameters. Wanted: at most 0.6.
+The baseline uses `lax.conv_general_dilated` and `lax.reduce_window`. Measured is one jitted call of
+value and parameter gradients. Target: at most 0.6 of the baseline.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from experiments.benchmarks.harness import Comparison, compare
 
 def main(fast: bool) -> dict[str, Comparison]:
     """Compare on 8 x 8 and on 28 x 28 images."""
-    sizes = [(8, 64), (28, 64)] if not fast else [(8, 4)]
+    sizes = [(8, 4)] if fast else [(8, 64), (28, 64)]
     return {
         f"{side} x {side}, batch {batch}": _case(side, batch, rounds=3 if fast else 40)
         for side, batch in sizes
@@ -28,18 +29,17 @@ def _case(side: int, batch: int, rounds: int) -> Comparison:
     x = jax.random.uniform(jax.random.key(1), (batch, side, side, 1))
     y = jax.random.randint(jax.random.key(2), (batch,), 0, 10)
 
-    def of(apply: Any) -> Any:
-        cost = lambda params, x: dp.losses.softmax_cross_entropy(apply(params, x), y).mean()
-        jitted = jax.jit(jax.value_and_grad(cost))
+    def gradient(apply: Any) -> Any:
+        loss = lambda params, x: dp.losses.softmax_cross_entropy(apply(params, x), y).mean()
+        jitted = jax.jit(jax.value_and_grad(loss))
         return lambda: jitted(params, x)
 
-    return compare(
-        {"models.cnn": of(model.apply), "plain lax": of(plain)}, baseline="plain lax", rounds=rounds
-    )
+    contenders = {"models.cnn": gradient(model.apply), "plain lax": gradient(apply_in_lax)}
+    return compare(contenders, baseline="plain lax", rounds=rounds)
 
 
-def plain(params: Any, x: jax.Array) -> jax.Array:
-    """The same network as one would write it in `jax.lax`."""
+def apply_in_lax(params: Any, x: jax.Array) -> jax.Array:
+    """Apply the same network, written in `jax.lax`."""
     for k in (1, 2):
         x = lax.conv_general_dilated(
             x,

@@ -1,11 +1,12 @@
-"""Making 64 images for 64 units of a convolution, against as many bare gradients of the same network.
+"""Compare 64 images for 64 units of a convolution with as many bare gradients of the same network.
 
-The networks have two convolutions, 32-64 channels, or three, 32-64-64, on 32 x 32 x 3 images, and the units are those of the last one; the
-images are Fourier images of decorrelated colour, seen through the default transforms and moved by Adam. What they are held against is the
-limit for whoever computes the whole layer: one jitted `value_and_grad` of the mean of each image's channel, as often as there are steps, of
-the same network and with no transforms, colours, or updates. Wanted: 0.95 of it, and the same of an unmodified flax network against its
-own bare gradients. lucent, where it is installed, shall take four times as long as documented and twice as long with an objective of the
-batch written by hand.
+The networks have two convolutions (32-64 channels) or three (32-64-64) on 32 x 32 x 3 images; the
+units are those of the last one. `visualize` optimizes Fourier images of decorrelated colour, with
+the default transforms, by Adam. The baseline is a lower bound for computing the whole layer: one
+jitted `value_and_grad` per step of the mean of each image's channel, without transforms, colours
+or updates. Target: 0.95 of it, also for an unmodified flax network against its own bare gradients.
+lucent, where it is installed, should take four times as long as documented, and twice as long with
+a hand-written objective of the batch.
 """
 
 from collections.abc import Callable
@@ -25,14 +26,14 @@ vis = dp.visualization
 SHAPE, NETWORKS, UNITS, STEPS = (32, 32, 3), ((32, 64), (32, 64, 64)), 64, 256
 
 
-class Flax(flax.linen.Module):
-    """A network as flax users write it."""
+class FlaxNetwork(flax.linen.Module):
+    """The same network in flax."""
 
     channels: tuple[int, ...]
 
     @flax.linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits of images."""
+        """Return the logits of images."""
         for number, channels in enumerate(self.channels, 1):
             h = flax.linen.Conv(channels, (3, 3))(x)
             x = jax.nn.relu(dp.tap(h, f"conv{number}"))
@@ -40,27 +41,27 @@ class Flax(flax.linen.Module):
 
 
 def main(fast: bool) -> dict[str, Comparison]:
-    """Compare `visualize` with bare gradients, for each network in both ways of writing it."""
+    """Compare `visualize` with bare gradients, for each network in diffprog and in flax."""
     steps, rounds = (2, 1) if fast else (STEPS, 5)
-    found = {}
+    key, comparisons = jax.random.key(0), {}
     for channels in NETWORKS:
-        ours, flax_own = _layers(channels), Flax(channels)
-        ways = {
-            "diffprog's layers": (ours.apply, ours.init(jax.random.key(0))),
+        model, flax_network = _make_model(channels), FlaxNetwork(channels)
+        networks = {
+            "diffprog's layers": (model.apply, model.init(key)),
             "unmodified flax": (
-                flax_own.apply,
-                flax_own.init(jax.random.key(0), jnp.zeros((1, *SHAPE))),
+                flax_network.apply,
+                flax_network.init(key, jnp.zeros((1, *SHAPE))),
             ),
         }
-        for way, (apply, params) in ways.items():
+        for name, (apply, params) in networks.items():
             others = lucent(channels, SHAPE[0], UNITS, steps)
-            found[f"{len(channels)} convolutions, {way}"] = _case(
+            comparisons[f"{len(channels)} convolutions, {name}"] = _case(
                 apply, params, f"conv{len(channels)}", steps, rounds, others
             )
-    return found
+    return comparisons
 
 
-def _layers(channels: tuple[int, ...]) -> dp.models.Model:
+def _make_model(channels: tuple[int, ...]) -> dp.models.Model:
     layers: list[Any] = []
     for number, (inputs, outputs) in enumerate(zip((3, *channels), channels, strict=False), 1):
         layers += [(f"conv{number}", convolution(inputs, outputs)), (f"hidden{number}", relu())]
@@ -81,8 +82,8 @@ def _case(
     data = jax.random.uniform(jax.random.key(1), (64, *SHAPE))
     image, units = vis.fourier(SHAPE, colors=vis.decorrelated(data)), jnp.arange(UNITS)
 
-    def made() -> jax.Array:
-        seen = vis.visualize(
+    def visualize() -> jax.Array:
+        result = vis.visualize(
             f,
             vis.channel(node, units),
             image,
@@ -91,11 +92,11 @@ def _case(
             transforms=vis.default_transforms(),
             progress=False,
         )
-        return seen.images
+        return result.images
 
     return compare(
         {
-            "visualize": made,
+            "visualize": visualize,
             f"{steps} bare gradients": _bare_gradients(bare, node, data, units, steps),
             **others,
         },
@@ -107,9 +108,9 @@ def _case(
 def _bare_gradients(
     f: dp.Program, node: str, x: jax.Array, units: jax.Array, steps: int
 ) -> Callable[[], Any]:
-    def cost(x: jax.Array, units: jax.Array) -> jax.Array:
+    def loss(x: jax.Array, units: jax.Array) -> jax.Array:
         _, values = dp.nodes.read(f, [node])(x)
         return jnp.take_along_axis(values[node].mean((1, 2)), units[:, None], axis=1).sum()
 
-    gradient = jax.jit(jax.value_and_grad(cost))
+    gradient = jax.jit(jax.value_and_grad(loss))
     return lambda: [jax.block_until_ready(gradient(x, units)) for _ in range(steps)][-1]

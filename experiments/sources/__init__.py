@@ -1,7 +1,7 @@
-"""The numeric examples of the five sources as programs.
+"""Worked examples of the five lecture sources as programs.
 
-Each takes the inputs of one example of `tests/golden.json` and a route, a way to differentiate a net, and returns the quantities of that
-example by the names they have there.
+Each program takes the inputs of one example of `tests/golden.json` and a differentiator (by hand,
+`jax.grad` or finite differences), and returns the quantities of the example by name.
 """
 
 import json
@@ -13,15 +13,28 @@ import jax
 import numpy as np
 
 from experiments.sources import lecture_000, lecture_001, lecture_004, notes_002_003
-from experiments.sources.differentiators import Route, by_autodiff, by_differences, by_hand
-from experiments.sources.helpers import Given, Quantities
+from experiments.sources.differentiators import (
+    Differentiator,
+    autodiff,
+    finite_differences,
+    hand_written,
+)
+from experiments.sources.helpers import Inputs, Quantities
 
-__all__ = ["EXAMPLES", "Route", "by_autodiff", "by_differences", "by_hand", "golden", "quantities"]
+__all__ = [
+    "EXAMPLES",
+    "Differentiator",
+    "autodiff",
+    "finite_differences",
+    "golden",
+    "hand_written",
+    "quantities",
+]
 
 GOLDEN = Path(__file__).parent.parent.parent / "tests" / "golden.json"
 
-# The id of an example, the rows of the sources that it stands for, and its program.
-EXAMPLES: dict[str, tuple[str, Callable[[Given, Route], Quantities]]] = {
+# Name of the example: the items of the sources that it covers, and its program.
+EXAMPLES: dict[str, tuple[str, Callable[[Inputs, Differentiator], Quantities]]] = {
     "mit_tanh_221": ("0.17", lecture_000.mit_tanh_221),
     "mit_mlp_relu": ("0.5, 0.8, 4.4", lecture_000.mit_mlp_relu),
     "numerator_layout_shapes": ("0.3", lecture_000.numerator_layout_shapes),
@@ -57,21 +70,17 @@ EXAMPLES: dict[str, tuple[str, Callable[[Given, Route], Quantities]]] = {
 
 
 def golden() -> dict[str, dict[str, Any]]:
-    """The examples by their id: inputs, true values, what the source prints and how that compares."""
-    return {
-        example["id"]: example
-        for example in json.loads(GOLDEN.read_text(encoding="utf-8"))["examples"]
-    }
+    """Return the examples by name: inputs, true values and the values that the source prints."""
+    examples = json.loads(GOLDEN.read_text(encoding="utf-8"))["examples"]
+    return {example["id"]: example for example in examples}
 
 
-def quantities(name: str, inputs: Given, route: Route) -> dict[str, np.ndarray]:
-    """The quantities of one example by one route, in float64."""
-    given = {
+def quantities(name: str, inputs: Inputs, differentiate: Differentiator) -> dict[str, np.ndarray]:
+    """Return the quantities of one example in float64."""
+    arrays = {
         key: value if isinstance(value, str | dict) else np.asarray(value, np.float64)
         for key, value in inputs.items()
     }
     with jax.enable_x64(True):
-        return {
-            key: np.asarray(value, np.float64)
-            for key, value in EXAMPLES[name][1](given, route).items()
-        }
+        values = EXAMPLES[name][1](arrays, differentiate)
+        return {key: np.asarray(value, np.float64) for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""What the examples are made of: two losses, and nets and their params in few words."""
+"""Layers, losses and parameters from which the worked examples are built."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,73 +10,79 @@ from jaxtyping import Array
 
 from diffprog import backprop as bp
 from diffprog.backprop import Gradients, Layer
-from experiments.sources.differentiators import Route, compiled
+from experiments.sources.differentiators import Differentiator, compile_gradients
 
-Given = dict[str, Any]
+Inputs = dict[str, Any]
 Quantities = dict[str, Any]
 
 
-def _loss(
-    name: str, value: Callable[[Array, Array], Array], slope: Callable[[Array, Array], Array]
+def _make_loss(
+    name: str, value: Callable[[Array, Array], Array], derivative: Callable[[Array, Array], Array]
 ) -> Layer:
-    """J = value(prediction, y), with dJ/dprediction by hand; y is given and has no derivative."""
+    """Return the loss J = value(prediction, y); `derivative` is dJ/dprediction."""
     return Layer(
         lambda key: (),
         lambda params, pair: (value(*pair), pair),
-        lambda params, pair, dloss: ((), (dloss * slope(*pair), None)),
+        lambda params, pair, dloss: ((), (dloss * derivative(*pair), None)),
         name,
     )
 
 
-TIMES = _loss(
-    "sum of prediction times y",
+WEIGHTED_SUM = _make_loss(
+    "sum of y times prediction",
     lambda prediction, y: (prediction * y).sum(),
     lambda prediction, y: y,
 )
-SURPRISE = _loss(
+CROSS_ENTROPY = _make_loss(
     "-sum of y log prediction",
     lambda prediction, y: -(y * jnp.log(prediction)).sum(),
     lambda prediction, y: -y / prediction,
 )
-SQUARES = bp.sum_over_examples(bp.half_squared_error())
+SOFTMAX_KL = bp.sum_over_examples(bp.softmax_kl())
+SIGMOID_KL = bp.sum_over_examples(bp.sigmoid_kl())
+SQUARED_ERROR = bp.sum_over_examples(bp.half_squared_error())
 IDENTITY = bp.chain([bp.leaky_relu(1)])
 
 
-def in_line(source: str, **layers: Layer) -> Layer:
-    """Named layers, each reading the one before it, the first `source`."""
+def named_chain(source: str, **layers: Layer) -> Layer:
+    """Chain named layers; the input of the first is called `source`."""
     nodes = dict(zip(layers, zip(layers.values(), [source, *layers], strict=False), strict=True))
     return bp.dag(nodes, output=list(layers)[-1], inputs=(source,))
 
 
-def matrix(weight: Any) -> Layer:
-    """z = W x without a bias, of the size of W."""
+def linear(weight: Any) -> Layer:
+    """z = W x without a bias, for a W of this shape."""
     outputs, inputs = np.shape(weight)
     return bp.affine(inputs, outputs, bias=False)
 
 
-def with_params(net: Layer, **weights: Any) -> dict[str, Any]:
-    """The params of a net whose parts are plain matrices or have none."""
+def make_params(net: Layer, **weights: Any) -> dict[str, Any]:
+    """Return the parameters of a network of linear layers and layers without parameters."""
     return {
         part.name: {"weight": weights[part.name]} if part.name in weights else ()
         for part in net.parts
     }
 
 
-def stepped(params: Any, dparams: Any, rate: float) -> Any:
-    """One step of gradient descent."""
+def gradient_step(params: Any, dparams: Any, rate: float) -> Any:
     return jax.tree.map(lambda p, d: p - rate * d, params, dparams)
 
 
-def pulled(layer: Layer, z: Any, dy: Any, route: Route, params: Any = ()) -> Gradients:
-    """dy pulled back through one layer: the gradient of sum_i dy_i y_i."""
-    return compiled(route, bp.chain([layer]), TIMES)((params,), z, dy)
+def vjp(
+    layer: Layer, z: Any, dy: Any, differentiate: Differentiator, params: Any = ()
+) -> Gradients:
+    """Return the vector-Jacobian product of one layer: the gradients of Σ_i dy_i y_i."""
+    run = compile_gradients(differentiate, bp.chain([layer]), WEIGHTED_SUM)
+    return run((params,), z, dy)
 
 
-def jacobian(layer: Layer, z: Any, outputs: int, route: Route, params: Any = ()) -> Gradients:
-    """The same with the rows of the unit matrix as a batch of dy: `dx` is the Jacobian, rows outputs."""
-    return pulled(layer, np.tile(z, (outputs, 1)), np.eye(outputs), route, params)
+def jacobian(
+    layer: Layer, z: Any, outputs: int, differentiate: Differentiator, params: Any = ()
+) -> Gradients:
+    """Return the vector-Jacobian products with all unit vectors: `dx` is the Jacobian."""
+    return vjp(layer, np.tile(z, (outputs, 1)), np.eye(outputs), differentiate, params)
 
 
-def slopes(layer: Layer, z: Any, route: Route) -> Array:
-    """f'(z) of an elementwise f."""
-    return pulled(layer, z[None], np.ones_like(z)[None], route).dx[0]
+def derivative_of(layer: Layer, z: Any, differentiate: Differentiator) -> Array:
+    """Return f'(z) of an elementwise f."""
+    return vjp(layer, z[None], np.ones_like(z)[None], differentiate).dx[0]

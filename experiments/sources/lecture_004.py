@@ -1,126 +1,138 @@
-"""The examples of lecture 004: vector and multiplicative activations, subgradients, divergences."""
+"""Examples of lecture 004: vector and multiplicative activations, subgradients, divergences."""
 
 import numpy as np
 
 from diffprog import backprop as bp
 from experiments.sources.differentiators import (
-    Route,
-    by_autodiff,
-    by_differences,
-    by_hand,
-    compiled,
+    Differentiator,
+    autodiff,
+    compile_gradients,
+    finite_differences,
+    hand_written,
 )
 from experiments.sources.helpers import (
+    CROSS_ENTROPY,
     IDENTITY,
-    SQUARES,
-    SURPRISE,
-    Given,
+    SIGMOID_KL,
+    SOFTMAX_KL,
+    SQUARED_ERROR,
+    Inputs,
     Quantities,
-    in_line,
+    derivative_of,
     jacobian,
-    pulled,
-    slopes,
+    named_chain,
+    vjp,
 )
 
 
-def gd_convergence_rule(given: Given, route: Route) -> Quantities:
-    """do theta = theta - eta dL/dtheta while |L_k - L_{k-1}| > eps, on L = theta^2 / 2."""
-    run, zero, theta = (
-        compiled(route, IDENTITY, SQUARES),
-        np.zeros((1, 1)),
-        given["theta0"][None, None],
-    )
-    losses, found = [np.inf], run(((),), theta, zero)
-    while len(losses) == 1 or abs(float(found.value) - losses[-1]) > given["eps"]:
-        losses.append(float(found.value))
-        theta = theta - given["eta"] * np.asarray(found.dx)
-        found = run(((),), theta, zero)
-    return {"iterations": len(losses) - 1, "final_theta": theta, "final_loss": found.value}
+def gd_convergence_rule(inputs: Inputs, differentiate: Differentiator) -> Quantities:
+    """Descend on L = θ² / 2 while |L_k - L_{k-1}| > ε."""
+    run = compile_gradients(differentiate, IDENTITY, SQUARED_ERROR)
+    zero, theta = np.zeros((1, 1)), inputs["theta0"][None, None]
+    losses, grads = [np.inf], run(((),), theta, zero)
+    while len(losses) == 1 or abs(float(grads.value) - losses[-1]) > inputs["eps"]:
+        losses.append(float(grads.value))
+        theta = theta - inputs["eta"] * np.asarray(grads.dx)
+        grads = run(((),), theta, zero)
+    return {"iterations": len(losses) - 1, "final_theta": theta, "final_loss": grads.value}
 
 
-def softmax_jacobian(given: Given, route: Route) -> Quantities:
-    """A vector activation has a full Jacobian, y_i (d_ij - y_j); under cross-entropy it leaves y - d."""
-    z, d = given["z"], given["onehot"][None]
-    whole = jacobian(bp.softmax(), z, 3, route).dx
-    fused = compiled(route, IDENTITY, bp.sum_over_examples(bp.softmax_kl()))(((),), z[None], d)
-    apart = compiled(route, in_line("z", y=bp.softmax()), SURPRISE)({"y": ()}, z[None], d)
+def softmax_jacobian(inputs: Inputs, differentiate: Differentiator) -> Quantities:
+    """Compute the Jacobian of softmax, y_i (δ_ij - y_j); under cross-entropy dz is y - d."""
+    z, d = inputs["z"], inputs["onehot"][None]
+    J = jacobian(bp.softmax(), z, 3, differentiate).dx
+    fused = compile_gradients(differentiate, IDENTITY, SOFTMAX_KL)(((),), z[None], d)
+    softmax = named_chain("z", y=bp.softmax())
+    separate = compile_gradients(differentiate, softmax, CROSS_ENTROPY)({"y": ()}, z[None], d)
     return {
-        "y": apart.values["y"],
-        "J": whole,
-        "rowsum": whole.sum(1),
+        "y": separate.values["y"],
+        "J": J,
+        "rowsum": J.sum(1),
         "dCE_dz": fused.dx,
-        "dCE_dy": apart.adjoints["y"],
-        "dCE_via_J": apart.dx,
+        "dCE_dy": separate.adjoints["y"],
+        "dCE_via_J": separate.dx,
     }
 
 
-def two_or_not_two(given: Given, route: Route) -> Quantities:
-    """One sigmoid and the KL divergence: dKL/dz = Y - d."""
-    z, run = given["z"][None], compiled(route, IDENTITY, bp.sum_over_examples(bp.sigmoid_kl()))
-    found, other = run(((),), z, np.ones(1)), run(((),), z, np.zeros(1))
-    apart = compiled(route, in_line("z", y=bp.sigmoid()), SURPRISE)({"y": ()}, z, given["d"][None])
-    quantities = {
-        "Y": apart.values["y"],
-        "KL": found.value,
-        "dKL_dY": apart.adjoints["y"],
-        "dKL_dz": found.dx,
-    }
-    return quantities | {"KL_d0": other.value, "dKL_dz_d0": other.dx}
-
-
-def digit_softmax_kl(given: Given, route: Route) -> Quantities:
-    """Ten or eleven softmax outputs and the KL divergence: dKL/dz = Y - d, and at chance the loss is log K."""
-    run, d = compiled(route, IDENTITY, bp.sum_over_examples(bp.softmax_kl())), given["d"][None]
-    found, chance = run(((),), given["z"][None], d), run(((),), np.zeros_like(d), d)
+def two_or_not_two(inputs: Inputs, differentiate: Differentiator) -> Quantities:
+    """Differentiate the KL divergence of one sigmoid: dKL/dz = Y - d."""
+    z, d = inputs["z"][None], inputs["d"]
+    run = compile_gradients(differentiate, IDENTITY, SIGMOID_KL)
+    grads, other = run(((),), z, np.ones(1)), run(((),), z, np.zeros(1))
+    sigmoid = named_chain("z", y=bp.sigmoid())
+    separate = compile_gradients(differentiate, sigmoid, CROSS_ENTROPY)({"y": ()}, z, d[None])
     return {
-        "Y": bp.softmax().forward((), given["z"])[0],
-        "KL": found.value,
-        "dKL_dz": found.dx,
+        "Y": separate.values["y"],
+        "KL": grads.value,
+        "dKL_dY": separate.adjoints["y"],
+        "dKL_dz": grads.dx,
+        "KL_d0": other.value,
+        "dKL_dz_d0": other.dx,
+    }
+
+
+def digit_softmax_kl(inputs: Inputs, differentiate: Differentiator) -> Quantities:
+    """Differentiate the KL divergence of K softmax outputs: dKL/dz = Y - d; KL = log K at z = 0."""
+    run, d = compile_gradients(differentiate, IDENTITY, SOFTMAX_KL), inputs["d"][None]
+    grads, chance = run(((),), inputs["z"][None], d), run(((),), np.zeros_like(d), d)
+    return {
+        "Y": bp.softmax().forward((), inputs["z"])[0],
+        "KL": grads.value,
+        "dKL_dz": grads.dx,
         "chance_loss": chance.value,
     }
 
 
-def multiplicative_prod_pow(given: Given, route: Route) -> Quantities:
-    """y_i = prod_l z_l^alpha_li by z and by alpha; the printed form of the derivative is y_i alpha_ji / z_j where z is not 0."""
-    alpha, z = given["alpha"], given["z"]
-    found = jacobian(bp.power_product(3, 2), z, 2, route, {"alpha": alpha})
-    y = found.values["power_product1"][0]
-    divided = y[:, None] * alpha.T / z
+def multiplicative_prod_pow(inputs: Inputs, differentiate: Differentiator) -> Quantities:
+    """Differentiate y_i = Π_l z_l^α_li by z and by α.
+
+    The lecture's form of the derivative, y_i α_ji / z_j, needs z_j ≠ 0.
+    """
+    alpha, z = inputs["alpha"], inputs["z"]
+    grads = jacobian(bp.power_product(3, 2), z, 2, differentiate, {"alpha": alpha})
+    y = grads.values["power_product1"][0]
     return {
         "y": y,
-        "dy_dz": found.dx,
-        "dy_dz_alt": divided,
-        "dy_dalpha": found.dparams[0]["alpha"].T,
+        "dy_dz": grads.dx,
+        "dy_dz_alt": y[:, None] * alpha.T / z,
+        "dy_dalpha": grads.dparams[0]["alpha"].T,
     }
 
 
-def multiplicative_pairs(given: Given, route: Route) -> Quantities:
-    """y_i = z_{2i-1} z_{2i}."""
-    found = pulled(bp.pairwise_product(), given["y_prev"][None], given["upstream"][None], route)
-    return {"y": found.values["pairwise_product1"], "d_prev": found.dx}
-
-
-def relu_at_0(given: Given, route: Route) -> Quantities:
-    """At the kink every slope between the left and the right one is a subgradient; each library chooses."""
-    z, little = given["z"][None], 1e-3
-    left, right = slopes(bp.relu(), z - little, route), slopes(bp.relu(), z + little, route)
-    return {
-        **{"left": left, "right": right, "subgradient_lo": left, "subgradient_hi": right},
-        "seed_choice": slopes(bp.relu(at_zero=1), z, by_hand),
-        "jax_nn_relu": slopes(bp.relu(), z, by_hand),
-        "jnp_maximum_x_0": slopes(bp.relu(), z, by_autodiff),
-        "central_difference": slopes(bp.relu(), z, by_differences),
-    }
-
-
-def max_subset(given: Given, route: Route) -> Quantities:
-    """y_j = max over S_j. Ties are shared; the lecture's argmax, the first of the largest, is found with the others a little lower."""
-    layer, z = (
-        bp.max_over([[int(i) for i in subset] for subset in given["subsets"].values()]),
-        given["z"],
+def multiplicative_pairs(inputs: Inputs, differentiate: Differentiator) -> Quantities:
+    """Differentiate y_i = z_{2i-1} z_{2i}."""
+    grads = vjp(
+        bp.pairwise_product(), inputs["y_prev"][None], inputs["upstream"][None], differentiate
     )
+    return {"y": grads.values["pairwise_product1"], "d_prev": grads.dx}
+
+
+def relu_at_0(inputs: Inputs, differentiate: Differentiator) -> Quantities:
+    """Compute the one-sided derivatives of relu at 0 and the subgradients of several libraries."""
+    z, step = inputs["z"][None], 1e-3
+    left = derivative_of(bp.relu(), z - step, differentiate)
+    right = derivative_of(bp.relu(), z + step, differentiate)
+    return {
+        "left": left,
+        "right": right,
+        "subgradient_lo": left,
+        "subgradient_hi": right,
+        "seed_choice": derivative_of(bp.relu(at_zero=1), z, hand_written),
+        "jax_nn_relu": derivative_of(bp.relu(), z, hand_written),
+        "jnp_maximum_x_0": derivative_of(bp.relu(), z, autodiff),
+        "central_difference": derivative_of(bp.relu(), z, finite_differences),
+    }
+
+
+def max_subset(inputs: Inputs, differentiate: Differentiator) -> Quantities:
+    """Differentiate y_j = max over S_j; ties share the gradient.
+
+    The lecture's argmax takes the first of the largest: here the others are made slightly lower.
+    """
+    subsets = [[int(i) for i in subset] for subset in inputs["subsets"].values()]
+    layer, z = bp.max_over(subsets), inputs["z"]
     return {
         "y": layer.forward((), z[None])[0],
-        "J_jnp_max": jacobian(layer, z, 2, route).dx,
-        "J_argmax": jacobian(layer, z - 1e-3 * np.arange(len(z)), 2, route).dx,
+        "J_jnp_max": jacobian(layer, z, 2, differentiate).dx,
+        "J_argmax": jacobian(layer, z - 1e-3 * np.arange(len(z)), 2, differentiate).dx,
     }
