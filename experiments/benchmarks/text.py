@@ -32,9 +32,10 @@ def main(fast: bool) -> dict[str, Comparison]:
     depth, rounds = (1, 1) if fast else (DEPTH, 15)
     packages = ("torch", "transformers", "safetensors", "tokenizers")
     has_torch = all(importlib.util.find_spec(package) for package in packages)
-    models = _load_with_torch(depth) if has_torch else _make_vit(depth)
+    encoder, direction, network = _load_with_torch(depth) if has_torch else _make_vit(depth)
     return {
-        f"similarity gradient, {count} images": _case(*models, count, rounds) for count in (1, 8)
+        f"similarity gradient, {count} images": _case(encoder, direction, network, count, rounds)
+        for count in (1, 8)
     }
 
 
