@@ -1,4 +1,4 @@
-"""Measure the convergence rate of momentum on quadratics and compare it with the closed form.
+"""Measure the convergence rate of momentum on quadratics and compare it with a formula.
 
     python -m experiments.momentum [--fast]
 

@@ -15,7 +15,7 @@ numbers.json and index.html.
 For your own loss change `logits`, `loss` and `initial_params`; for another method add a line to
 `make_methods`.
 
-Source: lecture 000, "What do we know about J?".
+Source: lecture 000, "What's the knowledge we have about J?".
 """
 
 import argparse
