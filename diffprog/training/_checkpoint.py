@@ -1,7 +1,7 @@
 """Checkpoints of a training run, saved in the background by orbax.
 
     folder/STEP/arrays       parameters and optimizer state, those of the best epoch, and the costs
-    folder/STEP/progress     position in the data, metrics, fingerprint of the run, and checksums
+    folder/STEP/metadata     position in the data, metrics, fingerprint of the run, and checksums
 
 A run continues from the latest checkpoint. Since the batch and the PRNG key of a step depend on its
 number alone, it ends with the same bits as without the interruption. Orbax renames a checkpoint
@@ -78,11 +78,11 @@ class Checkpoints:
 
     def _restore(self, step: int, start: TrainingState) -> TrainingState:
         args, read = self._args, self._manager.restore
-        saved = read(step, args=args.Composite(progress=args.JsonRestore()))["progress"]
+        saved = read(step, args=args.Composite(metadata=args.JsonRestore()))["metadata"]
         if zlib.crc32(saved["text"].encode()) != saved["checksum"]:
-            raise ValueError("it is damaged, the checksum of its progress differs")
-        progress = json.loads(saved["text"])
-        fingerprint = progress["fingerprint"]
+            raise ValueError("it is damaged, the checksum of its metadata differs")
+        metadata = json.loads(saved["text"])
+        fingerprint = metadata["fingerprint"]
         differences = [
             f"{name} is {fingerprint.get(name, 'missing')} in the checkpoint, "
             f"{self._fingerprint.get(name, 'missing')} here"
@@ -91,16 +91,16 @@ class Checkpoints:
         ]
         if differences:
             raise ValueError(f"it is of another run, {'; '.join(differences)}")
-        position, best = DataPosition(*progress["position"]), progress["best"]
-        costs = np.zeros(position.steps, progress["cost_dtype"])
+        position, best = DataPosition(*metadata["position"]), metadata["best"]
+        costs = np.zeros(position.steps, metadata["cost_dtype"])
         like, structure = jax.tree.flatten((start.state, best and start.state, costs))
         leaves = read(step, args=args.Composite(arrays=args.StandardRestore(like)))["arrays"]
-        if checksum(leaves) != progress["checksum"]:
+        if checksum(leaves) != metadata["checksum"]:
             raise ValueError("it is damaged, the checksum of its arrays differs")
         state, best_state, costs = jax.tree.unflatten(structure, leaves)
-        metrics = {name: tuple(values) for name, values in progress["metrics"].items()}
+        metrics = {name: tuple(values) for name, values in metadata["metrics"].items()}
         best = best and Best(**best, state=best_state)
-        return TrainingState(position, state, (costs,), metrics, progress["evaluated_at"], best)
+        return TrainingState(position, state, (costs,), metrics, metadata["evaluated_at"], best)
 
     def save(self, state: TrainingState, *, force: bool = False) -> None:
         """Start to save a state in the background, unless it is too soon after the last save."""
@@ -110,7 +110,7 @@ class Checkpoints:
         self._save_start = time.time()
         costs, best = state.history()["cost"], state.best
         arrays = jax.tree.leaves((state.state, best and best.state, costs))
-        progress = {
+        metadata = {
             "fingerprint": self._fingerprint,
             "position": state.position,
             "cost_dtype": str(costs.dtype),
@@ -119,9 +119,9 @@ class Checkpoints:
             "best": best and {"epoch": best.epoch, "loss": best.loss},
             "checksum": checksum(arrays),
         }
-        text, args = json.dumps(progress), self._args
+        text, args = json.dumps(metadata), self._args
         saved = {"text": text, "checksum": zlib.crc32(text.encode())}
-        items = args.Composite(arrays=args.StandardSave(arrays), progress=args.JsonSave(saved))
+        items = args.Composite(arrays=args.StandardSave(arrays), metadata=args.JsonSave(saved))
         self._manager.save(step, args=items, force=True)
 
     def _is_due(self) -> bool:
@@ -135,7 +135,7 @@ class Checkpoints:
 
 
 def make_fingerprint(state: State, **others: Any) -> dict[str, Any]:
-    """Return what identifies a run: its initial state, and other JSON values by name."""
+    """Return values that identify a run: the initial state and others, as JSON by name."""
     arrays = {
         f"state {name}": f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named_leaves(state)
     }
@@ -143,7 +143,7 @@ def make_fingerprint(state: State, **others: Any) -> dict[str, Any]:
 
 
 def checksum(tree: Any) -> int:
-    """Return a 32-bit checksum of the names and bits of all arrays, also if they are sharded."""
+    """Return a 32-bit checksum of all arrays in a pytree, which may be sharded."""
     leaves = _named_leaves(tree)
     sums = distributed.fetch([_bit_sum(leaf) for _, leaf in leaves])
     named = [(name, int(total)) for (name, _), total in zip(leaves, sums, strict=True)]

@@ -32,7 +32,7 @@ class DataPosition(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """Input of one step.
+    """Input of one step: its number and its batch.
 
     Attributes:
         step: number k of the step.
@@ -45,7 +45,7 @@ class StepInput(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Consecutive steps of a run.
+    """Consecutive steps of a run and their inputs.
 
     Attributes:
         xs: one `StepInput` of stacked arrays, which may be longer than `steps`; or a list of them.
@@ -63,7 +63,7 @@ class Segment(NamedTuple):
 
 
 class DataSource(NamedTuple):
-    """Training data as a sequence of steps.
+    """Training data, divided into segments of steps.
 
     Attributes:
         steps: number of steps of the run; None if it is not known in advance.

@@ -33,7 +33,7 @@ from diffprog.training._step_loss import ComputeOptions, Loss, pass_batch_as_x, 
 
 
 class Fit(NamedTuple):
-    """Result of training.
+    """Result of training: parameters, history and the reason why it ended.
 
     Attributes:
         params: the last parameters; with `patience`, those with the lowest held-out loss.
@@ -206,7 +206,7 @@ def fit(
 def _shard(
     engine: descent.Descent, state: descent.State, mesh: Mesh, partition: Partition | None
 ) -> tuple[descent.Descent, descent.State]:
-    """Shard a state by a partition rule, and constrain the engine's steps to keep it so."""
+    """Shard the state of a descent by a partition rule, and make every step keep the sharding."""
     shardings = distributed.partition_shardings(mesh, partition, state.variable)
     params = jax.tree.map(distributed.put, state.variable, shardings)
     state = descent.State(params, distributed.match_shardings(params, state.optimizer))

@@ -101,7 +101,7 @@ def _run_segment(
 def _undo_step(
     engine: descent.Descent, state: TrainingState, before: TrainingState, segment: Segment
 ) -> TrainingState:
-    """Undo the last step of the previous segment, by repeating all of its steps but that one."""
+    """Undo the last step of a segment, by repeating the segment without that step."""
     earlier = before.state
     for result in _run_segment(engine, earlier, segment, segment.steps - 1):
         earlier = result.state

@@ -37,7 +37,7 @@ _MIN_SEGMENT_STEPS = 1024
 
 
 class Sampler(NamedTuple):
-    """Sampler of minibatches of examples in memory.
+    """Sampler of minibatches, without replacement, from examples in memory.
 
     Attributes:
         examples: number of examples, N.
@@ -56,7 +56,7 @@ class Sampler(NamedTuple):
     split_at_epochs: bool = False
 
     def segments(self, position: DataPosition) -> Iterator[Segment]:
-        """Iterate over the segments after a position."""
+        """Iterate over the segments of the run after a position."""
         steps_until = lambda epochs: -(-epochs * self.examples // self.batch_size)
         length = steps_until(1)
         if not self.split_at_epochs:

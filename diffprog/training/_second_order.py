@@ -111,7 +111,7 @@ def gauss_newton(
 
 
 class RandomSearchState(NamedTuple):
-    """PRNG key of the next trial."""
+    """State of random search: the PRNG key of the next trial."""
 
     key: jax.Array
 
@@ -164,7 +164,7 @@ def random_search(key: jax.Array, *, scale: float = 0.01) -> optax.GradientTrans
 
 
 class _CGState(NamedTuple):
-    """State of conjugate gradients; `is_convex` if the curvature so far is positive."""
+    """State of conjugate gradients; `is_convex` if the last curvature was positive."""
 
     solution: Any
     residual: Any
@@ -186,8 +186,8 @@ def _conjugate_gradients(
         gradient_norm_squared = _dot(gradient, gradient)
 
         def goes_on(state: _CGState) -> Array:
-            is_large = state.residual_norm_squared > tolerance**2 * gradient_norm_squared
-            return (state.iteration < iterations) & is_large & state.is_convex
+            exceeds_tolerance = state.residual_norm_squared > tolerance**2 * gradient_norm_squared
+            return (state.iteration < iterations) & exceeds_tolerance & state.is_convex
 
         def iterate(state: _CGState) -> _CGState:
             direction = state.direction

@@ -9,7 +9,7 @@ from diffprog.training._data_source import DataPosition
 
 
 class Best(NamedTuple):
-    """The epoch with the lowest held-out loss, that loss, and the state after the epoch."""
+    """Epoch with the lowest held-out loss, that loss, and the engine's state after the epoch."""
 
     epoch: int
     loss: float
@@ -17,7 +17,7 @@ class Best(NamedTuple):
 
 
 class TrainingState(NamedTuple):
-    """State of a training run.
+    """State of a training run between two chunks of steps.
 
     Attributes:
         position: position in the data.
@@ -36,14 +36,14 @@ class TrainingState(NamedTuple):
     best: Best | None = None
 
     def advance(self, result: Result) -> "TrainingState":
-        """Return the state after the steps of a result of the engine."""
+        """Return the training state after a chunk of steps, given the engine's result."""
         position = self.position._replace(steps=self.position.steps + result.steps)
         return self._replace(
             position=position, state=result.state, costs=(*self.costs, result.costs)
         )
 
     def add_metrics(self, values: dict[str, float], *, track_best: bool) -> "TrainingState":
-        """Return the state with the metrics of one more epoch."""
+        """Return the training state with the metrics of one more epoch."""
         metrics = {name: (*self.metrics.get(name, ()), value) for name, value in values.items()}
         best = self.best
         if track_best and values["loss"] < (np.inf if best is None else best.loss):

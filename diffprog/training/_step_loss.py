@@ -30,7 +30,7 @@ Loss = Callable[..., Float[Array, ""] | Float[Array, "batch"]]
 
 
 class ComputeOptions(NamedTuple):
-    """How a loss is computed; see the module. A mesh divides each part of a batch."""
+    """Options for computing a loss, as in the module's docstring; a mesh divides each batch."""
 
     accumulate: int = 1
     remat: bool = False
@@ -102,9 +102,9 @@ def step_cost(
 def pass_batch_as_x(
     optimizer: optax.GradientTransformation, source: DataSource
 ) -> optax.GradientTransformationExtraArgs:
-    """Wrap an optimizer to receive the batch of a step as `x`, not the step's input.
+    """Wrap an optimizer so that its extra argument `x` is the batch of a step.
 
-    `gauss_newton` evaluates the outputs of the network on `x`.
+    `gauss_newton` evaluates the outputs of the network on it.
     """
     update = optax.with_extra_args_support(optimizer).update
     names, get_batch = descent.extra_arguments(update), source.get_batch

@@ -53,7 +53,7 @@ def antithetic(cost: Cost, *, samples: int = 16, scale: float = 0.01) -> Cost:
 
 
 def spsa(cost: Cost, *, samples: int = 1, scale: float = 0.01) -> Cost:
-    """Simultaneous perturbation stochastic approximation of the gradient (Spall, 1992).
+    """Gradient estimate by simultaneous perturbation (SPSA; Spall, 1992).
 
     Args:
         cost: `cost(params, *args)`, a float scalar. It is never differentiated.

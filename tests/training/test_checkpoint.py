@@ -128,7 +128,7 @@ def test_a_damaged_file_is_refused_or_harmless(tmp_path):
         else:
             assert_equal(fitted, train(None))
     gc.collect()  # so that the warnings about what orbax leaves open belong to this test
-    assert {path.parts[1] for path in errors} >= {"arrays", "progress"}
+    assert {path.parts[1] for path in errors} >= {"arrays", "metadata"}
     assert all("damaged" in message for message in errors.values())
 
 
@@ -148,14 +148,14 @@ def test_changed_parameters_are_refused(tmp_path):
     [
         lambda saved: {},
         lambda saved: [],
-        lambda saved: saved | {"text": saved["text"].replace('"position": [3', '"position": [2')},
+        lambda saved: saved | {"text": saved["text"].replace('"loss": [', '"loss": [1')},
         lambda saved: saved | {"text": saved["text"].replace('"best"', '"worst"')},
     ],
-    ids=["empty", "list", "position", "name"],
+    ids=["empty", "list", "metric", "name"],
 )
-def test_changed_progress_is_refused(tmp_path, change):
+def test_changed_metadata_are_refused(tmp_path, change):
     train(tmp_path, epochs=1, **HELD_OUT)
-    (file,) = tmp_path.glob("3/progress/metadata")
+    (file,) = tmp_path.glob("3/metadata/metadata")
     saved = json.loads(file.read_text())
     assert change(saved) != saved
     file.write_text(json.dumps(change(saved)))
