@@ -65,7 +65,9 @@ _LEGACY_END = 2
 
 
 def load_clip(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Towers:
-    """Load the dual encoder of a CLIPModel with a vision transformer of any size.
+    """Load a CLIP dual encoder saved by CLIPModel of `transformers`.
+
+    Its image encoder must be a vision transformer, of any size.
 
     The nodes of `towers.image` are those of `models.vit`; "logits" are the features. The nodes of
     `towers.text` are "tokens", the input of the first block; those of `models.transformer`;

@@ -205,7 +205,7 @@ def unit_features(
     towers: Towers, images: Any, texts: Sequence[str]
 ) -> tuple[Float[Array, "images width"], Float[Array, "texts width"]]:
     """Return the normalized features of images in 0 .. 1 and of texts."""
-    x, ids = _check_images(towers, images), encode_texts(towers, texts)
+    x, ids = _check_image_batch(towers, images), encode_texts(towers, texts)
     _validation.within("images", images, 0, 1)
     check_feature_shapes(
         _unit_features.eval_shape(towers.image, x[:_BATCH_SIZE]),
@@ -216,7 +216,7 @@ def unit_features(
 
 def unit_image_features(towers: Towers, images: Any) -> Float[Array, "images width"]:
     """Return the normalized features of images in any range."""
-    return _apply_in_batches(towers.image, _check_images(towers, images))
+    return _apply_in_batches(towers.image, _check_image_batch(towers, images))
 
 
 def unit_text_features(towers: Towers, texts: Sequence[str]) -> Float[Array, "texts width"]:
@@ -232,7 +232,7 @@ def encode_texts(towers: Towers, texts: Sequence[str]) -> Int[Array, "texts leng
     return jnp.asarray(ids)
 
 
-def _check_images(towers: Towers, images: Any) -> Float[Array, "images height width channels"]:
+def _check_image_batch(towers: Towers, images: Any) -> Float[Array, "images height width channels"]:
     check_towers(towers)
     _validation.floating("images", images, rank=4)
     _validation.batch(images=images)

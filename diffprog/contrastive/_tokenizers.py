@@ -50,7 +50,7 @@ class Pieces:
 
     @property
     def count(self) -> int:
-        """Number of ids, with that of padding."""
+        """Number of ids, including padding."""
         return 1 + len(self.known)
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
@@ -66,7 +66,7 @@ class Pieces:
         ids = {token: k for k, token in enumerate(self.known, 1)}
         rows = np.full((len(check_texts("texts", texts)), self.length), PADDING, np.int32)
         for k, text in enumerate(texts):
-            tokens = _split(text, self.between)
+            tokens = _tokenize(text, self.between)
             if unknown := sorted(set(tokens) - ids.keys()):
                 raise ValueError(
                     f"texts[{k}] must hold tokens of the vocabulary, got "
@@ -110,7 +110,7 @@ def words(texts: Sequence[str], *, length: int | None = None) -> Pieces:
     >>> words(["a thin seven", "a one"]).known
     ('a', 'one', 'seven', 'thin')
     """
-    tokens = [_split(text, " ") for text in check_texts("texts", texts)]
+    tokens = [_tokenize(text, " ") for text in check_texts("texts", texts)]
     longest = max(map(len, tokens))
     if longest == 0:
         raise ValueError("texts must hold at least one word, got none")
@@ -137,7 +137,7 @@ def characters(
         raise TypeError(f"alphabet must be a string, got {type(alphabet).__name__}")
     if not alphabet or len(set(alphabet)) < len(alphabet) or alphabet != alphabet.lower():
         raise ValueError(f"alphabet must be distinct lower-case characters, got {alphabet!r}")
-    ignored = [repr(each) for each in alphabet if each != " " and _split(each, "") != [each]]
+    ignored = [repr(each) for each in alphabet if each != " " and _tokenize(each, "") != [each]]
     if ignored:
         raise ValueError(
             "alphabet must hold characters that occur in words, "
@@ -174,7 +174,7 @@ def check_ids(ids: Any, count: int, lengths: range | None = None) -> Any:
     return array
 
 
-def _split(text: str, separator: str) -> list[str]:
+def _tokenize(text: str, separator: str) -> list[str]:
     # NFC, so that a letter and its combining accent are one character.
     tokens = re.findall(r"\w+", unicodedata.normalize("NFC", text.lower()))
     return tokens if separator else list(" ".join(tokens))

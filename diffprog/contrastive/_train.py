@@ -107,9 +107,9 @@ def pretrain(
 def make_loss(
     ids: Int[np.ndarray, "texts length"], transforms: Sequence[Any], dtype: Any = None
 ) -> Callable[..., Float[Array, "batch"]]:
-    """Return the loss of a batch for `training.fit`.
+    """Return a loss function of a dual encoder and a batch of images, for `training.fit`.
 
-    It samples a caption for each image, given the indices of its captions as rows of `ids`.
+    It samples a caption for each image; `caption_indices` are rows of `ids`.
     """
     transform, table = compose(transforms), jnp.asarray(ids)
 

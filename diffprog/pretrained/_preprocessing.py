@@ -69,7 +69,7 @@ class Normalization(NamedTuple):
         """
 
         def normalize_and_apply(params: dict[str, Any], images: Images) -> Array:
-            _check_images(images, shape)
+            _check_image_shape(images, shape)
             mean, deviation = params["pixels"]
             return apply(params["network"], (jnp.asarray(images, mean.dtype) - mean) / deviation)
 
@@ -78,7 +78,10 @@ class Normalization(NamedTuple):
 
 
 def read_normalization(folder: Path, channels: int) -> Normalization:
-    """Read preprocessor_config.json, or processor_config.json of newer versions."""
+    """Read mean and deviation of the pixels from preprocessor_config.json.
+
+    Newer versions of `transformers` call the file processor_config.json.
+    """
     files = [folder / f"{name}_config.json" for name in ("preprocessor", "processor")]
     file = next((file for file in files if file.is_file()), files[0])
     config = read_json(file)
@@ -140,7 +143,7 @@ def read_class_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]
     return tuple(str(names[str(k)]) for k in range(len(names)))
 
 
-def _check_images(images: Any, shape: tuple[int | None, ...]) -> None:
+def _check_image_shape(images: Any, shape: tuple[int | None, ...]) -> None:
     _validation.floating("images", images)
     sizes = tuple(images.shape)[1:]
     if (

@@ -47,7 +47,7 @@ _REDUCTION = 4  # of the channels within a bottleneck
 
 
 class Convolution(NamedTuple):
-    """Sizes of a convolution followed by a batch norm, and its name in the checkpoint."""
+    """Convolution followed by a batch norm: its name in the checkpoint, and its sizes."""
 
     name: str
     inputs: int
@@ -57,7 +57,7 @@ class Convolution(NamedTuple):
 
 
 class ResidualBlock(NamedTuple):
-    """Name of a block's node, its layers, and the layer on its input if the shape changes."""
+    """Residual block: name of its node, layers, and shortcut layer if the shape changes."""
 
     node: str
     layers: tuple[Convolution, ...]
@@ -127,7 +127,7 @@ def load_resnet(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Pr
                 f"found {array.min():g}"
             )
     params = jax.tree.map(lambda array: jnp.asarray(array.astype(dtype)), _fold_batch_norms(params))
-    apply = functools.partial(_apply, stem, blocks)
+    apply = functools.partial(_apply_resnet, stem, blocks)
     network = normalization.prepend_to(apply, params, (None, None, channels), dtype)
     size = normalization.image_size
     return Pretrained(network, classes, (size, size, channels))
@@ -197,7 +197,7 @@ def _fold_batch_norms(params: Any) -> Any:
     return jax.tree.map(fold, params, is_leaf=lambda node: isinstance(node, ConvBatchNorm))
 
 
-def _apply(
+def _apply_resnet(
     stem: Convolution, blocks: tuple[ResidualBlock, ...], params: dict[str, Any], x: Images
 ) -> Float[Array, "batch outputs"]:
     x = tap(jax.nn.relu(_convolve(stem, params["stem"], x)), "stem")

@@ -1,4 +1,4 @@
-"""Load a vision transformer saved by `transformers` as a `models.vit`."""
+"""Load the weights of vision transformers saved by `transformers` into `models.vit`."""
 
 import operator
 import os

@@ -108,7 +108,7 @@ def read_size(folder: Path, config: Mapping[str, Any], name: str, *, least: int 
 def transformer_specs(
     prefix: str, names: Mapping[str, str], config: TransformerConfig, *, qkv_bias: bool = True
 ) -> dict[str, Any]:
-    """Specify the params of `models.transformer`.
+    """Return the tensor specs of the params of `models.transformer`.
 
     Args:
         prefix: name of the list of blocks in the checkpoint.
@@ -132,13 +132,13 @@ def transformer_specs(
 
 
 def norm_specs(name: str, width: int) -> dict[str, Any]:
-    """Specify the params of `backprop.layer_norm`."""
+    """Return the tensor specs of the params of `backprop.layer_norm`."""
     names = {"scale": f"{name}.weight", "shift": f"{name}.bias"}
     return {param: TensorSpec(stored, (width,)) for param, stored in names.items()}
 
 
 def affine_specs(name: str, inputs: int, outputs: int, *, bias: bool = True) -> dict[str, Any]:
-    """Specify the params of `backprop.affine`; without `bias` it is zero."""
+    """Return the tensor specs of the params of `backprop.affine`; without `bias` it is zero."""
     return {
         "weight": TensorSpec(f"{name}.weight", (outputs, inputs)),
         "bias": TensorSpec(f"{name}.bias", (outputs,)) if bias else np.zeros(outputs),
@@ -148,7 +148,7 @@ def affine_specs(name: str, inputs: int, outputs: int, *, bias: bool = True) -> 
 def patch_specs(
     name: str, patches: PatchConfig, width: int, *, bias: bool = True
 ) -> dict[str, Any]:
-    """Specify the params of the patch embedding; without `bias` it is zero."""
+    """Return the tensor specs of a patch embedding; without `bias` it is zero."""
     shape = (width, patches.channels, patches.patch, patches.patch)
     flatten = lambda kernel: np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1)
     specs = affine_specs(name, patches.channels * patches.patch**2, width, bias=bias)
