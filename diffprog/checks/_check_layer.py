@@ -38,15 +38,16 @@ from diffprog.checks._verdict import check_leaf
 def check_layer(layer: Layer, params: Any, x: Any, *, key: Array) -> Report:
     """Check a layer's backward pass against autodiff and finite differences of its forward pass.
 
-    The vector-Jacobian products dy dy/dparams and dy dy/dx are compared in float64, whatever the
-    dtype of the arrays, with a random cotangent dy, at the given point and at a generic one. The
+    The gradients with respect to params and x are compared in float64, whatever the dtype of the
+    arrays, for a random cotangent of the output, at the given point and at a generic one. The
     derivative of the backward pass is checked by a Hessian-vector product. The rounding error is
     measured in float32, bfloat16 and float16.
 
     Args:
         layer: the layer; a network is checked as one layer.
-        params: its parameters, any pytree. Float arrays are differentiated, others are held fixed.
-        x: its input, batch first, or a tuple of inputs.
+        params: parameters of the layer, any pytree. Float arrays are differentiated, others are
+            held fixed.
+        x: input of the layer, batch first, or a tuple of inputs.
         key: PRNG key of the cotangent and the generic point.
 
     Returns:
@@ -63,9 +64,7 @@ def check_layer(layer: Layer, params: Any, x: Any, *, key: Array) -> Report:
     True
     """
     require_layer("layer", layer)
-    test = layer_under_test(layer, params, x)
-    require_variables(test.variables)
-    return _check(test, key)
+    return _check(layer_under_test(layer, params, x), key)
 
 
 def check_grad(
@@ -79,14 +78,15 @@ def check_grad(
 
     Args:
         f: `f(*args)`, a float scalar, written in JAX.
-        grad_f: `grad_f(*args)`, its gradient as `jax.grad(f, argnums)` returns it, in JAX or NumPy.
-        args: any pytrees.
+        grad_f: `grad_f(*args)`, the gradient under test, laid out as by `jax.grad(f, argnums)`;
+            written in JAX or NumPy.
+        args: arguments of f, any pytrees.
         key: PRNG key of the generic point.
         argnums: the argument that grad_f differentiates, or a tuple of them; then it returns a
             tuple.
 
     Returns:
-        A `Report` with one finding for each float leaf of those arguments.
+        A `Report` with one finding for each float leaf of the differentiated arguments.
 
     Raises:
         TypeError: f or grad_f is not callable, or key is not a PRNG key.
@@ -104,9 +104,7 @@ def check_grad(
     for number in (argnums,) if isinstance(argnums, int) else argnums:
         _validation.choice("argnums", number, range(len(args)))
     _validation.scalar("f", jax.eval_shape(f, *args))
-    test = function_under_test(f, grad_f, _name_arguments(f, args), argnums)
-    require_variables(test.variables)
-    return _check(test, key)
+    return _check(function_under_test(f, grad_f, _name_arguments(f, args), argnums), key)
 
 
 def _name_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
@@ -121,6 +119,8 @@ def _name_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, A
 
 
 def _check(test: GradientUnderTest, key: Array) -> Report:
+    """Check the gradient under test in float64 at both points, then measure its precision."""
+    require_variables(test.variables)
     _validation.key("key", key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     notes: list[str] = []
@@ -131,7 +131,7 @@ def _check(test: GradientUnderTest, key: Array) -> Report:
         variables = cast(test.variables, jnp.float64)
         properties = trace_properties(test, variables)
         dtypes = properties.function_dtypes
-        unit_roundoff = max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=2.0**-53)
+        unit_roundoff = _largest_eps(dtypes, 2.0**-53)
         if dtypes:
             notes.append(
                 f"the function computes in {', '.join(dtypes)} regardless of the dtype of its "
@@ -142,48 +142,38 @@ def _check(test: GradientUnderTest, key: Array) -> Report:
         given = evaluate_point(test, "given", variables, dy, unit_roundoff)
         second_call = value_and_gradient(test, variables, dy)[1]
         if properties.varies or not bitwise_equal(given.got, second_call):
-            hint = "two calls with the same arguments differ: pass a key"
-            nan = float("nan")
-            return Report(
-                tuple(
-                    Finding(path, "nondeterministic", (), nan, nan, nan, 0.0, hint)
-                    for path in variables
-                )
-            )
-        generic = generic_point(test, given, rng)
+            hint, nan = "two calls with the same arguments differ: pass a key", float("nan")
+            finding = Finding("", "nondeterministic", (), nan, nan, nan, 0.0, hint)
+            return Report(tuple(finding._replace(path=path) for path in variables))
+        generic = generic_point(given, rng)
         if generic is None:
             notes.append(
                 "no generic point was found at which the function is finite; "
                 "checked at the given point only"
             )
-        findings = [
-            _allow_narrow_gradient(
-                _check_leaf_at_both_points(test, given, generic, path, rng),
-                properties.gradient_dtypes,
-                unit_roundoff,
-            )
-            for path in variables
-        ]
+        findings = [_check_leaf_at_both_points(given, generic, path, rng) for path in variables]
+        if narrow := properties.gradient_dtypes:
+            findings = [_allow_narrow_gradient(f, narrow, unit_roundoff) for f in findings]
         # A wrong first derivative makes the second one wrong as well, which is no new finding.
         if test.function_with_rule is not None and all(finding.ok for finding in findings):
-            second_order, asymmetry = check_second_order(test, generic or given, rng)
+            second_order, asymmetry = check_second_order(generic or given, rng)
             findings += second_order
     report = Report(tuple(findings), (), tuple(notes), asymmetry)
     return _check_precision(test, report, dy)
 
 
+def _largest_eps(dtypes: list[str], default: float) -> float:
+    return max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=default)
+
+
 def _check_leaf_at_both_points(
-    test: GradientUnderTest,
-    given: TestPoint,
-    generic: TestPoint | None,
-    path: str,
-    rng: np.random.Generator,
+    given: TestPoint, generic: TestPoint | None, path: str, rng: np.random.Generator
 ) -> Finding:
-    """Check one leaf at the given point and, if it is ok there, at the generic one."""
-    first = check_leaf(test, given, path, rng)
+    """Check the gradient of one leaf at the given point and, if correct there, at the generic."""
+    first = check_leaf(given, path, rng)
     if generic is None or not first.ok:
         return first
-    second = check_leaf(test, generic, path, rng)
+    second = check_leaf(generic, path, rng)
     if not second.ok:
         return second
     if first.verdict != "degenerate":
@@ -201,8 +191,8 @@ def _check_leaf_at_both_points(
 def _allow_narrow_gradient(
     finding: Finding, gradient_dtypes: list[str], unit_roundoff: float
 ) -> Finding:
-    """Turn "wrong" into "precision" if a fixed dtype of the gradient explains the error."""
-    eps = max((float(jnp.finfo(dtype).eps) for dtype in gradient_dtypes), default=0.0)
+    """Turn "wrong" into "precision" if the rounding of the gradient's fixed dtypes explains it."""
+    eps = _largest_eps(gradient_dtypes, 0.0)
     # The slack in the tolerance is for another formula in float64, not for a narrow dtype.
     tolerance = finding.tolerance * eps / unit_roundoff * ULPS / FORMULA_SLACK
     if finding.verdict != "wrong" or eps <= unit_roundoff or not finding.error <= tolerance:
@@ -215,28 +205,27 @@ def _allow_narrow_gradient(
 
 
 def _check_precision(test: GradientUnderTest, report: Report, dy: Any) -> Report:
-    """Measure rounding errors; a leaf above its bound in its own dtype is a finding."""
-    paths = [
-        finding.path
-        for finding in report.findings
-        if finding.verdict in ("ok", "kink", "degenerate")
-    ]
+    """Add the measured rounding errors of a correct gradient to its report.
+
+    An error above its bound in the dtype that the user passed makes the verdict "precision".
+    """
+    measurable = ("ok", "kink", "degenerate")
+    paths = [finding.path for finding in report.findings if finding.verdict in measurable]
     if not report.ok or not paths:
         return report
     measured, notes = measure_precision(test, paths, dy)
     precision = tuple(entry for entry in measured if np.isfinite(entry.bound))
-    notes += [
+    notes += sorted(
         f"{entry.dtype}: {entry.path} not assessed, rounding may reach points where f is not finite"
-        for entry in sorted(
-            set(measured) - set(precision), key=lambda entry: (entry.dtype, entry.path)
-        )
-    ]
+        for entry in measured
+        if not np.isfinite(entry.bound)
+    )
     # The other dtypes are reported but do not change the verdict.
-    own_dtype = {path: str(jnp.result_type(leaf)) for path, leaf in test.variables.items()}
+    dtypes = {path: str(jnp.result_type(leaf)) for path, leaf in test.variables.items()}
     too_large = {
         entry.path: entry
         for entry in precision
-        if entry.dtype == own_dtype[entry.path] and not entry.error <= entry.bound
+        if entry.dtype == dtypes[entry.path] and not entry.error <= entry.bound
     }
     findings = list(report.findings)
     for k, finding in enumerate(findings):
@@ -245,9 +234,6 @@ def _check_precision(test: GradientUnderTest, report: Report, dy: Any) -> Report
                 f"correct in float64; in {entry.dtype} the error of the whole leaf is "
                 f"{entry.error:.2g}, above the rounding bound {entry.bound:.2g}"
             )
-            findings[k] = finding._replace(
-                verdict="precision", error=entry.error, tolerance=entry.bound, hint=hint
-            )
-    return report._replace(
-        findings=tuple(findings), precision=precision, notes=(*report.notes, *notes)
-    )
+            finding = finding._replace(error=entry.error, tolerance=entry.bound, hint=hint)
+            findings[k] = finding._replace(verdict="precision")
+    return Report(tuple(findings), precision, (*report.notes, *notes), report.asymmetry)

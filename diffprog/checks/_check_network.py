@@ -15,7 +15,7 @@ from diffprog.checks._report import Report, merge_reports
 
 
 def check_net(net: Layer, params: Any, x: Any, *, key: Array) -> Report:
-    """Check every part of a network in isolation, at its actual inputs, then the whole network.
+    """Check every part of a network at the inputs that it gets there, then the whole network.
 
     Each part gets its own random cotangent, so that a mistake downstream does not affect it. The
     whole network is checked only if all parts are correct; a mistake there is in how it combines
@@ -24,8 +24,8 @@ def check_net(net: Layer, params: Any, x: Any, *, key: Array) -> Report:
     Args:
         net: network made by `chain` or `dag`; its parts may be networks again. Other layers are
             checked by `check_layer`.
-        params: its parameters, as for `check_layer`.
-        x: its input, as for `check_layer`.
+        params: parameters of the network, as for `check_layer`.
+        x: input of the network, as for `check_layer`.
         key: PRNG key of the cotangents and the generic points.
 
     Returns:
@@ -64,13 +64,11 @@ def _check_part(part: Part, params: Any, x: Any, key: Array) -> Report:
 
 
 def _add_layer_name(name: str, report: Report) -> Report:
-    """Prefix the layer of each finding, and the paths and notes, by the name of a part."""
-    return Report(
-        tuple(
-            finding._replace(layer=f"{name}/{finding.layer}" if finding.layer else name)
-            for finding in report.findings
-        ),
-        tuple(entry._replace(path=f"{name}: {entry.path}") for entry in report.precision),
-        tuple(f"{name}: {note}" for note in report.notes),
-        report.asymmetry,
+    """Add the name of a part before the layer, path or note of every entry of its report."""
+    findings = tuple(
+        finding._replace(layer=f"{name}/{finding.layer}" if finding.layer else name)
+        for finding in report.findings
     )
+    precision = tuple(entry._replace(path=f"{name}: {entry.path}") for entry in report.precision)
+    notes = tuple(f"{name}: {note}" for note in report.notes)
+    return Report(findings, precision, notes, report.asymmetry)

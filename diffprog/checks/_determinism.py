@@ -1,4 +1,4 @@
-"""Narrow dtypes and nondeterminism, read off the traced programs."""
+"""Find fixed float dtypes and nondeterminism in the jaxprs of a function and its gradient."""
 
 from typing import Any, NamedTuple
 
@@ -8,17 +8,18 @@ import numpy as np
 
 from diffprog._jaxpr import ClosedJaxpr, find_equations
 from diffprog.checks._finite_differences import NOT_TRACEABLE
-from diffprog.checks._gradient_function import GradientUnderTest, Variables
-from diffprog.program import Program
+from diffprog.checks._gradient_function import GradientUnderTest, Variables, WithConstants
 
 
 class TraceProperties(NamedTuple):
-    """Properties of a function and its gradient, traced with float64 arguments.
+    """Fixed dtypes and nondeterminism of a function and its gradient under test.
 
     Attributes:
-        function_dtypes: float dtypes below float64 in which the function computes.
-        gradient_dtypes: the same of the gradient under test; empty if it cannot be traced.
-        varies: whether two traces differ.
+        function_dtypes: float dtypes below float64 in which the function computes, for float64
+            arguments.
+        gradient_dtypes: float dtypes below float64 in which the gradient computes; empty if it
+            cannot be traced.
+        varies: whether two traces of the function or of the gradient differ.
     """
 
     function_dtypes: list[str]
@@ -27,24 +28,21 @@ class TraceProperties(NamedTuple):
 
 
 def trace_properties(test: GradientUnderTest, variables: Variables) -> TraceProperties:
-    """Trace the function and its gradient twice each."""
-    functions = [_trace(test.function, variables, test.fixed) for _ in range(2)]
-    dy = jax.eval_shape(test.function, variables, test.fixed)
-    varies = not _same_program(*functions)
+    """Trace a function and its gradient under test twice each."""
+    dy = jax.eval_shape(test.function, variables)
+    function_dtypes, varies = _trace_twice(test.function, variables)
     try:
-        gradients = [_trace(test.gradient, variables, test.fixed, dy) for _ in range(2)]
+        gradient_dtypes, gradient_varies = _trace_twice(test.gradient, variables, dy)
     except NOT_TRACEABLE:
-        return TraceProperties(_narrow_dtypes(functions[0]), [], varies)
-    return TraceProperties(
-        _narrow_dtypes(functions[0]),
-        _narrow_dtypes(gradients[0]),
-        varies or not _same_program(*gradients),
-    )
+        gradient_dtypes, gradient_varies = [], False
+    return TraceProperties(function_dtypes, gradient_dtypes, varies or gradient_varies)
 
 
-def _trace(f: Program, *args: Any) -> ClosedJaxpr:
+def _trace_twice(f: WithConstants, *args: Any) -> tuple[list[str], bool]:
+    """List the narrow dtypes in a function's trace, and check if a second trace differs."""
     # A new function object each time, because JAX caches traces by function.
-    return jax.make_jaxpr(lambda *args: f(*args))(*args)
+    first, second = (jax.make_jaxpr(lambda f, *args: f(*args))(f, *args) for _ in range(2))
+    return _narrow_dtypes(first), not _same_program(first, second)
 
 
 def _same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
@@ -56,7 +54,7 @@ def _same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
 
 
 def _narrow_dtypes(program: ClosedJaxpr) -> list[str]:
-    """List the float dtypes below float64 among the results of all equations."""
+    """List the float dtypes below float64 among the outputs of all equations."""
     outputs = [
         variable.aval
         for site in find_equations(program, lambda equation: True)
@@ -69,7 +67,7 @@ def _narrow_dtypes(program: ClosedJaxpr) -> list[str]:
 
 
 def bitwise_equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Check if two gradients agree bit for bit."""
+    """Check if two gradients, dicts of arrays by path, agree bit for bit."""
     return a.keys() == b.keys() and all(
         np.array_equal(a[path], b[path], equal_nan=True) for path in a
     )

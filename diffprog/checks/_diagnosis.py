@@ -1,13 +1,13 @@
-"""Diagnosis of a wrong gradient: common mistakes are made on purpose and compared with it.
+"""Diagnosis of a wrong gradient: compare it with the gradients that common mistakes would give.
 
 Some mistakes transform the correct gradient: a sign, a factor, a transposition. Others give the
-gradient of an altered function: with a weight transposed, with a kernel not flipped, with one path
-of a fan-out missing. For the last, every operand of every operation has a switch s,
+gradient of another function: with a weight transposed, with a kernel not flipped, with one path of
+a fan-out missing. For the last, every operand h of every operation is replaced by
 
-    h -> s h + (1 - s) stop_gradient(h),
+    s h + (1 - s) stop_gradient(h),
 
-which keeps the value and scales the cotangent that flows back along that edge. The gradient with
-one switch off is compared with the wrong gradient.
+which keeps its value and multiplies the cotangent that flows back along this edge of the graph by
+s. The wrong gradient is compared with the gradients for which s is 0 at one edge and 1 elsewhere.
 """
 
 import functools
@@ -15,7 +15,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,30 @@ from jaxtyping import Array
 
 from diffprog._jaxpr import ClosedJaxpr, Handler, JaxprEqn, Path, evaluate_equation, interpret
 from diffprog.checks._finite_differences import reference_gradient
-from diffprog.checks._gradient_function import GradientUnderTest, Variables, jit_unoptimized
+from diffprog.checks._gradient_function import (
+    GradientUnderTest,
+    Variables,
+    WithConstants,
+    jit_unoptimized,
+)
 from diffprog.checks._rounding_error import innermost_equations
-from diffprog.program import Program
 
 _Matches: TypeAlias = Callable[[np.ndarray], bool]
-_Edge: TypeAlias = tuple[Path, JaxprEqn, int]
 
 # Programs with more edges, and larger Jacobians, are not searched for mistakes.
 _MAX_EDGES, _MAX_JACOBIAN = 200, 1024
+
+
+class _Edge(NamedTuple):
+    """An edge of a computation graph: an operand of the equation at a path, by its position."""
+
+    path: Path
+    equation: JaxprEqn
+    position: int
+
+    @property
+    def operand(self) -> Any:
+        return self.equation.invars[self.position]
 
 
 def diagnose(
@@ -47,12 +62,12 @@ def diagnose(
     """Describe the mistake in the gradient of one leaf.
 
     Args:
-        test: the function.
-        variables: the point at which it is differentiated.
+        test: the function and its gradient under test.
+        variables: float64 arguments of the function by path.
         dy: cotangent.
-        path: the leaf.
-        got: its wrong gradient.
-        want: its correct gradient, of the same shape.
+        path: path of the leaf.
+        got: wrong gradient of the leaf.
+        want: correct gradient of the leaf, of the same shape.
         wrong: mask of the elements that differ by more than rounding.
     """
     # A mistake is recognized if it explains all but a thousandth of the error.
@@ -63,12 +78,12 @@ def diagnose(
 
     sizes = {
         leaf.shape[0]
-        for leaf in jax.tree.leaves((variables, test.fixed, dy))
+        for leaf in jax.tree.leaves((variables, test.function, dy))
         if getattr(leaf, "ndim", 0)
     }
     diagnoses = itertools.chain(
         _transformations(got, want, sizes, matches),
-        _altered_functions(test, variables, dy, path, matches),
+        _mistakes_in_function(test.function, variables, dy, path, matches),
     )
     diagnosis, elements = next(diagnoses, None), _describe_elements(wrong)
     if diagnosis is None:
@@ -90,7 +105,7 @@ def diagnose_shape(got: tuple[int, ...], want: tuple[int, ...]) -> str:
 def _transformations(
     got: np.ndarray, want: np.ndarray, sizes: set[int], matches: _Matches
 ) -> Iterator[str]:
-    """Yield the signs, factors, transposes and flips that explain the wrong gradient."""
+    """Yield each sign, factor, transposition or flip that turns `want` into the wrong gradient."""
     if not got.any():
         yield "detached: the gradient is zero"
         return
@@ -110,7 +125,7 @@ def _transformations(
 
 
 def _explain_factor(factor: float, sizes: set[int]) -> str:
-    """Explain a factor that is the length of a leading axis, or one over it."""
+    """Explain a wrong factor of n or 1/n, for n among the lengths of leading axes."""
     for size in sizes - {1}:
         if math.isclose(factor * size, 1, rel_tol=1e-6):
             return f" = 1/{size}: a mean instead of a sum"
@@ -119,53 +134,58 @@ def _explain_factor(factor: float, sizes: set[int]) -> str:
     return ""
 
 
-def _altered_functions(
-    test: GradientUnderTest, variables: Variables, dy: Any, path: str, matches: _Matches
+def _mistakes_in_function(
+    function: WithConstants, variables: Variables, dy: Any, path: str, matches: _Matches
 ) -> Iterator[str]:
-    """Yield the alterations of the function that explain the wrong gradient."""
+    """Yield each change of the function after which its gradient is the wrong gradient.
+
+    Square matrices are transposed, kernels flipped, and edges of the graph detached, one at a time.
+    """
     for name, leaf in variables.items():
         if name == path:
             continue
         if leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]:
-            alteration, altered = f"{name} in place of its transpose, or vice versa", leaf.T
+            mistake, changed = f"{name} in place of its transpose, or vice versa", leaf.T
         elif leaf.ndim >= 3:
-            alteration, altered = f"the kernel {name} is not flipped", np.flip(leaf, (0, 1))
+            mistake, changed = f"the kernel {name} is not flipped", np.flip(leaf, (0, 1))
         else:
             continue
-        gradient = reference_gradient(test, variables | {name: altered}, dy)
+        gradient = reference_gradient(function, variables | {name: changed}, dy)
         if matches(np.asarray(gradient[path])):
-            yield alteration
-    program = jax.make_jaxpr(test.function)(variables, test.fixed)
-    edges = _edges(program)
+            yield mistake
+    edges = _edges(jax.make_jaxpr(_call)(function, variables))
     if len(edges) <= _MAX_EDGES:
-        consumers = _count_consumers(program)
+        consumers = Counter(edge.operand for edge in edges)
         for number, edge in enumerate(edges):
-            # One compiled program for all edges: the switches are an argument of it.
-            switches = np.ones(len(edges))
-            switches[number] = 0
-            gradient = _switched_gradient(test.function, variables, test.fixed, dy, switches)
+            # One compiled program for all edges: the scales are an argument of it.
+            scales = np.ones(len(edges))
+            scales[number] = 0
+            gradient = _scaled_gradient(function, variables, dy, scales)
             if matches(np.asarray(gradient[path])):
-                yield _describe_edge(edge, consumers)
-    diagonal = _diagonal_gradient(test, variables, dy, path)
+                yield _describe_edge(edge, consumers[edge.operand])
+    diagonal = _diagonal_gradient(function, variables, dy, path)
     if diagonal is not None and matches(diagonal):
         yield "only the diagonal of the Jacobian is used"
 
 
-def _describe_edge(edge: _Edge, consumers: Counter[Any]) -> str:
-    """Describe the edge of the computation graph along which no gradient flows back."""
-    _, equation, operand = edge
-    target = equation.primitive.name
-    if len(equation.invars) > 1:
-        target = f"operand {operand} of {target}"
-    if consumers[equation.invars[operand]] > 1:
+def _call(function: WithConstants, variables: Variables) -> Any:
+    return function(variables)
+
+
+def _describe_edge(edge: _Edge, consumers: int) -> str:
+    """Describe an edge without gradient; `consumers` edges start at the same value."""
+    target = edge.equation.primitive.name
+    if len(edge.equation.invars) > 1:
+        target = f"operand {edge.position} of {target}"
+    if consumers > 1:
         return f"one path of a fan-out is missing, the one into {target}"
     return f"detached at {target}"
 
 
 def _edges(program: ClosedJaxpr) -> list[_Edge]:
-    """List path, equation and position of every float operand of every equation."""
+    """List the edges of a computation graph: every float operand of every equation."""
     return [
-        (site.path, site.equation, position)
+        _Edge(site.path, site.equation, position)
         for site in innermost_equations(program)
         for position, operand in enumerate(site.equation.invars)
         if not hasattr(operand, "val")
@@ -173,50 +193,40 @@ def _edges(program: ClosedJaxpr) -> list[_Edge]:
     ]
 
 
-def _count_consumers(program: ClosedJaxpr) -> Counter[Any]:
-    """Count the equations that use each variable."""
-    return Counter(
-        operand
-        for site in innermost_equations(program)
-        for operand in site.equation.invars
-        if not hasattr(operand, "val")
-    )
-
-
 @jit_unoptimized
-def _switched_gradient(
-    function: Program, variables: Variables, fixed: dict[str, Any], dy: Any, switches: Array
+def _scaled_gradient(
+    function: WithConstants, variables: Variables, dy: Any, scales: Array
 ) -> Variables:
-    """Evaluate the gradient with the cotangent along every edge scaled by its switch."""
-    program, shape = jax.make_jaxpr(function, return_shape=True)(variables, fixed)
-    switches_at: dict[Path, dict[int, Array]] = {}
-    for (path, _, position), switch in zip(_edges(program), switches, strict=True):
-        switches_at.setdefault(path, {})[position] = switch
+    """Compute the gradient with the cotangent along each edge multiplied by its scale."""
+    program, shape = jax.make_jaxpr(_call, return_shape=True)(function, variables)
+    scales_at: dict[Path, dict[int, Array]] = {}
+    for edge, scale in zip(_edges(program), scales, strict=True):
+        scales_at.setdefault(edge.path, {})[edge.position] = scale
     handlers: dict[Path, Handler] = {
-        path: functools.partial(_evaluate_switched, of_equation)
-        for path, of_equation in switches_at.items()
+        path: functools.partial(_evaluate_scaled, scales) for path, scales in scales_at.items()
     }
 
     def run(variables: Variables) -> Any:
-        outputs, _ = interpret(program, handlers, jax.tree.leaves((variables, fixed)))
+        outputs, _ = interpret(program, handlers, jax.tree.leaves((function, variables)))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return jax.vjp(run, variables)[1](dy)[0]
 
 
-def _evaluate_switched(
-    switches: dict[int, Array], equation: JaxprEqn, inputs: list[Any], side_input: None
+def _evaluate_scaled(
+    scales: dict[int, Array], equation: JaxprEqn, inputs: list[Any], side_input: None
 ) -> tuple[Sequence[Any], None]:
+    """Evaluate an equation so that the cotangent of each operand is multiplied by its scale."""
     inputs = list(inputs)
-    for position, switch in switches.items():
+    for position, scale in scales.items():
         operand = inputs[position]
         constant = jax.lax.stop_gradient(operand)
-        inputs[position] = (constant + switch * (operand - constant)).astype(operand.dtype)
+        inputs[position] = (constant + scale * (operand - constant)).astype(operand.dtype)
     return evaluate_equation(equation, inputs), None
 
 
 def _diagonal_gradient(
-    test: GradientUnderTest, variables: Variables, dy: Any, path: str
+    function: WithConstants, variables: Variables, dy: Any, path: str
 ) -> np.ndarray | None:
     """Compute the gradient from the Jacobian's diagonal; None if it is large or not square."""
     outputs, leaf = jax.tree.leaves(dy), variables[path]
@@ -224,14 +234,14 @@ def _diagonal_gradient(
         return None
 
     def f(leaf: Array) -> Array:
-        return jax.tree.leaves(test.function(variables | {path: leaf}, test.fixed))[0].ravel()
+        return jax.tree.leaves(function(variables | {path: leaf}))[0].ravel()
 
     jacobian = jax.jacrev(f)(leaf).reshape(outputs[0].size, -1)
     return np.asarray(outputs[0] * jnp.diagonal(jacobian).reshape(outputs[0].shape))
 
 
 def _describe_elements(wrong: np.ndarray) -> str:
-    """Count the wrong elements and name the indices they share."""
+    """Describe the wrong elements: their number and the indices that all of them share."""
     count, indices = int(wrong.sum()), np.argwhere(wrong)
     description = f"{count} of {wrong.size} elements wrong"
     shared = [

@@ -1,4 +1,4 @@
-"""Directional derivatives by Ridders' method, and the two gradients that they are compared with.
+"""Directional derivatives by Ridders' method, and the gradients that are compared with them.
 
 Three values of a gradient are compared in float64: the gradient under test, the reference gradient
 by `jax.vjp`, and finite differences of the function along a direction d. The one-sided differences
@@ -22,8 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffprog.checks._gradient_function import GradientUnderTest, Variables, jit_unoptimized
-from diffprog.program import Program
+from diffprog.checks._gradient_function import (
+    GradientUnderTest,
+    Variables,
+    WithConstants,
+    jit_unoptimized,
+)
 
 NOT_TRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
 _STEP_RATIO, _STEP_COUNT = 4.0, 10
@@ -33,14 +37,14 @@ _SAFETY = 10.0  # the distance of two table entries only estimates the error
 
 
 class Estimate(NamedTuple):
-    """An estimate and a bound of its error."""
+    """An estimated derivative and a bound of its error."""
 
     value: float
     error: float
 
 
 class DirectionalDerivatives(NamedTuple):
-    """Central, right-sided and left-sided derivative along one direction."""
+    """Central, right-sided and left-sided derivatives of a function along one direction."""
 
     central: Estimate
     right: Estimate
@@ -55,19 +59,18 @@ class DirectionalDerivatives(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Interval of subgradients: the one-sided derivatives in ascending order."""
+        """One-sided derivatives in ascending order; between them lie the subgradients."""
         return min(self.right.value, self.left.value), max(self.right.value, self.left.value)
 
 
 def random_cotangent(
     test: GradientUnderTest, variables: Variables, rng: np.random.Generator
 ) -> Any:
-    """Sample a normal cotangent dy; 1 for a scalar function.
+    """Sample a normal cotangent dy of the function's output; 1 for a scalar function.
 
     A constant cotangent would weight all outputs alike and so hide every symmetric mistake.
     """
-    shapes = jax.eval_shape(test.function, variables, test.fixed)
-    leaves, treedef = jax.tree.flatten(shapes)
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(test.function, variables))
     if wrong := [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
         raise TypeError(
             f"the function must return float arrays, got {wrong[0].dtype}{list(wrong[0].shape)}"
@@ -80,9 +83,9 @@ def random_cotangent(
     )
 
 
-def cast_cotangent(test: GradientUnderTest, variables: Variables, dy: Any) -> Any:
-    """Cast a cotangent to the dtypes of the outputs of the function at these variables."""
-    shapes = jax.eval_shape(test.function, variables, test.fixed)
+def cast_cotangent(function: WithConstants, variables: Variables, dy: Any) -> Any:
+    """Cast a cotangent to the dtypes of the function's outputs at these variables."""
+    shapes = jax.eval_shape(function, variables)
     return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), dy, shapes)
 
 
@@ -91,22 +94,15 @@ def value_and_gradient(
 ) -> tuple[Any, dict[str, Any]]:
     """Evaluate the function and the gradient under test, under jit if both are written in JAX."""
     try:
-        return _value_and_gradient(test.function, test.gradient, variables, test.fixed, dy)
+        return _value_and_gradient(test.function, test.gradient, variables, dy)
     except NOT_TRACEABLE:
-        y = jit_unoptimized(test.function)(variables, test.fixed)
-        return y, test.gradient(variables, test.fixed, dy)
-
-
-def reference_gradient(test: GradientUnderTest, variables: Variables, dy: Any) -> Variables:
-    """Compute the reference gradient dy df/dv by `jax.vjp`."""
-    return _reference_gradient(test.function, variables, test.fixed, dy)
+        return _value(test.function, variables), test.gradient(variables, dy)
 
 
 def random_direction(variables: Variables, path: str, rng: np.random.Generator) -> np.ndarray:
     """Sample a normal direction for one leaf, scaled to about the magnitude of the leaf."""
-    return rng.normal(size=variables[path].shape) * _round_to_power_of_two(
-        magnitude(variables[path])
-    )
+    leaf = variables[path]
+    return rng.normal(size=leaf.shape) * _round_to_power_of_two(magnitude(leaf))
 
 
 def embed_direction(variables: Variables, path: str, direction: np.ndarray) -> Variables:
@@ -117,7 +113,7 @@ def embed_direction(variables: Variables, path: str, direction: np.ndarray) -> V
 def coordinate_direction(
     variables: Variables, path: str, index: tuple[int, ...]
 ) -> tuple[Variables, float]:
-    """Return the direction along one element, and its length, about the magnitude of the leaf."""
+    """Make a direction along one element, about as long as the leaf's values; return its length."""
     leaf = variables[path]
     length = _round_to_power_of_two(max(abs(float(leaf[index])), magnitude(leaf)))
     direction = np.zeros_like(leaf)
@@ -126,25 +122,20 @@ def coordinate_direction(
 
 
 def magnitude(leaf: np.ndarray) -> float:
-    """Root mean square of an array; 1 for zeros."""
+    """Root mean square of an array; 1 if the array is zero."""
     return float(np.sqrt(np.mean(np.square(leaf)))) or 1.0
 
 
 def directional_derivatives(
-    test: GradientUnderTest,
+    function: WithConstants,
     variables: Variables,
     dy: Any,
     direction: Variables,
-    *,
-    unit_roundoff: float = 2.0**-53,
+    unit_roundoff: float,
 ) -> DirectionalDerivatives:
     """Estimate central and one-sided directional derivatives by extrapolated differences."""
-    right, left, scale = (
-        np.asarray(row)
-        for row in _one_sided_differences(
-            test.function, variables, test.fixed, dy, direction, _STEPS
-        )
-    )
+    differences = _one_sided_differences(function, variables, dy, direction, _STEPS)
+    right, left, scale = map(np.asarray, differences)
     with np.errstate(all="ignore"):
         # Each difference has a handful of roundings: in f twice, in v + h d, and in the products.
         noise = 8 * unit_roundoff * (scale + (np.abs(right) + np.abs(left)) / _STEPS)
@@ -155,25 +146,8 @@ def directional_derivatives(
         )
 
 
-def partial_derivatives(
-    test: GradientUnderTest,
-    variables: Variables,
-    dy: Any,
-    path: str,
-    index: tuple[int, ...],
-    unit_roundoff: float,
-) -> DirectionalDerivatives:
-    """Estimate central and one-sided derivatives with respect to one element of a leaf."""
-    direction, length = coordinate_direction(variables, path, index)
-    along = directional_derivatives(test, variables, dy, direction, unit_roundoff=unit_roundoff)
-    # Division by the length is exact: it is a power of two.
-    return DirectionalDerivatives(
-        *(Estimate(estimate.value / length, estimate.error / length) for estimate in along)
-    )
-
-
 def _extrapolate(row: np.ndarray, noise: np.ndarray, power: int) -> Estimate:
-    """Extrapolate to step 0 with Neville's table; non-finite entries are ignored.
+    """Extrapolate difference quotients to step 0 with Neville's table; ignore non-finite entries.
 
     Args:
         row: differences at falling steps, with an error series in h^power.
@@ -200,30 +174,30 @@ def _round_to_power_of_two(size: float) -> float:
 
 
 @jit_unoptimized
-def _value_and_gradient(
-    function: Program, gradient: Program, variables: Variables, fixed: dict[str, Any], dy: Any
-) -> tuple[Any, dict[str, Any]]:
-    return function(variables, fixed), gradient(variables, fixed, dy)
+def _value(function: WithConstants, variables: Variables) -> Any:
+    return function(variables)
 
 
 @jit_unoptimized
-def _reference_gradient(
-    function: Program, variables: Variables, fixed: dict[str, Any], dy: Any
-) -> Variables:
-    return jax.vjp(lambda variables: function(variables, fixed), variables)[1](dy)[0]
+def _value_and_gradient(
+    function: WithConstants, gradient: WithConstants, variables: Variables, dy: Any
+) -> tuple[Any, dict[str, Any]]:
+    return function(variables), gradient(variables, dy)
+
+
+@jit_unoptimized
+def reference_gradient(function: WithConstants, variables: Variables, dy: Any) -> Variables:
+    """Compute the reference gradient dy df/dv by `jax.vjp`."""
+    return jax.vjp(function, variables)[1](dy)[0]
 
 
 def values_along(
-    function: Program,
-    variables: Variables,
-    fixed: dict[str, Any],
-    direction: Variables,
-    steps: Array,
+    function: WithConstants, variables: Variables, direction: Variables, steps: Array
 ) -> Any:
     """Evaluate the function at variables + step * direction for every step."""
     return jax.lax.map(
         lambda step: function(
-            {path: leaf + step * direction[path] for path, leaf in variables.items()}, fixed
+            {path: leaf + step * direction[path] for path, leaf in variables.items()}
         ),
         steps,
     )
@@ -231,32 +205,28 @@ def values_along(
 
 @jit_unoptimized
 def _one_sided_differences(
-    function: Program,
-    variables: Variables,
-    fixed: dict[str, Any],
-    dy: Any,
-    direction: Variables,
-    steps: Array,
+    function: WithConstants, variables: Variables, dy: Any, direction: Variables, steps: Array
 ) -> tuple[Array, Array, Array]:
     """Compute one-sided difference quotients at all steps, and the scale of their rounding."""
-    ys = values_along(
-        function, variables, fixed, direction, jnp.concatenate([steps, -steps, jnp.zeros(1)])
-    )
+    all_steps = jnp.concatenate([steps, -steps, jnp.zeros(1)])
+    ys = values_along(function, variables, direction, all_steps)
     count = len(steps)
-    y = jax.tree.map(lambda leaf: leaf[-1], ys)
-    right = jax.tree.map(lambda leaf: leaf[:count], ys)
-    left = jax.tree.map(lambda leaf: leaf[count:-1], ys)
-    center = jax.tree.map(lambda y, right: jnp.broadcast_to(y, right.shape), y, right)
+    y, right, left = (
+        jax.tree.map(lambda leaf, part=part: leaf[part], ys)
+        for part in (-1, slice(count), slice(count, -1))
+    )
     # Outputs constant at the largest step do not depend on the direction and add no rounding error.
     # If all are constant, the change may have been lost in rounding: then all of them count.
     changes = jax.tree.map(lambda y, a, b: (y != a[0]) | (y != b[0]), y, right, left)
     none = ~functools.reduce(jnp.logical_or, [leaf.any() for leaf in jax.tree.leaves(changes)])
     terms = jax.tree.map(lambda y, changes: 2 * jnp.abs(y) * (changes | none), y, changes)
     size = _inner(jax.tree.map(jnp.abs, dy), terms)
-    difference = jax.vmap(
-        lambda after, before: _inner(dy, jax.tree.map(jnp.subtract, after, before))
-    )
-    return difference(right, center) / steps, difference(center, left) / steps, size / steps
+
+    def difference(after: Any, before: Any) -> Array:
+        return _inner(dy, jax.tree.map(jnp.subtract, after, before))
+
+    from_y, to_y = jax.vmap(difference, (0, None)), jax.vmap(difference, (None, 0))
+    return from_y(right, y) / steps, to_y(y, left) / steps, size / steps
 
 
 def _inner(dy: Any, dv: Any) -> Array:

@@ -1,10 +1,11 @@
-"""Gradient under test: a function y = f(v) and a candidate for its product dy df/dv.
+"""Gradient under test: a function y = f(v) and an alleged vector-Jacobian product dy df/dv.
 
 A layer's backward pass, a gradient function and a whole network all reduce to this form. The
 variables v are the float arrays among the arguments, keyed by the path that reports print, such as
 "params['weight']". Integers, PRNG keys and everything that is not an array are held fixed.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -24,50 +25,54 @@ jit_unoptimized = functools.partial(jax.jit, compiler_options={"xla_backend_opti
 """`jax.jit` for programs that run a few times only: compiling them takes longer than running."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class WithConstants:
+    """A function closed over constant arrays, as a pytree: f(...) = program(constants, ...)."""
+
+    program: Program
+    constants: dict[str, Any]
+
+    def __call__(self, *args: Any) -> Any:
+        """Evaluate the program at its constants and `args`."""
+        return self.program(self.constants, *args)
+
+
 class GradientUnderTest(NamedTuple):
-    """A function, the candidate for its gradient, and the arguments at which they are checked.
+    """A function, the gradient that is checked against it, and its variables.
 
     Attributes:
-        function: `function(variables, fixed) -> y`, any pytree of float arrays.
-        gradient: `gradient(variables, fixed, dy) -> {path: gradient under test}`.
+        function: `function(variables) -> y`, where y is any pytree of float arrays.
+        gradient: `gradient(variables, dy) -> {path: gradient under test}`.
         function_with_rule: `function`, but differentiated by `jax.grad` with the hand-written rule;
             None if that rule cannot be differentiated again.
         variables: float arrays by path, in the dtypes that the user passed.
-        fixed: all other arrays by path.
     """
 
-    function: Program
-    gradient: Program
-    function_with_rule: Program | None
+    function: WithConstants
+    gradient: WithConstants
+    function_with_rule: WithConstants | None
     variables: Variables
-    fixed: dict[str, Any]
-
-
-class _Slot(NamedTuple):
-    """Placeholder for the array of this path in a list of leaves."""
-
-    path: str
 
 
 def layer_under_test(layer: Layer, params: Any, x: Any) -> GradientUnderTest:
     """Build a `GradientUnderTest` from a layer's backward pass."""
-    variables, fixed, merge = split_arrays({"params": params, "x": x})
+    variables, constants, merge = split_arrays({"params": params, "x": x})
 
-    def function(variables: Variables, fixed: dict[str, Any]) -> Any:
-        return layer.forward(*merge(variables, fixed))[0]
+    def function(constants: dict[str, Any], variables: Variables) -> Any:
+        return layer.forward(*merge(variables | constants))[0]
 
-    def gradient(variables: Variables, fixed: dict[str, Any], dy: Any) -> Variables:
-        params, x = merge(variables, fixed)
+    def gradient(constants: dict[str, Any], variables: Variables, dy: Any) -> Variables:
+        params, x = merge(variables | constants)
         dparams, dx = layer.backward(params, layer.forward(params, x)[1], dy)
         # Inputs without a derivative have dx None, and None has no leaf.
         return leaves_by_path({"params": dparams, "x": dx})
 
-    def function_with_rule(variables: Variables, fixed: dict[str, Any]) -> Any:
-        return differentiable(layer)(*merge(variables, fixed))
+    def function_with_rule(constants: dict[str, Any], variables: Variables) -> Any:
+        return differentiable(layer)(*merge(variables | constants))
 
-    return GradientUnderTest(
-        program(function), program(gradient), program(function_with_rule), variables, fixed
-    )
+    bind = lambda f: WithConstants(program(f), constants)
+    return GradientUnderTest(bind(function), bind(gradient), bind(function_with_rule), variables)
 
 
 def function_under_test(
@@ -80,52 +85,51 @@ def function_under_test(
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     names = [tuple(arguments)[number] for number in numbers]
     variables, _, _ = split_arrays({name: arguments[name] for name in names})
-    floats, fixed, merge = split_arrays(arguments)
-    fixed = fixed | {path: leaf for path, leaf in floats.items() if path not in variables}
+    floats, constants, merge = split_arrays(arguments)
+    constants |= {path: leaf for path, leaf in floats.items() if path not in variables}
 
-    def function(variables: Variables, fixed: dict[str, Any]) -> Any:
-        return f(*merge(variables, fixed))
+    def function(constants: dict[str, Any], variables: Variables) -> Any:
+        return f(*merge(variables | constants))
 
-    def gradient(variables: Variables, fixed: dict[str, Any], dy: Any) -> Variables:
-        gradients = grad_f(*merge(variables, fixed))
+    def gradient(constants: dict[str, Any], variables: Variables, dy: Any) -> Variables:
+        gradients = grad_f(*merge(variables | constants))
         gradients = (gradients,) if isinstance(argnums, int) else gradients
         by_path = leaves_by_path(dict(zip(names, gradients, strict=True)))
         return jax.tree.map(lambda leaf: leaf * dy, by_path)
 
-    return GradientUnderTest(program(function), program(gradient), None, variables, fixed)
+    bind = lambda f: WithConstants(program(f), constants)
+    return GradientUnderTest(bind(function), bind(gradient), None, variables)
 
 
 def split_arrays(
     trees: dict[str, Any],
-) -> tuple[Variables, dict[str, Any], Callable[[Variables, dict[str, Any]], tuple[Any, ...]]]:
-    """Split named pytrees into float arrays, other arrays and a function that merges them."""
-    variables: Variables = {}
-    fixed: dict[str, Any] = {}
-    slots: list[Any] = []
-    for path, leaf in leaves_by_path(trees).items():
-        if not (isinstance(leaf, float) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))):
-            slots.append(leaf)
-            continue
-        dtype = getattr(leaf, "dtype", float)
-        is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        target = variables if jnp.issubdtype(dtype, jnp.floating) else fixed
-        target[path] = leaf if is_key else np.asarray(leaf)
-        slots.append(_Slot(path))
-    treedef = jax.tree.structure(tuple(trees.values()))
-    return variables, fixed, functools.partial(_merge, treedef, tuple(slots))
+) -> tuple[Variables, dict[str, Any], Callable[[dict[str, Any]], tuple[Any, ...]]]:
+    """Split named pytrees into float arrays and other arrays, by path.
 
+    Also returns a function that rebuilds the pytrees from a dict of all these arrays.
+    """
+    leaves = leaves_by_path(trees)
+    arrays: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        if isinstance(leaf, float) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            is_key = jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
+            arrays[path] = leaf if is_key else np.asarray(leaf)
+    variables = {
+        path: leaf for path, leaf in arrays.items() if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    constants = {path: leaf for path, leaf in arrays.items() if path not in variables}
+    others = {path: leaf for path, leaf in leaves.items() if path not in arrays}
+    paths, treedef = tuple(leaves), jax.tree.structure(tuple(trees.values()))
 
-def _merge(
-    treedef: Any, slots: tuple[Any, ...], variables: Variables, fixed: dict[str, Any]
-) -> tuple[Any, ...]:
-    arrays = fixed | variables
-    return jax.tree.unflatten(
-        treedef, [arrays[slot.path] if isinstance(slot, _Slot) else slot for slot in slots]
-    )
+    def merge(arrays: dict[str, Any]) -> tuple[Any, ...]:
+        merged = arrays | others
+        return jax.tree.unflatten(treedef, [merged[path] for path in paths])
+
+    return variables, constants, merge
 
 
 def leaves_by_path(trees: dict[str, Any]) -> dict[str, Any]:
-    """Flatten named pytrees to leaves by path; None has no leaf."""
+    """Flatten named pytrees to a dict of leaves by path; None has no leaf."""
     return {
         name + jax.tree_util.keystr(path): leaf
         for name, tree in trees.items()
@@ -139,13 +143,13 @@ def cast(variables: Variables, dtype: Any) -> Variables:
 
 
 def cast_constants(test: GradientUnderTest, dtype: Any) -> GradientUnderTest:
-    """Cast every float array that is not a variable: fixed arguments and arrays in closures."""
+    """Cast every float array that is not a variable: other arguments and arrays in closures."""
 
     def cast_leaf(leaf: Any) -> Any:
         return np.asarray(leaf).astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    constants = {name: getattr(test, name) for name in test._fields if name != "variables"}
-    return test._replace(**jax.tree.map(cast_leaf, constants))
+    constants_only = test._replace(variables={})
+    return jax.tree.map(cast_leaf, constants_only)._replace(variables=test.variables)
 
 
 def require_variables(variables: Variables) -> None:

@@ -1,4 +1,4 @@
-"""Kinks and jumps of a function: which operation branches, at which element, and with what margin.
+"""Kinks and jumps of a function: the operations that branch, and their distance to another branch.
 
 Each operation that branches has a branch per element (which side of a `max`, which index of an
 `argmax`) and a margin, the distance of its operands to another branch:
@@ -24,14 +24,13 @@ import numpy as np
 from jaxtyping import Array
 
 from diffprog._jaxpr import JaxprEqn, evaluate_equation, find_equations, interpret, reduced_axes
-from diffprog.checks._gradient_function import GradientUnderTest, Variables, jit_unoptimized
-from diffprog.program import Program
+from diffprog.checks._gradient_function import Variables, WithConstants, jit_unoptimized
 
 _STEP = 2.0**-22
 
 
 class Kink(NamedTuple):
-    """A branching operation, an element of its output, and the margin of its branch."""
+    """An element of a branching operation's output, and its distance to another branch."""
 
     operation: str
     element: tuple[int, ...]
@@ -42,17 +41,17 @@ class Kink(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """Margin and branch of one operation, element by element."""
+    """Branch of each element of an operation, and its margin: the distance to another branch."""
 
     margin: Any
     branch: Any
 
 
-def kinks_along(test: GradientUnderTest, variables: Variables, direction: Variables) -> list[Kink]:
-    """List the kinks that a small step along a direction crosses, nearest first."""
+def kinks_along(function: WithConstants, variables: Variables, direction: Variables) -> list[Kink]:
+    """List the kinks that a small step along a direction crosses, by increasing margin."""
     here, after, before = (
         find_branches(
-            test, {path: leaf + step * direction[path] for path, leaf in variables.items()}
+            function, {path: leaf + step * direction[path] for path, leaf in variables.items()}
         )
         for step in (0.0, _STEP, -_STEP)
     )
@@ -64,16 +63,13 @@ def kinks_along(test: GradientUnderTest, variables: Variables, direction: Variab
     return sorted(kinks, key=lambda kink: kink.margin)
 
 
-def find_branches(test: GradientUnderTest, variables: Variables) -> dict[str, Branches]:
-    """Evaluate the branches of every branching operation, by its name and number."""
-    return {
-        name: Branches(*map(np.asarray, branches))
-        for name, branches in _evaluate_branches(test.function, variables, test.fixed).items()
-    }
+def find_branches(function: WithConstants, variables: Variables) -> dict[str, Branches]:
+    """Evaluate margin and branch of every branching operation, by its name and number."""
+    return jax.device_get(_evaluate_branches(function, variables))
 
 
 def first_branch_change(before: dict[str, Branches], after: dict[str, Branches]) -> Kink | None:
-    """Find an element whose branch differs between two evaluations."""
+    """Find an element that is on another branch in a second evaluation; None if there is none."""
     for name, branches in before.items():
         changed = np.argwhere(branches.branch != after[name].branch)
         if len(changed):
@@ -81,10 +77,10 @@ def first_branch_change(before: dict[str, Branches], after: dict[str, Branches])
     return None
 
 
-def nearest_kink(test: GradientUnderTest, variables: Variables) -> Kink | None:
-    """Find the branch with the smallest margin."""
+def nearest_kink(function: WithConstants, variables: Variables) -> Kink | None:
+    """Find the element that is nearest to another branch, over all branching operations."""
     kinks = []
-    for name, branches in find_branches(test, variables).items():
+    for name, branches in find_branches(function, variables).items():
         margin = np.nan_to_num(branches.margin, nan=np.inf)
         if margin.size:
             index = np.unravel_index(int(np.argmin(margin)), margin.shape)
@@ -98,23 +94,24 @@ def _kink(name: str, branches: Branches, index: Sequence[Any] | np.ndarray) -> K
 
 
 @jit_unoptimized
-def _evaluate_branches(
-    function: Program, variables: Variables, fixed: dict[str, Any]
-) -> dict[str, Branches]:
-    program = jax.make_jaxpr(function)(variables, fixed)
-    sites = [site for site in find_equations(program, _branches) if site.opaque_primitive is None]
+def _evaluate_branches(function: WithConstants, variables: Variables) -> dict[str, Branches]:
+    args = function, variables
+    program = jax.make_jaxpr(lambda function, variables: function(variables))(*args)
+    sites = [
+        site for site in find_equations(program, _is_branching) if site.opaque_primitive is None
+    ]
     handlers = {
         site.path: functools.partial(_record, _BRANCHES_OF_PRIMITIVE[site.equation.primitive.name])
         for site in sites
     }
-    _, side_outputs = interpret(program, handlers, jax.tree.leaves((variables, fixed)))
+    _, side_outputs = interpret(program, handlers, jax.tree.leaves(args))
     return {
         f"{site.equation.primitive.name}#{number}": side_outputs[site.path]
         for number, site in enumerate(sites)
     }
 
 
-def _branches(equation: JaxprEqn) -> bool:
+def _is_branching(equation: JaxprEqn) -> bool:
     dtypes = [getattr(variable.aval, "dtype", None) for variable in equation.invars]
     return equation.primitive.name in _BRANCHES_OF_PRIMITIVE and any(
         dtype is not None and jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes

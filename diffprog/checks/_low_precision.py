@@ -24,9 +24,9 @@ _SLACK = 4.0  # the spread is of autodiff's formula, not the rule's, and of four
 def measure_precision(
     test: GradientUnderTest, paths: list[str], dy: Any
 ) -> tuple[list[Precision], list[str]]:
-    """Measure the error of a gradient in lower precision, and its bound.
+    """Measure the error of a gradient in float32, bfloat16 and float16, and compute its bound.
 
-    Returns one entry per leaf and dtype, and notes on dtypes in which nothing is comparable.
+    Returns one `Precision` per leaf and dtype, and a note on each dtype that cannot be assessed.
     """
     precision, notes = [], []
     for dtype in DTYPES:
@@ -38,7 +38,7 @@ def measure_precision(
 
 
 class _NotComparableError(Exception):
-    """The function fails in this dtype, or computes something else."""
+    """Raised if the function fails in a dtype, or has another value there than in float64."""
 
 
 def _precision_in(
@@ -51,14 +51,15 @@ def _precision_in(
     y, got, branches = _evaluate_below_float64(cast_constants(test, dtype), rounded, low_dy)
     with jax.enable_x64(True):
         wide = cast(rounded, np.float64)
-        wide_dy = cast_cotangent(test, wide, low_dy)
+        wide_dy = cast_cotangent(test.function, wide, low_dy)
         # On another branch the function has another gradient, not an inexact one.
-        kink = first_branch_change(find_branches(test, wide), branches)
+        kink = first_branch_change(find_branches(test.function, wide), branches)
         if kink is not None:
             raise _NotComparableError(f"rounding changes the branch of {kink}")
         exact_y, want = value_and_gradient(test, wide, wide_dy)
         eps = float(info.eps)
-        spread = rounding_spread(test, wide, wide_dy, eps, float(info.smallest_subnormal))
+        subnormal = float(info.smallest_subnormal)
+        spread = rounding_spread(test.function, wide, wide_dy, eps, subnormal)
     for low, exact, deviation in zip(*map(jax.tree.leaves, (y, exact_y, spread.y)), strict=True):
         if _rms(_wide(low) - _wide(exact)) > _SLACK * (_rms(deviation) + eps * _rms(exact)):
             raise _NotComparableError(
@@ -81,8 +82,8 @@ def _evaluate_below_float64(
 ) -> tuple[Any, dict[str, Any], dict[str, Branches]]:
     with jax.enable_x64(False):
         try:
-            dy = cast_cotangent(test, variables, dy)
-            return *value_and_gradient(test, variables, dy), find_branches(test, variables)
+            dy = cast_cotangent(test.function, variables, dy)
+            return *value_and_gradient(test, variables, dy), find_branches(test.function, variables)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise _NotComparableError(f"raises {str(error).splitlines()[0]}") from None
 

@@ -40,8 +40,8 @@ class Precision(NamedTuple):
     """Accuracy of the gradient under test in one dtype.
 
     Attributes:
-        path: the leaf.
-        dtype: the dtype of the computation.
+        path: path of the leaf.
+        dtype: dtype of the computation.
         error: root mean square of the difference from the same gradient in float64.
         bound: rounding error bound for this dtype.
     """
@@ -53,20 +53,20 @@ class Precision(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Result of the check of one leaf of a gradient.
+    """Result of a gradient check for one leaf of the arguments.
 
     Attributes:
-        path: the leaf, such as "params['weight']".
+        path: path of the leaf, such as "params['weight']".
         verdict: one of `VERDICTS`.
-        index: the element with the largest error relative to its tolerance.
-        got: the gradient under test there.
-        want: the reference gradient there, by autodiff or by finite differences.
+        index: index of the element with the largest error relative to its tolerance.
+        got: gradient under test of this element.
+        want: reference gradient of this element, by autodiff or by finite differences.
         error: |got - want|.
-        tolerance: the error that rounding explains.
+        tolerance: largest error that rounding explains.
         hint: diagnosis of the error, or other remarks.
-        layer: the layer within a network; empty if there is none.
+        layer: name of the layer within a network; empty for a single layer or a function.
         point: "given", or "generic" for the second point of random signs and magnitudes.
-        order: 1, or 2 for the derivative of the hand-written rule.
+        order: 1 for the gradient, 2 for the derivative of the hand-written backward pass.
         interval: at a kink, the one-sided derivatives in ascending order.
     """
 
@@ -85,7 +85,7 @@ class Finding(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Check if the gradient of this leaf is usable."""
+        """Check if the verdict is one of the first five of `VERDICTS`."""
         return self.verdict in _ACCEPTABLE
 
 
@@ -125,16 +125,14 @@ class Report(NamedTuple):
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:
-    """Concatenate several reports."""
+    """Merge several reports into one."""
     findings, precision, notes, asymmetries = zip(*reports, strict=True)
-    findings, precision, notes = (
-        tuple(itertools.chain(*parts)) for parts in (findings, precision, notes)
-    )
-    return Report(findings, precision, notes, max(asymmetries))
+    join = lambda parts: tuple(itertools.chain(*parts))
+    return Report(join(findings), join(precision), join(notes), max(asymmetries))
 
 
 def worst(findings: list[Finding]) -> Finding:
-    """Return the finding with the most severe verdict, the first of several."""
+    """Return the finding with the most severe verdict, the first one if there are several."""
     return max(findings, key=lambda finding: VERDICTS.index(finding.verdict))
 
 
@@ -159,7 +157,7 @@ def _ratio(error: float, tolerance: float) -> float:
 
 
 def _precision_lines(precision: tuple[Precision, ...]) -> list[str]:
-    """For each dtype, print the leaf with the largest error relative to its bound."""
+    """Describe, for each dtype, the leaf with the largest error relative to its bound."""
     lines = []
     for dtype in dict.fromkeys(entry.dtype for entry in precision):
         entries = [entry for entry in precision if entry.dtype == dtype]
@@ -171,7 +169,7 @@ def _precision_lines(precision: tuple[Precision, ...]) -> list[str]:
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Align the columns; a column that is empty in every row is omitted."""
+    """Format rows as lines of aligned columns; omit a column that is empty in every row."""
     columns = [k for k in range(len(header)) if any(row[k] for row in rows)]
     lines = [[row[k] for k in columns] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

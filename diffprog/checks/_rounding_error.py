@@ -21,21 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffprog._jaxpr import (
-    ClosedJaxpr,
-    EquationSite,
-    Handler,
-    JaxprEqn,
-    Path,
-    convolution_dimensions,
-    dot_dimensions,
-    evaluate_equation,
-    find_equations,
-    interpret,
-    reduced_axes,
-)
-from diffprog.checks._gradient_function import GradientUnderTest, Variables, jit_unoptimized
-from diffprog.program import Program
+from diffprog import _jaxpr
+from diffprog.checks._gradient_function import Variables, WithConstants, jit_unoptimized
 
 _SAMPLES = 4
 _MOVES = (
@@ -48,14 +35,14 @@ _EXACT_PRIMITIVES = frozenset(f"{_MOVES} {_COMPARISONS} {_CASTS}".split())
 
 
 class RoundingSpread(NamedTuple):
-    """Largest deviation of the value and of the gradients over all samples, element by element."""
+    """Largest deviation of value and gradients over all perturbed runs, element by element."""
 
     y: Any
     gradient: Variables
 
 
 def rounding_spread(
-    test: GradientUnderTest,
+    function: WithConstants,
     variables: Variables,
     dy: Any,
     unit_roundoff: float,
@@ -64,13 +51,13 @@ def rounding_spread(
     """Estimate the rounding error of a function and its gradient by random perturbations.
 
     Args:
-        test: the function.
-        variables: where it is evaluated, float64.
+        function: the function.
+        variables: its float64 arguments by path.
         dy: cotangent.
         unit_roundoff: relative perturbation of every result, a power of two.
         smallest_subnormal: absolute perturbation of every result.
     """
-    run = functools.partial(_perturbed_vjp, test.function, variables, test.fixed, dy)
+    run = functools.partial(_perturbed_vjp, function, variables, dy)
     exact = run(np.int64(0), 0.0, np.uint64(0))
     bits = np.int64(52 + round(math.log2(unit_roundoff)))
     samples = [run(bits, smallest_subnormal, np.uint64(salt)) for salt in range(1, _SAMPLES + 1)]
@@ -83,11 +70,11 @@ def rounding_spread(
     return RoundingSpread(*jax.tree.map(largest_deviation, exact, *samples))
 
 
-def innermost_equations(program: ClosedJaxpr) -> list[EquationSite]:
-    """List the equations that `interpret` can replace and that contain no other such equation."""
+def innermost_equations(program: _jaxpr.ClosedJaxpr) -> list[_jaxpr.EquationSite]:
+    """List the equations that a handler can replace and that contain no other such equation."""
     sites = [
         site
-        for site in find_equations(program, lambda equation: True)
+        for site in _jaxpr.find_equations(program, lambda equation: True)
         if site.opaque_primitive is None and site.custom_rule_primitive is None
     ]
     enclosing = {site.path[:depth] for site in sites for depth in range(1, len(site.path))}
@@ -96,9 +83,8 @@ def innermost_equations(program: ClosedJaxpr) -> list[EquationSite]:
 
 @jit_unoptimized
 def _perturbed_vjp(
-    function: Program,
+    function: WithConstants,
     variables: Variables,
-    fixed: dict[str, Any],
     dy: Any,
     bits: Array,
     smallest_subnormal: Array,
@@ -106,53 +92,51 @@ def _perturbed_vjp(
 ) -> tuple[Any, Variables]:
     """Evaluate a function and its gradient in perturbed arithmetic; exact if `bits` is 0."""
 
-    def value_and_vjp(
-        variables: Variables, fixed: dict[str, Any], dy: Any
-    ) -> tuple[Any, Variables]:
-        y, vjp = jax.vjp(lambda variables: function(variables, fixed), variables)
+    def value_and_vjp(function: WithConstants, variables: Variables, dy: Any) -> Any:
+        y, vjp = jax.vjp(function, variables)
         return y, vjp(dy)[0]
 
     perturb = functools.partial(_perturb, bits, smallest_subnormal)
 
     def evaluate_perturbed(
-        salt: Array, equation: JaxprEqn, inputs: list[Any], side_input: None
+        salt: Array, equation: _jaxpr.JaxprEqn, inputs: list[Any], side_input: None
     ) -> tuple[Sequence[Any], None]:
-        outputs = evaluate_equation(equation, inputs)
+        outputs = _jaxpr.evaluate_equation(equation, inputs)
         return [perturb(output, salt, _summed_terms(equation)) for output in outputs], None
 
     variables = {path: perturb(leaf, salt) for path, leaf in variables.items()}
-    program, shape = jax.make_jaxpr(value_and_vjp, return_shape=True)(variables, fixed, dy)
-    handlers: dict[Path, Handler] = {
+    args = function, variables, dy
+    program, shape = jax.make_jaxpr(value_and_vjp, return_shape=True)(*args)
+    handlers: dict[_jaxpr.Path, _jaxpr.Handler] = {
         # Another salt per equation, so that equal numbers get independent errors.
         site.path: functools.partial(evaluate_perturbed, salt + np.uint64(97 * number))
         for number, site in enumerate(innermost_equations(program))
         if site.equation.primitive.name not in _EXACT_PRIMITIVES
     }
-    outputs, _ = interpret(program, handlers, jax.tree.leaves((variables, fixed, dy)))
+    outputs, _ = _jaxpr.interpret(program, handlers, jax.tree.leaves(args))
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
 
-def _summed_terms(equation: JaxprEqn) -> float:
-    """Count the terms in the sum that makes one output."""
+def _summed_terms(equation: _jaxpr.JaxprEqn) -> float:
+    """Count the terms of the sum that an equation computes for one output element."""
     name = equation.primitive.name
     shapes = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
     if name == "dot_general":
-        return math.prod(shapes[0][axis] for axis in dot_dimensions(equation)[0][0])
+        return math.prod(shapes[0][axis] for axis in _jaxpr.dot_dimensions(equation)[0][0])
     if name == "conv_general_dilated":
-        return math.prod(shapes[1]) / shapes[1][convolution_dimensions(equation).rhs_spec[0]]
+        return math.prod(shapes[1]) / shapes[1][_jaxpr.convolution_dimensions(equation).rhs_spec[0]]
     if name in ("reduce_sum", "cumsum"):
-        return math.prod(shapes[0][axis] for axis in reduced_axes(equation))
+        return math.prod(shapes[0][axis] for axis in _jaxpr.reduced_axes(equation))
     return 1.0
 
 
 def _perturb(
     bits: Array, smallest_subnormal: Array, number: Any, salt: Array, terms: float = 1.0
 ) -> Any:
-    """Change the last `bits` binary digits of a number, more for a sum of many terms.
+    """Add noise to the last `bits` binary digits of a float, and to more for a sum of many terms.
 
-    It works on integers: a compiler may evaluate a float expression twice with different rounding,
-        and
-    then the largest element of a row is unequal to itself.
+    The sum is computed on integers: a compiler may evaluate a float expression twice with different
+    rounding, and then the largest element of a row is unequal to itself.
     """
     if not jnp.issubdtype(getattr(number, "dtype", int), jnp.floating):
         return number

@@ -35,17 +35,19 @@ class TestPoint(NamedTuple):
     """Gradient under test, reference gradient and tolerance at one point.
 
     Attributes:
+        test: the function and its gradient under test.
         name: "given" or "generic".
-        variables: where the gradients are evaluated, float64.
+        variables: float64 arrays by path, at which the gradients are evaluated.
         dy: cotangent.
         y: value of the function.
-        got: gradient under test by path; anything may have been returned.
+        got: gradient under test by path, as the user's code returned it, of any shape and dtype.
         want: reference gradient by path.
         tolerance: tolerated difference of each element, by path.
-        unit_roundoff: of the function; above 2^-53 if it computes in a narrower dtype.
-        at_kink: whether some branch of the function is at its margin.
+        unit_roundoff: unit roundoff of the function; above 2^-53 if it computes in float32 or less.
+        at_kink: whether the function has a kink here, for example max(a, b) at a = b.
     """
 
+    test: GradientUnderTest
     name: str
     variables: Variables
     dy: Any
@@ -61,20 +63,20 @@ def evaluate_point(
     test: GradientUnderTest, name: str, variables: Variables, dy: Any, unit_roundoff: float
 ) -> TestPoint:
     """Evaluate the gradient under test, the reference gradient and the tolerance at one point."""
-    reference = reference_gradient(test, variables, dy)
+    reference = reference_gradient(test.function, variables, dy)
     want = {path: np.asarray(leaf) for path, leaf in reference.items()}
     y, got = value_and_gradient(test, variables, dy)
     perturbation = max(_PERTURBATION, unit_roundoff)
-    spread = rounding_spread(test, variables, dy, perturbation).gradient
+    spread = rounding_spread(test.function, variables, dy, perturbation).gradient
     # Three digits of slack are too many for a function that computes in float32 or below.
     slack = FORMULA_SLACK if unit_roundoff < _PERTURBATION else ULPS
     tolerance = {
         path: _tolerance(leaf, np.asarray(spread[path]) / perturbation, unit_roundoff, slack)
         for path, leaf in want.items()
     }
-    kink = nearest_kink(test, variables)
+    kink = nearest_kink(test.function, variables)
     at_kink = kink is not None and kink.margin < KINK_MARGIN
-    return TestPoint(name, variables, dy, y, got, want, tolerance, unit_roundoff, at_kink)
+    return TestPoint(test, name, variables, dy, y, got, want, tolerance, unit_roundoff, at_kink)
 
 
 def _tolerance(
@@ -86,14 +88,12 @@ def _tolerance(
         return slack * unit_roundoff * relative + ULPS * unit_roundoff * largest
 
 
-def generic_point(
-    test: GradientUnderTest, given: TestPoint, rng: np.random.Generator
-) -> TestPoint | None:
-    """Sample a generic point at which the function is finite; None if there is none.
+def generic_point(given: TestPoint, rng: np.random.Generator) -> TestPoint | None:
+    """Sample a generic point at which the function is finite; None if no attempt finds one.
 
     The signs are random, or those of the given point if f is not finite otherwise. Of a few
-    attempts it keeps the point with the fewest leaves whose gradient is zero here and at the given
-    point.
+    attempts, the point is returned with the fewest leaves whose gradient is zero both there and at
+    the given point.
     """
     best, fewest = None, len(given.want) + 1
     # The last attempt keeps the given signs, for functions such as log and sqrt.
@@ -101,8 +101,8 @@ def generic_point(
         variables = {
             path: _scatter(leaf, random_signs, rng) for path, leaf in given.variables.items()
         }
-        dy = random_cotangent(test, variables, rng)
-        point = evaluate_point(test, "generic", variables, dy, given.unit_roundoff)
+        dy = random_cotangent(given.test, variables, rng)
+        point = evaluate_point(given.test, "generic", variables, dy, given.unit_roundoff)
         zero = sum(not point.want[path].any() and not given.want[path].any() for path in given.want)
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((point.y, point.want)))
         if finite and zero < fewest:
@@ -113,7 +113,7 @@ def generic_point(
 
 
 def _scatter(leaf: np.ndarray, random_signs: bool, rng: np.random.Generator) -> np.ndarray:
-    """Sample magnitudes over 2.5 decades around that of the leaf, with random or given signs."""
+    """Sample magnitudes over 2.5 decades around that of an array, with random or its own signs."""
     size = magnitude(leaf) * 10 ** rng.uniform(-2.0, 0.5, leaf.shape)
     return np.asarray(
         size * (rng.choice([-1.0, 1.0], leaf.shape) if random_signs else np.sign(leaf))
