@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from diffprog import _validation
 from diffprog.backprop._affine import affine
-from diffprog.backprop._layer import Layer
+from diffprog.backprop._layer import Layer, layer_without_params
 
 Values = Float[Array, "batch ..."]
 
@@ -26,21 +26,18 @@ def _activation(
     forward: Callable[[Values], tuple[Values, Values]],
     backward: Callable[[Values, Values], Values],
 ) -> Layer:
-    """Build a layer without parameters from z -> (y, residual) and (residual, dy) -> dz."""
+    """Build a layer from z -> (y, residual) and (residual, dy) -> dz; z must be a float array."""
 
-    def checked_forward(params: tuple[()], z: Values) -> tuple[Values, Values]:
+    def checked_forward(z: Values) -> tuple[Values, Values]:
         _validation.floating("z", z)
         return forward(z)
 
-    return Layer(
-        lambda key: (),
-        checked_forward,
-        lambda params, residual, dy: ((), backward(residual, dy)),
-        name,
-    )
+    return layer_without_params(name, checked_forward, backward)
 
 
 def _with_output_as_residual(f: Callable[[Values], Values]) -> Callable[..., tuple[Values, Values]]:
+    """Turn y = f(z) into a forward pass z -> (y, residual) whose residual is y."""
+
     def forward(z: Values) -> tuple[Values, Values]:
         y = f(z)
         return y, y
@@ -86,10 +83,10 @@ def relu(*, at_zero: float = 0.0) -> Layer:
     Shapes: z, y and the residual z (batch, ...).
 
     Args:
-        at_zero: the subgradient at 0, in [0, 1]; 0 as in `jax.nn.relu`, 1 in lecture 004.
+        at_zero: subgradient at 0, in [0, 1]; 0 as in `jax.nn.relu`, 1 in lecture 004.
 
     Raises:
-        TypeError, ValueError: at_zero is not such a number.
+        TypeError, ValueError: at_zero is not a number in [0, 1].
 
     >>> relu().forward((), jnp.array([[-1.0, 2.0]]))[0]
     Array([[0., 2.]], dtype=float32)
@@ -113,10 +110,10 @@ def leaky_relu(slope: float = 0.1) -> Layer:
     Shapes: z, y and the residual z (batch, ...).
 
     Args:
-        slope: for negative z, in [0, 1]; 0.1 as in lecture 001 (`jax.nn` has 0.01).
+        slope: derivative for negative z, in [0, 1]; 0.1 as in lecture 001 (`jax.nn` has 0.01).
 
     Raises:
-        TypeError, ValueError: slope is not such a number.
+        TypeError, ValueError: slope is not a number in [0, 1].
 
     >>> leaky_relu().forward((), jnp.array([[-1.0, 2.0]]))[0]
     Array([[-0.1,  2. ]], dtype=float32)
@@ -141,7 +138,7 @@ def elu(alpha: float = 1.0) -> Layer:
         alpha: α >= 0; y tends to -α for z to minus infinity.
 
     Raises:
-        TypeError, ValueError: alpha is not such a number.
+        TypeError, ValueError: alpha is not a number >= 0.
 
     >>> elu().forward((), jnp.array([[0.0, 2.0]]))[0]
     Array([[0., 2.]], dtype=float32)
@@ -257,11 +254,11 @@ def maxout(
     Args:
         inputs: length of x.
         outputs: number of units.
-        pieces: affine functions per unit, at least 2.
-        initializer: of the weights, as for `affine`.
+        pieces: number of affine functions per unit, at least 2.
+        initializer: initializer of the weights, as for `affine`.
 
     Raises:
-        TypeError, ValueError: as for `affine`; pieces is not such an integer.
+        TypeError, ValueError: as for `affine`; pieces is not an integer of at least 2.
 
     >>> maxout(3, 2).init(jax.random.key(0))["weight"].shape
     (4, 3)

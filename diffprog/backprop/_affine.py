@@ -24,8 +24,7 @@ def affine(
         dx = dz W,    dW = dzᵀ x,    db = Σ_batch dz
 
     Params: `{"weight": (outputs, inputs), "bias": (outputs,)}`. dW has the shape of W; the
-        lectures'
-    numerator layout has its transpose x dz.
+    lectures' numerator layout has its transpose x dz.
 
     Shapes: x and the residual x (batch, inputs), z (batch, outputs).
 
@@ -33,8 +32,8 @@ def affine(
         inputs: length of x, at least 1.
         outputs: length of z, at least 1.
         bias: whether there is a bias b; it starts at 0.
-        initializer: of W, called with shape (inputs, outputs) as `jax.nn.initializers` expect;
-            LeCun normal by default.
+        initializer: initializer of W, called with shape (inputs, outputs) as `jax.nn.initializers`
+            expect; LeCun normal by default.
 
     Raises:
         TypeError: a size is not an integer; at `forward`, x is not a float array.
@@ -48,16 +47,13 @@ def affine(
     """
     _validation.integer("inputs", inputs, low=1)
     _validation.integer("outputs", outputs, low=1)
-    initialize = (
-        lecun_normal() if initializer is None else _validation.function("initializer", initializer)
-    )
+    initialize = _validation.function("initializer", initializer or lecun_normal())
     shapes = {"weight": (outputs, inputs)} | ({"bias": (outputs,)} if bias else {})
 
     def init(key: jax.Array) -> Weights:
         # Initializers of `jax.nn` expect (fan-in, fan-out).
         weight = initialize(key, (inputs, outputs)).T
-        params = {"weight": weight}
-        return params | {"bias": jnp.zeros(outputs, weight.dtype)} if bias else params
+        return {"weight": weight} | ({"bias": jnp.zeros(outputs, weight.dtype)} if bias else {})
 
     def forward(params: Weights, x: Inputs) -> tuple[Outputs, Any]:
         _check_input(x, inputs)
@@ -66,9 +62,7 @@ def affine(
         return (z + params["bias"] if bias else z), x
 
     def backward(params: Weights, x: Any, dz: Outputs) -> tuple[Weights, Inputs]:
-        dparams = {"weight": dz.T @ x}
-        if bias:
-            dparams["bias"] = dz.sum(0)
+        dparams = {"weight": dz.T @ x} | ({"bias": dz.sum(0)} if bias else {})
         return dparams, dz @ params["weight"]
 
     return Layer(init, forward, backward, name=f"affine({inputs}, {outputs})")
@@ -87,7 +81,8 @@ def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | Non
     Args:
         inputs: length of x, at least 1.
         outputs: length of z, at least 1.
-        initializer: of all columns but column 0, which starts at 0; as for `affine`.
+        initializer: initializer of the weights without the bias column, which starts at 0; as for
+            `affine`.
 
     Raises:
         TypeError, ValueError: as for `affine`.

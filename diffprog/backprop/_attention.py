@@ -36,7 +36,7 @@ def embedding(count: int, width: int, *, initializer: Initializer | None = None)
     Args:
         count: number of ids, 0 .. count - 1.
         width: length of a row.
-        initializer: of W, called with its shape; standard normal by default.
+        initializer: initializer of W, called with its shape; standard normal by default.
 
     Raises:
         TypeError: a size is not an integer; at `forward`, ids are not integers.
@@ -51,9 +51,7 @@ def embedding(count: int, width: int, *, initializer: Initializer | None = None)
     """
     _validation.integer("count", count, low=1)
     _validation.integer("width", width, low=1)
-    initialize = (
-        normal(1.0) if initializer is None else _validation.function("initializer", initializer)
-    )
+    initialize = _validation.function("initializer", initializer or normal(1.0))
 
     def forward(params: Weights, ids: Integer[Array, "batch ..."]) -> tuple[Batch, Any]:
         array = _validation.array("ids", ids)
@@ -66,12 +64,8 @@ def embedding(count: int, width: int, *, initializer: Initializer | None = None)
         # `add` accumulates over repeated ids; `set` would keep the last one only.
         return {"weight": jnp.zeros_like(params["weight"]).at[ids].add(dy)}, None
 
-    return Layer(
-        lambda key: {"weight": initialize(key, (count, width))},
-        forward,
-        backward,
-        f"embedding({count}, {width})",
-    )
+    init = lambda key: {"weight": initialize(key, (count, width))}
+    return Layer(init, forward, backward, f"embedding({count}, {width})")
 
 
 def attention(width: int, *, causal: bool = False, initializer: Initializer | None = None) -> Layer:
@@ -91,9 +85,9 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
     attention weights a (batch, length, length).
 
     Args:
-        width: length of a position.
+        width: length of the vector at each position.
         causal: whether a position attends only to itself and earlier positions.
-        initializer: of each matrix, as for `affine`.
+        initializer: initializer of each matrix, as for `affine`.
 
     Raises:
         TypeError: width is not an integer; at `forward`, x is not a float array.
@@ -106,18 +100,13 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
     (2, 3, 4)
     """
     _validation.integer("width", width, low=1)
-    initialize = (
-        lecun_normal() if initializer is None else _validation.function("initializer", initializer)
-    )
+    initialize = _validation.function("initializer", initializer or lecun_normal())
     scale, normalize = 1 / math.sqrt(width), softmax()
 
     def init(key: jax.Array) -> Weights:
-        return {
-            name: initialize(matrix_key, (width, width)).T
-            for name, matrix_key in zip(
-                ("query", "key", "value", "output"), jax.random.split(key, 4), strict=True
-            )
-        }
+        keys = jax.random.split(key, 4)
+        matrices = [initialize(matrix_key, (width, width)).T for matrix_key in keys]
+        return dict(zip(("query", "key", "value", "output"), matrices, strict=True))
 
     def forward(params: Weights, x: Sequences) -> tuple[Sequences, Any]:
         _validation.floating("x", x, rank=3)
@@ -150,9 +139,7 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
         }
         return dparams, dq @ params["query"] + dk @ params["key"] + dv @ params["value"]
 
-    return Layer(
-        init, forward, backward, f"attention({width}, causal)" if causal else f"attention({width})"
-    )
+    return Layer(init, forward, backward, f"attention({width}{', causal' if causal else ''})")
 
 
 def _weight_gradient(dz: Sequences, x: Sequences) -> Float[Array, "outputs inputs"]:
@@ -164,14 +151,14 @@ def residual(layer: Layer) -> Layer:
     """Residual connection around a layer f.
 
         y = x + f(x)
-        dx = dy + the dx of f
+        dx = dy + dy ∂f/∂x
 
     Params and residuals: those of f.
 
     Shapes: x, y and f(x) (batch, ...).
 
     Args:
-        layer: f, whose output has the shape of its input.
+        layer: the layer f; its output has the shape of its input.
 
     Raises:
         TypeError: layer is not a `Layer`.

@@ -20,7 +20,7 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float
 
 from diffprog import _validation
-from diffprog.backprop._layer import Layer
+from diffprog.backprop._layer import Layer, layer_without_params
 
 Images = Float[Array, "batch height width channels"]
 Weights = dict[str, Array]
@@ -53,7 +53,8 @@ def convolution(
         window: side of the kernel.
         stride: s, in both directions.
         padding: "SAME" pads with zeros to ceil(side / s) rows and columns, "VALID" does not pad.
-        initializer: of W, called with its shape; LeCun normal by default. b starts at 0.
+        initializer: initializer of W, called with its shape; LeCun normal by default. b starts
+            at 0.
 
     Raises:
         TypeError: a size is not an integer; at `forward`, x is not a float array.
@@ -68,9 +69,7 @@ def convolution(
     for name, size in sizes.items():
         _validation.integer(name, size, low=1)
     _validation.choice("padding", padding, ("SAME", "VALID"))
-    initialize = (
-        lecun_normal() if initializer is None else _validation.function("initializer", initializer)
-    )
+    initialize = _validation.function("initializer", initializer or lecun_normal())
     shape = (window, window, inputs, outputs)
 
     def init(key: jax.Array) -> Weights:
@@ -99,10 +98,10 @@ class Geometry(NamedTuple):
 
     Attributes:
         strides: steps of the window.
-        pads: zeros before and after the image; negative ones crop it.
+        pads: numbers of zeros before and after the image; negative ones crop it.
         dilation: distance of two pixels of the image, with zeros in between; 1 for none.
-        kernel_dilation: the same for the kernel.
-        precision: of the products, as `lax.conv_general_dilated` takes it.
+        kernel_dilation: distance of two entries of the kernel, likewise.
+        precision: precision of the products, as `lax.conv_general_dilated` takes it.
     """
 
     strides: tuple[int, ...]
@@ -135,10 +134,10 @@ def input_gradient(kernel: Array, sides: tuple[int, ...], dz: Array, geometry: G
     """Compute dJ/dx of z = convolve(x, kernel, geometry).
 
     Args:
-        kernel: the kernel.
+        kernel: kernel of the forward convolution.
         sides: spatial shape of x.
         dz: dJ/dz.
-        geometry: of the forward convolution.
+        geometry: geometry of the forward convolution.
     """
     flipped = jnp.flip(kernel, tuple(range(kernel.ndim - 2))).swapaxes(-1, -2)
     extents = _dilated_extents(sides, kernel.shape[:-2], dz.shape[1:-1], geometry)
@@ -155,7 +154,7 @@ def kernel_gradient(window: tuple[int, ...], x: Array, dz: Array, geometry: Geom
         window: spatial shape of W.
         x: input of the forward convolution.
         dz: dJ/dz.
-        geometry: of the forward convolution.
+        geometry: geometry of the forward convolution.
     """
     # dW sums over the batch, as a convolution sums over input channels.
     examples_as_channels = _materialize(jnp.swapaxes(x, 0, -1))
@@ -176,18 +175,13 @@ def _dilated_extents(
     def dilated(counts: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
         return [(count - 1) * step + 1 for count, step in zip(counts, dilation, strict=True)]
 
-    return list(
-        zip(
-            [low for low, _ in geometry.pads],
-            dilated(sides, geometry.dilation),
-            dilated(window, geometry.kernel_dilation),
-            dilated(outs, geometry.strides),
-            strict=True,
-        )
-    )
+    lows, images = [low for low, _ in geometry.pads], dilated(sides, geometry.dilation)
+    kernels, outputs = dilated(window, geometry.kernel_dilation), dilated(outs, geometry.strides)
+    return list(zip(lows, images, kernels, outputs, strict=True))
 
 
 def _materialize(operand: Array) -> Array:
+    """Keep XLA from folding a rearranged operand into a convolution on the CPU."""
     # A GPU's convolution reads any layout.
     return lax.platform_dependent(
         operand, cpu=lax.optimization_barrier, default=lambda operand: operand
@@ -219,19 +213,19 @@ def max_pool(window: int = 2) -> Layer:
     """
     _validation.integer("window", window, low=1)
 
-    def forward(params: tuple[()], x: Images) -> tuple[Images, Any]:
+    def forward(x: Images) -> tuple[Images, Any]:
         _check_images(x, window)
         y = _split_patches(x, window).max((2, 4))
         return y, (x, y)
 
-    def backward(params: tuple[()], residuals: Any, dy: Images) -> tuple[tuple[()], Images]:
+    def backward(residuals: Any, dy: Images) -> Images:
         x, y = residuals
         is_largest = _split_patches(x, window) == y[:, :, None, :, None, :]
         share = dy / is_largest.sum((2, 4), dtype=dy.dtype)
         dx = jnp.where(is_largest, share[:, :, None, :, None, :], 0)
-        return (), _join_patches(dx, x.shape)
+        return _join_patches(dx, x.shape)
 
-    return Layer(lambda key: (), forward, backward, name=f"max_pool({window})")
+    return layer_without_params(f"max_pool({window})", forward, backward)
 
 
 def average_pool(window: int = 2) -> Layer:
@@ -255,37 +249,34 @@ def average_pool(window: int = 2) -> Layer:
     """
     _validation.integer("window", window, low=1)
 
-    def forward(params: tuple[()], x: Images) -> tuple[Images, Any]:
+    def forward(x: Images) -> tuple[Images, Any]:
         _check_images(x, window)
         # An empty array holds the shape of x; as residuals, integers would become traced arrays.
         return _split_patches(x, window).mean((2, 4)), jnp.zeros_like(x, shape=(0, *x.shape[1:]))
 
-    def backward(params: tuple[()], like_x: Any, dy: Images) -> tuple[tuple[()], Images]:
+    def backward(like_x: Any, dy: Images) -> Images:
         batch, rows, columns, channels = dy.shape
-        dx = jnp.broadcast_to(
-            (dy / window**2)[:, :, None, :, None, :],
-            (batch, rows, window, columns, window, channels),
-        )
-        return (), _join_patches(dx, (batch, *like_x.shape[1:]))
+        shape = (batch, rows, window, columns, window, channels)
+        dx = jnp.broadcast_to((dy / window**2)[:, :, None, :, None, :], shape)
+        return _join_patches(dx, (batch, *like_x.shape[1:]))
 
-    return Layer(lambda key: (), forward, backward, name=f"average_pool({window})")
+    return layer_without_params(f"average_pool({window})", forward, backward)
 
 
 def _split_patches(x: Images, window: int) -> Patches:
+    """Split images into patches of window x window pixels; drop what is left over at the edges."""
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
-    return x[:, : rows * window, : columns * window].reshape(
-        batch, rows, window, columns, window, channels
-    )
+    covered = x[:, : rows * window, : columns * window]
+    return covered.reshape(batch, rows, window, columns, window, channels)
 
 
 def _join_patches(patches: Patches, shape: tuple[int, ...]) -> Images:
     """Invert `_split_patches`; rows and columns left over get zeros."""
     batch, rows, window, columns, _, channels = patches.shape
     images = patches.reshape(batch, rows * window, columns * window, channels)
-    return jnp.pad(
-        images, [(0, side - covered) for side, covered in zip(shape, images.shape, strict=True)]
-    )
+    margins = [(0, side - covered) for side, covered in zip(shape, images.shape, strict=True)]
+    return jnp.pad(images, margins)
 
 
 def flatten() -> Layer:
@@ -299,16 +290,12 @@ def flatten() -> Layer:
     (2, 12)
     """
 
-    def forward(params: tuple[()], x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
+    def forward(x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
         _validation.floating("x", x)
         return x.reshape(len(x), -1), jnp.zeros_like(x, shape=(0, *x.shape[1:]))
 
-    return Layer(
-        lambda key: (),
-        forward,
-        lambda params, like_x, dy: ((), dy.reshape(len(dy), *like_x.shape[1:])),
-        "flatten",
-    )
+    backward = lambda like_x, dy: dy.reshape(len(dy), *like_x.shape[1:])
+    return layer_without_params("flatten", forward, backward)
 
 
 def _check_images(x: Any, min_side: int, channels: int | None = None) -> None:

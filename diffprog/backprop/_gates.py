@@ -21,7 +21,7 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float
 
 from diffprog import _validation
-from diffprog.backprop._layer import Layer
+from diffprog.backprop._layer import Layer, layer_without_params
 
 Values = Float[Array, "batch ..."]
 Rows = Float[Array, "batch n"]
@@ -39,13 +39,11 @@ def add() -> Layer:
     Array([3.], dtype=float32)
     """
 
-    def forward(params: tuple[()], x: tuple[Values, ...]) -> tuple[Values, Any]:
+    def forward(x: tuple[Values, ...]) -> tuple[Values, Any]:
         _check_tuple(x)
         return functools.reduce(operator.add, x), (None,) * len(x)
 
-    return Layer(
-        lambda key: (), forward, lambda params, inputs, dy: ((), (dy,) * len(inputs)), "add"
-    )
+    return layer_without_params("add", forward, lambda inputs, dy: (dy,) * len(inputs))
 
 
 def multiply() -> Layer:
@@ -59,16 +57,15 @@ def multiply() -> Layer:
     (Array([4.], dtype=float32), Array([3.], dtype=float32))
     """
 
-    def forward(params: tuple[()], x: tuple[Values, ...]) -> tuple[Values, Any]:
+    def forward(x: tuple[Values, ...]) -> tuple[Values, Any]:
         _check_tuple(x)
         return functools.reduce(operator.mul, x), x
 
-    def backward(params: tuple[()], x: Any, dy: Values) -> tuple[tuple[()], tuple[Values, ...]]:
-        return (), tuple(
-            functools.reduce(operator.mul, (*x[:i], *x[i + 1 :]), dy) for i in range(len(x))
-        )
+    def backward(x: Any, dy: Values) -> tuple[Values, ...]:
+        others = [(*x[:i], *x[i + 1 :]) for i in range(len(x))]
+        return tuple(functools.reduce(operator.mul, factors, dy) for factors in others)
 
-    return Layer(lambda key: (), forward, backward, "multiply")
+    return layer_without_params("multiply", forward, backward)
 
 
 def copy(count: int) -> Layer:
@@ -82,23 +79,20 @@ def copy(count: int) -> Layer:
         count: number of copies, at least 1.
 
     Raises:
-        TypeError, ValueError: count is not such an integer; at `forward`, x is not a float array.
+        TypeError, ValueError: count is not an integer of at least 1; at `forward`, x is not a float
+            array.
 
     >>> copy(2).backward((), (), (jnp.array([1.0]), jnp.array([2.0])))[1]
     Array([3.], dtype=float32)
     """
     _validation.integer("count", count, low=1)
 
-    def forward(params: tuple[()], x: Values) -> tuple[tuple[Values, ...], Any]:
+    def forward(x: Values) -> tuple[tuple[Values, ...], Any]:
         _validation.floating("x", x)
         return (x,) * count, ()
 
-    return Layer(
-        lambda key: (),
-        forward,
-        lambda params, residuals, dy: ((), functools.reduce(operator.add, dy)),
-        f"copy({count})",
-    )
+    backward = lambda residuals, dy: functools.reduce(operator.add, dy)
+    return layer_without_params(f"copy({count})", forward, backward)
 
 
 def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
@@ -112,7 +106,8 @@ def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
     Shapes: z (batch, n), y (batch, subsets); residuals (z, y).
 
     Args:
-        subsets: S_1, S_2, ...: positions in z, from 0, without duplicates; subsets may overlap.
+        subsets: S_1, S_2, ..., each a sequence of positions in z, from 0, without duplicates;
+            subsets may overlap.
 
     Raises:
         TypeError: a position is not an integer; at `forward`, z is not a float array.
@@ -131,7 +126,7 @@ def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
         # In NumPy, so that the mask is a constant of the traced program.
         return np.stack([np.isin(np.arange(z.shape[1]), subset) for subset in positions])
 
-    def forward(params: tuple[()], z: Rows) -> tuple[Rows, Any]:
+    def forward(z: Rows) -> tuple[Rows, Any]:
         _validation.floating("z", z, rank=2)
         if z.shape[1] < min_length:
             raise ValueError(
@@ -141,13 +136,13 @@ def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
         y = jnp.where(membership(z), z[:, None, :], -jnp.inf).max(-1)
         return y, (z, y)
 
-    def backward(params: tuple[()], residuals: Any, dy: Rows) -> tuple[tuple[()], Rows]:
+    def backward(residuals: Any, dy: Rows) -> Rows:
         z, y = residuals
         is_largest = membership(z) & (z[:, None, :] == y[:, :, None])
         share = dy / is_largest.sum(-1, dtype=dy.dtype)
-        return (), jnp.where(is_largest, share[:, :, None], 0).sum(1)
+        return jnp.where(is_largest, share[:, :, None], 0).sum(1)
 
-    return Layer(lambda key: (), forward, backward, f"max_over({len(positions)} subsets)")
+    return layer_without_params(f"max_over({len(positions)} subsets)", forward, backward)
 
 
 def _check_subsets(subsets: Any) -> list[list[int]]:
@@ -176,16 +171,16 @@ def pairwise_product() -> Layer:
     Array([[-6.,  2.]], dtype=float32)
     """
 
-    def forward(params: tuple[()], z: Rows) -> tuple[Rows, Any]:
+    def forward(z: Rows) -> tuple[Rows, Any]:
         _validation.floating("z", z, rank=2)
         if z.shape[1] % 2:
             raise ValueError(f"z must have shape (batch, 2 n), got {list(z.shape)}")
         return z[:, ::2] * z[:, 1::2], z
 
-    def backward(params: tuple[()], z: Any, dy: Rows) -> tuple[tuple[()], Rows]:
-        return (), jnp.stack([dy * z[:, 1::2], dy * z[:, ::2]], -1).reshape(z.shape)
+    def backward(z: Any, dy: Rows) -> Rows:
+        return jnp.stack([dy * z[:, 1::2], dy * z[:, ::2]], -1).reshape(z.shape)
 
-    return Layer(lambda key: (), forward, backward, "pairwise_product")
+    return layer_without_params("pairwise_product", forward, backward)
 
 
 def power_product(inputs: int, outputs: int, *, initializer: Initializer | None = None) -> Layer:
@@ -205,7 +200,7 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
     Args:
         inputs: length of z.
         outputs: length of y.
-        initializer: of α, called with its shape; LeCun normal by default.
+        initializer: initializer of α, called with its shape; LeCun normal by default.
 
     Raises:
         TypeError: a size is not an integer; at `forward`, z is not a float array.
@@ -220,9 +215,7 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
     """
     _validation.integer("inputs", inputs, low=1)
     _validation.integer("outputs", outputs, low=1)
-    initialize = (
-        lecun_normal() if initializer is None else _validation.function("initializer", initializer)
-    )
+    initialize = _validation.function("initializer", initializer or lecun_normal())
 
     def forward(params: Weights, z: Rows) -> tuple[Rows, Any]:
         _check_powers(z, params["alpha"], inputs)
@@ -238,16 +231,12 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
         logarithm = jnp.log(jnp.where(z > 0, z, 1))
         return {"alpha": logarithm.T @ (dy * powers.prod(1))}, dz
 
-    return Layer(
-        lambda key: {"alpha": initialize(key, (inputs, outputs))},
-        forward,
-        backward,
-        f"power_product({inputs}, {outputs})",
-    )
+    init = lambda key: {"alpha": initialize(key, (inputs, outputs))}
+    return Layer(init, forward, backward, f"power_product({inputs}, {outputs})")
 
 
 def _product_of_others(factors: Float[Array, "batch inputs outputs"]) -> Array:
-    """For each factor, multiply all others along axis 1, without division."""
+    """Compute, for each factor, the product of all others along axis 1, without division."""
     one = jnp.ones_like(factors[:, :1])
     before = jnp.cumprod(jnp.concatenate([one, factors[:, :-1]], 1), 1)
     after = jnp.cumprod(jnp.concatenate([one, factors[:, :0:-1]], 1), 1)[:, ::-1]

@@ -22,9 +22,9 @@ class Part(NamedTuple):
     """A layer within a network.
 
     Attributes:
-        name: its name in the network.
+        name: name of the part in the network.
         layer: the layer.
-        sources: names of the parts or network inputs that are its input.
+        sources: names of the parts or network inputs that the layer takes as input.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Layer(NamedTuple):
         forward: `forward(params, x) -> (y, residuals)`.
         backward: `backward(params, residuals, dy) -> (dparams, dx)`. Gradients have the shapes of
             their variables, the transpose of the lectures' numerator layout.
-        name: used in reports and error messages, such as "affine(64, 10)".
+        name: name in reports and error messages, such as "affine(64, 10)".
         parts: the layers of a network in topological order, the output last; empty otherwise.
         inputs: names of x, or of the entries of x, in a network; empty otherwise.
 
@@ -72,6 +72,24 @@ class Layer(NamedTuple):
     name: str = "layer"
     parts: tuple[Part, ...] = ()
     inputs: tuple[str, ...] = ()
+
+
+def layer_without_params(
+    name: str, forward: Callable[[Any], tuple[Any, Any]], backward: Callable[[Any, Any], Any]
+) -> Layer:
+    """Build a layer without parameters.
+
+    Args:
+        name: name of the layer.
+        forward: `forward(x) -> (y, residuals)`.
+        backward: `backward(residuals, dy) -> dx`.
+    """
+    return Layer(
+        lambda key: (),
+        lambda params, x: forward(x),
+        lambda params, residuals, dy: ((), backward(residuals, dy)),
+        name,
+    )
 
 
 def require_layer(name: str, value: Any) -> None:

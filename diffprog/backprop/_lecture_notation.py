@@ -14,7 +14,7 @@ from diffprog.backprop._value_and_grads import Gradients
 
 
 def deltas(gradients: Gradients) -> dict[str, Any]:
-    """Return δ = -dJ/dvalue of every input and part, the sign convention of lecture 001.
+    """Return the deltas of lecture 001: δ = -dJ/dvalue of every network input and layer output.
 
         dJ/dW = -δ x
 
@@ -46,7 +46,7 @@ def numerator_layout(gradients: Any) -> Any:
     An update in this layout takes the transpose, W + η (dJ/dW)ᵀ with η < 0, as in lecture 000.
 
     Args:
-        gradients: `dparams`, or any pytree of arrays of rank at most 2; scalars are unchanged.
+        gradients: pytree of arrays of rank at most 2, such as `dparams`; scalars are unchanged.
 
     Raises:
         ValueError: an array has rank above 2, for which there is no agreed layout.

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from diffprog import _validation, losses
-from diffprog.backprop._layer import Layer, require_layer
+from diffprog.backprop._layer import Layer, layer_without_params, require_layer
 
-NoParams = tuple[()]
 PerExample = Float[Array, " batch"]
 Labels = Integer[Array, " batch"]
 Pair = tuple[Array, Array]
@@ -36,15 +35,15 @@ def half_squared_error() -> Layer:
     Array([2.5], dtype=float32)
     """
 
-    def forward(params: NoParams, x: Pair) -> tuple[PerExample, Array]:
+    def forward(x: Pair) -> tuple[PerExample, Array]:
         prediction, target = _check_pair(x)
         return losses.half_squared_error(prediction, target), prediction - target
 
-    def backward(params: NoParams, error: Any, dloss: PerExample) -> tuple[NoParams, Pair]:
+    def backward(error: Array, dloss: PerExample) -> Pair:
         gradient = _broadcast(dloss, error) * error
-        return (), (gradient, -gradient)
+        return gradient, -gradient
 
-    return Layer(lambda key: (), forward, backward, "half_squared_error")
+    return layer_without_params("half_squared_error", forward, backward)
 
 
 def softmax_cross_entropy() -> Layer:
@@ -54,23 +53,22 @@ def softmax_cross_entropy() -> Layer:
         dz = dL (y - onehot(label))
 
     Shapes: x = (z (batch, classes), labels (batch,)), L (batch,), residuals (y, labels). The labels
-        have
-    no derivative: their dx is None.
+    have no derivative: their dx is None.
 
     >>> softmax_cross_entropy().forward((), (jnp.zeros((1, 1)), jnp.array([0])))[0]
     Array([0.], dtype=float32)
     """
 
-    def forward(params: NoParams, x: tuple[Array, Labels]) -> tuple[PerExample, Any]:
+    def forward(x: tuple[Array, Labels]) -> tuple[PerExample, Any]:
         logits, labels = _check_pair(x)
         return losses.softmax_cross_entropy(logits, labels), (jax.nn.softmax(logits), labels)
 
-    def backward(params: NoParams, residuals: Any, dloss: PerExample) -> tuple[NoParams, Any]:
+    def backward(residuals: Any, dloss: PerExample) -> Any:
         y, labels = residuals
         onehot = jax.nn.one_hot(labels, y.shape[1], dtype=y.dtype)
-        return (), (_broadcast(dloss, y) * (y - onehot), None)
+        return _broadcast(dloss, y) * (y - onehot), None
 
-    return Layer(lambda key: (), forward, backward, "softmax_cross_entropy")
+    return layer_without_params("softmax_cross_entropy", forward, backward)
 
 
 def softmax_kl() -> Layer:
@@ -89,17 +87,17 @@ def softmax_kl() -> Layer:
     Array([0.], dtype=float32)
     """
 
-    def forward(params: NoParams, x: Pair) -> tuple[PerExample, Any]:
+    def forward(x: Pair) -> tuple[PerExample, Any]:
         logits, target = _check_pair(x)
         return losses.softmax_kl(logits, target), (jax.nn.log_softmax(logits), target)
 
-    def backward(params: NoParams, residuals: Any, dloss: PerExample) -> tuple[NoParams, Pair]:
+    def backward(residuals: Any, dloss: PerExample) -> Pair:
         log_y, target = residuals
         dloss, total = _broadcast(dloss, log_y), target.sum(1, keepdims=True)
         dlogits = dloss * (jnp.exp(log_y) * total - target)
-        return (), (dlogits, dloss * (_derivative_of_d_log_d(target) - log_y))
+        return dlogits, dloss * (_derivative_of_d_log_d(target) - log_y)
 
-    return Layer(lambda key: (), forward, backward, "softmax_kl")
+    return layer_without_params("softmax_kl", forward, backward)
 
 
 def sigmoid_kl() -> Layer:
@@ -115,16 +113,16 @@ def sigmoid_kl() -> Layer:
     Array([0.], dtype=float32)
     """
 
-    def forward(params: NoParams, x: Pair) -> tuple[PerExample, Any]:
+    def forward(x: Pair) -> tuple[PerExample, Any]:
         logits, target = _check_pair(x)
         return losses.sigmoid_kl(logits, target), (logits, target)
 
-    def backward(params: NoParams, residuals: Any, dloss: PerExample) -> tuple[NoParams, Pair]:
+    def backward(residuals: Any, dloss: PerExample) -> Pair:
         logits, target = residuals
         dtarget = _derivative_of_d_log_d(target) - _derivative_of_d_log_d(1 - target) - logits
-        return (), (dloss * (jax.nn.sigmoid(logits) - target), dloss * dtarget)
+        return dloss * (jax.nn.sigmoid(logits) - target), dloss * dtarget
 
-    return Layer(lambda key: (), forward, backward, "sigmoid_kl")
+    return layer_without_params("sigmoid_kl", forward, backward)
 
 
 def sum_over_examples(loss: Layer) -> Layer:
@@ -193,11 +191,11 @@ def _check_pair(x: Any) -> Pair:
 
 
 def _broadcast(dloss: PerExample, like: Array) -> Array:
-    """Append axes of length 1 up to the rank of `like`."""
+    """Append axes of length 1 to per-example values, up to the rank of `like`."""
     return dloss.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _derivative_of_d_log_d(d: Array) -> Array:
-    """Compute log d + 1, and 0 at d = 0."""
+    """Derivative log d + 1 of d log d; set to 0 at d = 0."""
     # The inner `where` keeps second derivatives finite at d = 0.
     return jnp.where(d == 0, 0, jnp.log(jnp.where(d == 0, 1, d)) + 1)

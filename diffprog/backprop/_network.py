@@ -31,12 +31,12 @@ def chain(layers: Sequence[Layer]) -> Layer:
     "affine1", "relu1", "affine2".
 
     Args:
-        layers: at least one; a network is a layer too.
+        layers: the layers, at least one; a network is a layer too.
 
     Raises:
         TypeError: an entry is not a `Layer`.
-        ValueError: there is no layer; at `forward`, params is not such a tuple, or two layers do
-            not fit together (the message gives names and shapes).
+        ValueError: there is no layer; at `forward`, params does not have one entry per layer, or
+            two layers do not fit together (the message gives names and shapes).
 
     >>> from diffprog.backprop import affine, relu
     >>> [part.name for part in chain([affine(4, 3), relu(), affine(3, 2)]).parts]
@@ -76,14 +76,14 @@ def dag(
         nodes: `{name: (layer, sources)}` in any order. Sources are names of nodes or inputs. A
             layer with one source gets its value as x, a layer with several gets the tuple of
             values.
-        output: the node whose value is the output.
+        output: name of the node whose value is the output.
         inputs: the name of x in the graph, or the names of the entries of x, which is then a tuple.
 
     Raises:
         TypeError: a node is not a pair of a `Layer` and sources.
         ValueError: an unknown source or output, a cycle, or a node or input that the output does
-            not depend on; at `forward`, params is not such a dict, or two layers do not fit
-            together.
+            not depend on; at `forward`, params does not have one entry per node, or two layers do
+            not fit together.
 
     Source: lecture 003's (x + y) z below; lecture 000, computation graphs.
 
@@ -127,7 +127,7 @@ def _make_part(name: str, node: Any) -> Part:
 
 
 def _check_graph(parts: dict[str, Part], output: str, inputs: tuple[str, ...]) -> None:
-    """Raise ValueError unless all names are known and the output depends on all of them."""
+    """Raise ValueError unless all names exist and the output depends on every node and input."""
     _validation.choice("output", output, parts)
     if not inputs or len({*inputs, *parts}) < len(inputs) + len(parts):
         raise ValueError(
@@ -153,7 +153,7 @@ def _check_graph(parts: dict[str, Part], output: str, inputs: tuple[str, ...]) -
 def _make_network(
     init: Callable[[jax.Array], Params], name: str, parts: tuple[Part, ...], inputs: tuple[str, ...]
 ) -> Layer:
-    """Build the layer that runs parts in topological order; the last part is the output."""
+    """Build the network of parts in topological order; the last part is the output."""
 
     def forward(params: Params, x: Any) -> tuple[Any, ByName]:
         values, residuals = run_forward(net, params_by_name(net, params), x)
@@ -161,7 +161,7 @@ def _make_network(
 
     def backward(params: Params, residuals: ByName, dy: Any) -> tuple[Params, Any]:
         dparams, adjoints = run_backward(net, params_by_name(net, params), residuals, dy)
-        return restore_structure(net, params, dparams), select(adjoints, inputs)
+        return restore_structure(net, dparams, params), select(adjoints, inputs)
 
     # `forward` and `backward` refer to `net`, for its parts and the messages of errors.
     net = Layer(init, forward, backward, name, parts, inputs)
@@ -169,7 +169,7 @@ def _make_network(
 
 
 def run_forward(net: Layer, params: ByName, x: Any) -> tuple[ByName, ByName]:
-    """Run the forward pass of a network; return the values of all parts and their residuals."""
+    """Run the forward pass of a network; return the values and the residuals of all parts."""
     values, residuals = _inputs_by_name(net, x), {}
     for part in net.parts:
         try:
@@ -185,7 +185,7 @@ def run_forward(net: Layer, params: ByName, x: Any) -> tuple[ByName, ByName]:
 
 
 def run_backward(net: Layer, params: ByName, residuals: ByName, dy: Any) -> tuple[ByName, ByName]:
-    """Run the backward pass of a network; return all parameter gradients and adjoints."""
+    """Run the backward pass of a network; return the parameter gradients and the adjoints."""
     dparams: ByName = {}
     adjoints: ByName = dict.fromkeys((*net.inputs, *(part.name for part in net.parts)))
     adjoints[net.parts[-1].name] = dy
@@ -222,33 +222,29 @@ def _inputs_by_name(net: Layer, x: Any) -> ByName:
 
 
 def select(values: ByName, names: tuple[str, ...]) -> Any:
-    """Return the value of one name, or the tuple of values of several names."""
+    """Return the value of a single name, or the tuple of the values of several names."""
     return values[names[0]] if len(names) == 1 else tuple(values[name] for name in names)
 
 
 def params_by_name(net: Layer, params: Any) -> ByName:
-    """Map part names to parameters, from the tuple of a chain or the dict of a dag."""
+    """Convert the parameters of a network, a tuple or a dict, to a dict by part name."""
     names = [part.name for part in net.parts]
     if isinstance(params, Mapping) and set(params) == set(names):
         return dict(params)
     if isinstance(params, Sequence) and len(params) == len(names):
         return dict(zip(names, params, strict=True))
-    came = (
-        f"{len(params)} entries"
-        if isinstance(params, Mapping | Sequence)
-        else type(params).__name__
-    )
+    sized = isinstance(params, Mapping | Sequence)
     raise ValueError(
         f"params must be what {net.name}.init returns, with entries for {', '.join(names)}, "
-        f"got {came}"
+        f"got {f'{len(params)} entries' if sized else type(params).__name__}"
     )
 
 
-def restore_structure(net: Layer, params: Any, by_name: ByName) -> Any:
-    """Invert `params_by_name`: return a dict if params is one, else a tuple."""
+def restore_structure(net: Layer, dparams: ByName, params: Any) -> Any:
+    """Convert gradients by part name to the structure of `params`, a dict or a tuple."""
     if isinstance(params, Mapping):
-        return by_name
-    return tuple(by_name[part.name] for part in net.parts)
+        return dparams
+    return tuple(dparams[part.name] for part in net.parts)
 
 
 def _misfit_message(net: Layer, part: Part, values: ByName, error: Exception) -> str:

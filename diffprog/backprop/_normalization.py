@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffprog import _validation
-from diffprog.backprop._layer import Layer
+from diffprog.backprop._layer import Layer, layer_without_params
 
 Weights = dict[str, Array]
 Values = Float[Array, "batch *axes features"]
@@ -38,7 +38,7 @@ def layer_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
 
     Args:
         features: length of the last axis of x.
-        epsilon: ε > 0.
+        epsilon: ε, a number > 0.
 
     Raises:
         TypeError: an argument is not a number; at `forward`, x is not a float array.
@@ -84,7 +84,7 @@ def batch_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
 def _norm(
     name: str, features: int, epsilon: float, axes_of: Callable[[Values], tuple[int, ...]]
 ) -> Layer:
-    """Build a norm over the axes that `axes_of(x)` returns."""
+    """Build a layer that standardizes over the axes `axes_of(x)`, then scales and shifts."""
     _validation.integer("features", features, low=1)
     epsilon = _validation.number("epsilon", epsilon, above=0)
 
@@ -125,11 +125,10 @@ def dropout(rate: float) -> Layer:
     There is no evaluation mode: leave the layer out instead. Equal keys give equal masks m.
 
     Shapes: the input is (x (batch, ...), key), y (batch, ...), residual m / (1 - rate). The key has
-        no
-    derivative: its dx is None.
+    no derivative: its dx is None.
 
     Args:
-        rate: in [0, 1).
+        rate: probability that an element is set to 0, in [0, 1).
 
     Raises:
         TypeError: rate is not a number; at `forward`, the input is not a float array and a PRNG
@@ -144,7 +143,7 @@ def dropout(rate: float) -> Layer:
     if rate == 1:
         raise ValueError("rate must be below 1, got 1")
 
-    def forward(params: tuple[()], x: tuple[Values, jax.Array]) -> tuple[Values, Values]:
+    def forward(x: tuple[Values, jax.Array]) -> tuple[Values, Values]:
         if not isinstance(x, tuple) or len(x) != 2:
             raise TypeError(f"x must be a tuple (values, key), got {type(x).__name__}")
         values, key = x
@@ -155,9 +154,5 @@ def dropout(rate: float) -> Layer:
         mask = jax.random.bernoulli(key, 1 - rate, values.shape).astype(values.dtype) / (1 - rate)
         return values * mask, mask
 
-    return Layer(
-        lambda key: (),
-        forward,
-        lambda params, mask, dy: ((), (dy * mask, None)),
-        f"dropout({rate:g})",
-    )
+    backward = lambda mask, dy: (dy * mask, None)
+    return layer_without_params(f"dropout({rate:g})", forward, backward)

@@ -1,4 +1,4 @@
-"""Loss, gradients, and all values and adjoints of one forward and backward pass."""
+"""Loss and gradients of a network, with the value and the adjoint of every layer."""
 
 from typing import Any, NamedTuple
 
@@ -6,15 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffprog import _validation
+from diffprog.backprop import _network
 from diffprog.backprop._layer import Layer, Params, require_layer
-from diffprog.backprop._network import (
-    ByName,
-    params_by_name,
-    restore_structure,
-    run_backward,
-    run_forward,
-    select,
-)
+from diffprog.backprop._network import ByName
 
 
 class Gradients(NamedTuple):
@@ -22,10 +16,10 @@ class Gradients(NamedTuple):
 
     Attributes:
         value: the loss J.
-        dparams: dJ/dparams, of the structure of params.
-        dx: dJ/dx, of the structure of x.
-        values: value of every input and part, by name.
-        adjoints: dJ/dvalue of every input and part, by name, of the shapes of the values.
+        dparams: gradient dJ/dparams, of the structure of params.
+        dx: gradient dJ/dx, of the structure of x.
+        values: value of every network input and layer output, by name.
+        adjoints: derivative of J with respect to each of `values`, by name, of the same shape.
     """
 
     value: Float[Array, ""]
@@ -36,7 +30,7 @@ class Gradients(NamedTuple):
 
 
 def value_and_grads(net: Layer, loss: Layer, params: Params, x: Any, y: Any) -> Gradients:
-    """Compute J = loss(net(params, x), y), its gradients, and the value and adjoint of every part.
+    """Compute J = loss(net(params, x), y), its gradients, and values and adjoints of all layers.
 
     It runs part by part, for inspection; under `jax.jit`, with net and loss closed over, it is as
     fast as `jax.value_and_grad`.
@@ -46,8 +40,8 @@ def value_and_grads(net: Layer, loss: Layer, params: Params, x: Any, y: Any) -> 
         loss: layer without parameters that maps (prediction, target) to a scalar, such as
             `mean_over_examples(softmax_cross_entropy())`.
         params: parameters of the network, finite.
-        x: its input, finite.
-        y: the target, finite.
+        x: input of the network, finite.
+        y: target of the loss, finite.
 
     Raises:
         TypeError: net is not a network, or loss is not a `Layer`.
@@ -66,12 +60,12 @@ def value_and_grads(net: Layer, loss: Layer, params: Params, x: Any, y: Any) -> 
         raise TypeError(f"net must be made by chain or dag, got the plain layer {net.name}")
     for name, argument in {"params": params, "x": x, "y": y}.items():
         _validation.finite(name, argument)
-    by_name = params_by_name(net, params)
-    values, residuals = run_forward(net, by_name, x)
+    by_name = _network.params_by_name(net, params)
+    values, residuals = _network.run_forward(net, by_name, x)
     value, loss_residuals = loss.forward((), (values[net.parts[-1].name], y))
     _validation.scalar("loss", value)
     _, (dy, _) = loss.backward((), loss_residuals, jnp.ones_like(value))
-    dparams, adjoints = run_backward(net, by_name, residuals, dy)
-    dx = select(adjoints, net.inputs)
-    dparams = restore_structure(net, params, dparams)
+    dparams, adjoints = _network.run_backward(net, by_name, residuals, dy)
+    dx = _network.select(adjoints, net.inputs)
+    dparams = _network.restore_structure(net, dparams, params)
     return Gradients(value, dparams, dx, values, adjoints)
