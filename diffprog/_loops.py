@@ -66,9 +66,9 @@ class StepInputs:
         return self._read_ahead[0]
 
     def take(self, start: int, count: int) -> tuple[Any, int]:
-        """Return the inputs of the steps from `start` on, and for how many steps, at most `count`.
+        """Return (inputs, n) for the next n <= `count` steps, the first being step `start`.
 
-        Arrays are returned in full, an iterator gives a list of its next batches.
+        Arrays are returned whole, to be indexed by step; an iterator gives a list of n batches.
         """
         if self.length is not None:
             return self._xs, min(count, self.length - start)

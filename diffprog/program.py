@@ -137,7 +137,11 @@ def program(
 
 
 def _decompose(tree: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
-    """Replace each leaf of a pytree that is no array by a `_Static` or a `_Decomposed` callable."""
+    """Turn a pytree with any leaves into one whose only leaves are arrays.
+
+    A callable that holds arrays becomes a `_Decomposed`, any other leaf without arrays a `_Static`.
+    `within` are the ids of the callables being decomposed, `memo` has those already done.
+    """
     is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Content))
     return jax.tree.map(lambda leaf: _decompose_leaf(leaf, within, memo), tree, is_leaf=is_leaf)
 

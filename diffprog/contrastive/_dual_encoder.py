@@ -215,12 +215,12 @@ def unit_features(
 
 
 def unit_image_features(towers: Towers, images: Any) -> Float[Array, "images width"]:
-    """Return the normalized features of images in any range."""
+    """Return the unit-length features of images; the range of their pixels is not checked."""
     return _apply_in_batches(towers.image, _check_image_batch(towers, images))
 
 
 def unit_text_features(towers: Towers, texts: Sequence[str]) -> Float[Array, "texts width"]:
-    """Return the normalized features of texts."""
+    """Return the unit-length features of texts."""
     return _apply_in_batches(towers.text, encode_texts(towers, texts))
 
 

@@ -50,7 +50,7 @@ class Pieces:
 
     @property
     def count(self) -> int:
-        """Number of ids, including padding."""
+        """Vocabulary size: number of distinct ids, including padding."""
         return 1 + len(self.known)
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:

@@ -92,7 +92,11 @@ def _structures(paths: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Callable[[Edge], bool]:
-    """Return a function that checks whether an edge carries a finding's argument into its layer."""
+    """Return a predicate on edges: does the edge enter the layer of a gradient check's finding?
+
+    The edge must carry the argument whose gradient the finding is about. `findings` are all those
+    of the check; they tell the params of the layer from its input.
+    """
     layers, (root, suffix) = _layers(finding), _split(finding.path)
     of_layer = [_split(other.path) for other in findings if other.layer == finding.layer]
     params = [inner for name, inner in of_layer if name == "params"] or [""]
@@ -111,9 +115,10 @@ def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Calla
 
 
 def _is_parameter(name: str, suffix: str) -> bool:
-    """Check whether an argument's name ends with the path `suffix` of a parameter of a layer.
+    """Check whether an argument can be the layer parameter whose path is `suffix`.
 
-    The suffix "", of a layer's only parameter, fits every array inside a larger argument.
+    The name of the argument then ends with the path. A layer whose params are a single array has
+    the empty path, which any array nested in an argument can be.
     """
     return name.endswith(suffix) if suffix else name != _split(name)[0]
 

@@ -135,7 +135,10 @@ class Checkpoints:
 
 
 def make_fingerprint(state: State, **others: Any) -> dict[str, Any]:
-    """Return values that identify a run: the initial state and others, as JSON by name."""
+    """Return a JSON dict by which a checkpoint of another run is recognized.
+
+    It holds dtype and shape of each array of the initial state, their checksum, and `others`.
+    """
     arrays = {
         f"state {name}": f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named_leaves(state)
     }
@@ -143,7 +146,7 @@ def make_fingerprint(state: State, **others: Any) -> dict[str, Any]:
 
 
 def checksum(tree: Any) -> int:
-    """Return a 32-bit checksum of all arrays in a pytree, which may be sharded."""
+    """Return a 32-bit checksum of a pytree: names and bits of all its arrays, sharded or not."""
     leaves = _named_leaves(tree)
     sums = distributed.fetch([_bit_sum(leaf) for _, leaf in leaves])
     named = [(name, int(total)) for (name, _), total in zip(leaves, sums, strict=True)]

@@ -40,7 +40,10 @@ class BatchStream(NamedTuple):
     mesh: Mesh | None
 
     def segments(self, position: DataPosition) -> Iterator[Segment]:
-        """Iterate over the segments after a position; earlier batches are read and skipped."""
+        """Iterate over groups of consecutive batches, from a position in the data on.
+
+        To resume in the middle of an epoch, its earlier batches are read and dropped.
+        """
         while position.epoch != self.epochs and position.steps != self.steps:
             epoch = position.epoch
             stop = None if self.steps is None else self.steps - position.steps + position.batch

@@ -25,7 +25,7 @@ class TrainingState(NamedTuple):
         costs: costs of the steps so far, as consecutive arrays.
         metrics: values of each metric, one per epoch.
         evaluated_at: number of steps before the last evaluation of the metrics.
-        best: the epoch to return; None before the first, or without `patience`.
+        best: snapshot of the best epoch so far; None before the first, or without `patience`.
     """
 
     position: DataPosition

@@ -102,9 +102,10 @@ def step_cost(
 def pass_batch_as_x(
     optimizer: optax.GradientTransformation, source: DataSource
 ) -> optax.GradientTransformationExtraArgs:
-    """Wrap an optimizer so that its extra argument `x` is the batch of a step.
+    """Wrap an optimizer so that its extra argument `x` is the batch of examples.
 
-    `gauss_newton` evaluates the outputs of the network on it.
+    A training step receives a `StepInput`, from which `source` gets the batch. `gauss_newton`
+    evaluates the outputs of the network on it.
     """
     update = optax.with_extra_args_support(optimizer).update
     names, get_batch = descent.extra_arguments(update), source.get_batch
