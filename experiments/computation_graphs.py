@@ -178,7 +178,7 @@ def make_examples() -> dict[str, Example]:
         "cross_entropy_expanded": Example(
             "Softmax and cross-entropy, expanded",
             "The same function with expand='softmax': exponentials, their sum, a quotient. The "
-            "largest logit is subtracted against overflow; as the result does not depend on it, "
+            "largest logit is subtracted to avoid overflow; as the result does not depend on it, "
             "stop_gradient removes its derivative.",
             cross_entropy,
             (logits, target),

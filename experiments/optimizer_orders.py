@@ -242,12 +242,12 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
 
 def find_first_below(run: Progress, minimum: float) -> dict[str, float | None]:
     """Return evaluations and seconds until J - J* reaches each target, None if it never does."""
-    found: dict[str, float | None] = {}
+    result: dict[str, float | None] = {}
     for target in TARGETS:
         below = np.flatnonzero(run.losses - minimum <= target)
         for name, values in (("evaluations", run.evaluations), ("seconds", run.seconds)):
-            found[f"{name} to {target:g}"] = float(values[below[0]]) if len(below) else None
-    return found
+            result[f"{name} to {target:g}"] = float(values[below[0]]) if len(below) else None
+    return result
 
 
 def draw_excess_loss(methods: dict[str, Method], runs: dict[str, Progress], minimum: float) -> Any:
