@@ -47,8 +47,8 @@ class Cascaded(NamedTuple):
             as in `AttackResult`.
         gradients: (batch,), gradient evaluations of all stages together.
         queries: (batch,), further forward passes of all stages together.
-        stage: (batch,), index of the attack that succeeded; -1 if none did or x was misclassified
-            from the start.
+        stage: (batch,), index of the attack that succeeded; -1 if no attack did, or if x itself is
+            misclassified.
         stages: names of the attacks.
         stage_uses_gradients: whether each attack differentiates the model.
     """
@@ -69,7 +69,7 @@ class Cascaded(NamedTuple):
 
     @property
     def broken(self) -> dict[str, int]:
-        """Number of examples on which each attack was the first to succeed, by name."""
+        """Number of examples on which each attack, by name, was the first to succeed."""
         return {name: int((self.stage == k).sum()) for k, name in enumerate(self.stages)}
 
 

@@ -56,7 +56,7 @@ class Measurements(NamedTuple):
         loss: (examples,), loss that many steps reach from the first of these starts.
         wide_loss: (examples,), loss that many steps reach in a ball of twice the radius.
         success: (starts, examples), whether many steps from each start succeed.
-        widened: whether the box has room for twice the radius.
+        widened: whether the ball of twice the radius is larger: it is not if ε is the whole box.
     """
 
     logits: Logits
@@ -294,13 +294,13 @@ def _black_box_flags(
 
 
 def _stages_use_gradients(outcome: Outcome) -> tuple[bool, ...]:
-    """Return whether each stage of an attack differentiates the model; most have one stage."""
+    """Return for each stage of an attack whether it differentiates f; a cascade has several."""
     stages = getattr(outcome.found, "stage_uses_gradients", (True,))
     return tuple(outcome.uses_gradients and stage for stage in stages)
 
 
 def _stage_success(outcome: Outcome, *, uses_gradients: bool) -> Bool[np.ndarray, "batch"]:
-    """Find the examples on which a stage with (or without) gradients succeeded."""
+    """Find the examples on which a stage with (or without) use of gradients succeeded."""
     stage = getattr(outcome.found, "stage", np.where(outcome.found.success, 0, -1))
     uses = np.array(_stages_use_gradients(outcome))
     return np.isin(stage, np.flatnonzero(uses == uses_gradients))

@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         name: key of the attack in `attacks` if that is a dict, else the attack's own name.
-        method: the attack's own name.
+        method: the attack's own name, `Attack.name`.
         epsilon: radius, a number or one per example; None for a minimum-norm attack.
         accuracy: share of examples that are correctly classified and on which the attack failed.
         found: the `AttackResult` or `Cascaded`, with NumPy arrays.
@@ -146,11 +146,11 @@ class Report(NamedTuple):
         norm: norm of the perturbations, shared by all attacks.
         bounds: (low, high) of the input values.
         confidence: confidence level of the intervals.
-        clean: clean accuracy.
+        clean: accuracy on the unperturbed examples.
         right: (batch,), whether x itself is correctly classified.
-        outcomes: one per attack, in the order given.
+        outcomes: the result of each attack, in the order given to `evaluate`.
         worst: smallest perturbation of all attacks, per example.
-        flags: signs of gradient masking; empty if there are none or `evaluate` was called with
+        flags: warnings of gradient masking; empty if there are none or `evaluate` was called with
             flags=False.
     """
 
@@ -189,7 +189,7 @@ class Report(NamedTuple):
         """Compute the robust accuracy at several radii.
 
         Below the radii of the attacks, only minimum-norm attacks tell which examples are robust:
-        without one, the curve is far too high there.
+        without a minimum-norm attack, the curve is far too high there.
 
         Args:
             epsilons: (points,), increasing float radii >= 0; default 0 and every radius at which
@@ -260,7 +260,7 @@ def _format_radius(epsilon: Any) -> str:
 
 
 def _distinct_radii(outcomes: tuple[Outcome, ...]) -> list[Any]:
-    """List the distinct radii of the attacks: numbers, ascending, then per-example arrays."""
+    """List the distinct radii of the attacks: first numbers, ascending, then per-example arrays."""
     radii = [outcome.epsilon for outcome in outcomes if outcome.epsilon is not None]
     numbers = sorted({float(radius) for radius in radii if np.ndim(radius) == 0})
     arrays = {np.asarray(radius).tobytes(): radius for radius in radii if np.ndim(radius)}

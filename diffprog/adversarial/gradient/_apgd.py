@@ -153,7 +153,7 @@ class _HalvingSchedule(NamedTuple):
     """Step size schedule for linf and l2, per example.
 
     Attributes:
-        rate: the step size η, in radii.
+        rate: the step size η, in multiples of the radius.
         rises: number of steps since the last checkpoint in which the loss rose.
         last_best: the best loss at the last checkpoint.
         halved: whether η was halved at the last checkpoint.
@@ -188,7 +188,7 @@ class _SparseSchedule(NamedTuple):
     """Step size and sparsity schedule for l1, per example.
 
     Attributes:
-        rate: the step size η, in radii.
+        rate: the step size η, in multiples of the radius.
         share: the share of the entries that a step changes.
         last_nonzero: number of nonzero entries of the best point at the last checkpoint.
     """
@@ -218,12 +218,12 @@ class _SparseSchedule(NamedTuple):
 
 
 class _RunState(NamedTuple):
-    """State of a run.
+    """State of one run, the ascent from one starting point; the leading axis is the example.
 
     Attributes:
         r: the current perturbation.
         previous: the perturbation before it.
-        value: the loss at `previous`.
+        value: the loss of the run at `previous`.
         best_point: the point of this run at which the loss of the run is largest.
         schedule: the step size schedule.
         checkpoint: the step of the next checkpoint.

@@ -242,7 +242,7 @@ def run_restarts(
 
     Args:
         problem: the attack problem.
-        evaluate: from `make_evaluator`.
+        evaluate: result of `make_evaluator`.
         run: function (best iterate so far, number of the restart) -> best iterate.
         steps: gradient evaluations per run, for the counts of the result.
         restarts: the largest number of runs.

@@ -159,7 +159,7 @@ def _fallback(problem: Problem, examples: Flat | None) -> Shortest:
 
 
 def _nearest_example(problem: Problem, examples: Flat) -> Shortest:
-    """Find the nearest of the given examples that is adversarial for x, without a search."""
+    """Find the perturbation to the nearest of the given examples that are adversarial."""
     logits = problem.logits(examples)
 
     def compare(k: Array, shortest: Shortest) -> Shortest:

@@ -1,4 +1,4 @@
-"""The attack of Szegedy et al.: box-constrained L-BFGS on the distance plus a cross-entropy."""
+"""The attack of Szegedy et al.: box-constrained L-BFGS on ||r||² plus a cross-entropy."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def box_lbfgs(
     for other values of c, and a gradient at r = 0.
 
     Args:
-        searches: values of c, at least 1.
+        searches: number of values of c, at least 1.
         steps: L-BFGS steps per value of c, at least 1. Each takes one gradient per trial of its
             line search, mostly one.
         memory: number of past steps in the inverse Hessian, at least 1.
@@ -83,7 +83,10 @@ def box_lbfgs(
 
 
 def _negative_log_probability(problem: Problem, target: Labels, logits: Logits) -> PerExample:
-    """Compute -log p of the target class; for ANY_CLASS, of an adversarial prediction."""
+    """Compute -log p with p the probability of the target, or of all adversarial classes together.
+
+    The latter is meant where the target is ANY_CLASS.
+    """
     one_hot = lambda labels: jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     adversarial = one_hot(problem.y) if problem.targeted else ~one_hot(problem.y)
     classes = jnp.where((target == ANY_CLASS)[:, None], adversarial, one_hot(target))

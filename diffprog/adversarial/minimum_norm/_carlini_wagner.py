@@ -36,7 +36,7 @@ def carlini_wagner(
     with m the margin of the logits and c the penalty weight, searched per example.
 
     Args:
-        searches: values of c, at least 1. The paper's 9.
+        searches: number of values of c, at least 1. The paper's 9.
         steps: Adam steps per value of c, at least 1. The paper uses up to 10000.
         rate: Adam's learning rate on w, > 0; a cosine schedule takes it to a hundredth.
         bounds: (low, high) of every value of x + r.

@@ -107,7 +107,8 @@ def ddn(
         steps: gradient steps per restart, at least 1. The paper uses 100 to 1000.
         rate: initial α > 0, in widths of the box.
         gamma: γ, 0 < γ <= 1.
-        restarts: at least 1. The paper's single run can miss the nearest class by far.
+        restarts: number of restarts, at least 1. The paper's single run can miss the nearest class
+            by far.
         bounds: (low, high) of every value of x + r.
         targeted: whether y holds targets.
         examples: array or pytree like x, of any batch size. Where the search fails, the nearest
@@ -170,7 +171,8 @@ def fmn(
         rate: initial α > 0, in widths of the box. The paper has 10 for linf and 1 for l2 and l1;
             1 finds shorter perturbations in linf too.
         gamma: initial γ, 0 < γ <= 1.
-        restarts: at least 1. The paper's single run can miss the nearest class by far.
+        restarts: number of restarts, at least 1. The paper's single run can miss the nearest class
+            by far.
         bounds: (low, high) of every value of x + r.
         targeted: whether y holds targets.
         examples: array or pytree like x, of any batch size. Where the search fails, the nearest

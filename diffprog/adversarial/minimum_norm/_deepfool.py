@@ -3,10 +3,11 @@
     z_j(x + r + d) - z_y(x + r + d)  ≈  m_j + <g_j, d>
     d_j = argmin ||d||   subject to   m_j + <g_j, d> >= 0,   x + r + d in the box
 
-An untargeted attack takes the shortest of the steps d_j to all classes j other than y. A target
-must exceed every other class, so a targeted attack crosses all linearized boundaries at once with
-`project_to_intersection`. The box is part of the step. On a linear classifier the first step is
-therefore the smallest perturbation; for a target it is close to it.
+with z the logits, m_j the value of z_j - z_y at x + r and g_j its gradient. An untargeted attack
+takes the shortest of the steps d_j to all classes j other than y. The logit of a target must exceed
+that of every other class, so a targeted attack crosses all linearized boundaries at once, by
+`project_to_intersection`. On a linear classifier the first step is the smallest perturbation, since
+it takes the box into account; for a target it is close to the smallest.
 """
 
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def deep_fool(
     Args:
         norm: "l2", "linf" or "l1".
         steps: maximum number of steps, at least 1; each takes one gradient per candidate class.
-        overshoot: >= 0.
+        overshoot: share by which each step is lengthened, >= 0.
         candidates: number of classes considered, those with the largest logits at x, at least 1.
             The paper considers 10.
         bounds: (low, high) of every value of x + r.
@@ -125,7 +126,7 @@ def likeliest_classes(problem: Problem, count: int) -> Candidates:
 
 
 def nearest_classes(problem: Problem, norm: str, count: int) -> Candidates:
-    """Sort the `count` likeliest classes by the distance of x to their linearized boundaries."""
+    """Sort the `count` likeliest classes by the distance of x from their linearized boundaries."""
     classes = likeliest_classes(problem, count)
     boundaries = linearized_boundaries(problem, norm, classes, jnp.zeros_like(problem.x))
     return jnp.take_along_axis(classes, jnp.argsort(boundaries.lengths, axis=0), axis=0)

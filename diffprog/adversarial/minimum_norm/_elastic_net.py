@@ -39,7 +39,7 @@ def elastic_net(
     Args:
         beta: β >= 0, in widths of the box. The paper's 0.01 makes the length almost the square of
             l2. Distances here are l1; at 30 the square only keeps the minimizer unique.
-        searches: values of c, at least 1, shared among the classes. The paper uses 9.
+        searches: number of values of c, at least 1, shared among the classes. The paper uses 9.
         steps: steps per value of c, at least 1. The paper uses up to 1000; more searches of fewer
             steps find shorter perturbations.
         rate: initial α (1 + β) > 0; α decays geometrically to a thousandth.

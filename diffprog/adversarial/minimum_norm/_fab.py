@@ -66,14 +66,14 @@ def fab(
         epsilon: None for a minimum-norm attack. With a radius, a number or an array (batch,), an
             example stops once it has a perturbation inside the ball; longer ones are projected.
         steps: steps per restart and target class, at least 1. The paper's 100.
-        restarts: at least 1. The first starts at x, later ones at random points within half the
-            shortest norm so far.
+        restarts: number of restarts, at least 1. The first starts at x, later ones at random points
+            within half the shortest norm so far.
         targets: None steps to the nearest of all boundaries, for one gradient per class and step.
             A number runs one attack per class for that many of the likeliest classes, for one
             gradient per step (FAB-T).
-        overshoot: η - 1 >= 0.
-        pull: α_max, in 0 .. 1.
-        backward: β, in 0 .. 1.
+        overshoot: η - 1 >= 0, the share by which steps overshoot the boundary.
+        pull: α_max in 0 .. 1, the largest weight of the projection from x.
+        backward: β in 0 .. 1, the factor that shortens r' after a success.
         bounds: (low, high) of every value of x + r.
         targeted: whether y holds targets.
         examples: array or pytree like x, of any batch size. Where a minimum-norm search fails, the
