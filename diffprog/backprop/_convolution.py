@@ -112,7 +112,7 @@ class Geometry(NamedTuple):
 
 
 def fast_layout(rank: int) -> lax.ConvDimensionNumbers:
-    """Axis order of the fast CPU kernel: (batch, ..., channels), (..., inputs, outputs)."""
+    """Make the axis order of XLA's fast CPU convolution: NHWC images, HWIO kernels, any rank."""
     images = (0, rank - 1, *range(1, rank - 1))
     return lax.ConvDimensionNumbers(images, (rank - 1, rank - 2, *range(rank - 2)), images)
 
@@ -122,7 +122,7 @@ def convolve(
     kernel: Float[Array, "*window inputs outputs"],
     geometry: Geometry,
 ) -> Array:
-    """Convolve in the layout of the fast CPU kernel, over any number of spatial axes."""
+    """Convolve in the axis order of `fast_layout`, over any number of spatial axes."""
     strides, pads, dilation, kernel_dilation, precision = geometry
     layout = fast_layout(x.ndim)
     return lax.conv_general_dilated(
@@ -170,7 +170,7 @@ def kernel_gradient(window: tuple[int, ...], x: Array, dz: Array, geometry: Geom
 def _dilated_extents(
     sides: tuple[int, ...], window: tuple[int, ...], outs: tuple[int, ...], geometry: Geometry
 ) -> list[tuple[int, int, int, int]]:
-    """Return (low padding, image, kernel, output) per spatial axis, in dilated lengths."""
+    """Compute low padding and dilated lengths of image, kernel and output, per spatial axis."""
 
     def dilated(counts: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
         return [(count - 1) * step + 1 for count, step in zip(counts, dilation, strict=True)]
@@ -272,7 +272,7 @@ def _split_patches(x: Images, window: int) -> Patches:
 
 
 def _join_patches(patches: Patches, shape: tuple[int, ...]) -> Images:
-    """Invert `_split_patches`; rows and columns left over get zeros."""
+    """Join patches to images of a given shape; pixels that no patch covers are 0."""
     batch, rows, window, columns, _, channels = patches.shape
     images = patches.reshape(batch, rows * window, columns * window, channels)
     margins = [(0, side - covered) for side, covered in zip(shape, images.shape, strict=True)]

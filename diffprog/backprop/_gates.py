@@ -47,7 +47,7 @@ def add() -> Layer:
 
 
 def multiply() -> Layer:
-    """Product of several inputs, the switcher: of two, each gets dy times the other.
+    """Product of several inputs, the switcher: each input gets dy times the others.
 
         y = x_1 ... x_n,    dx_i = dy Π_{j != i} x_j
 

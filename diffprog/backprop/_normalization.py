@@ -117,7 +117,7 @@ def _norm(
 
 
 def dropout(rate: float) -> Layer:
-    """Inverted dropout; its mean over the keys is the identity.
+    """Inverted dropout: set random elements to 0 and scale the others up, to keep the mean.
 
         y = x m / (1 - rate),    m_i = 0 with probability rate, else 1
         dx = dy m / (1 - rate)

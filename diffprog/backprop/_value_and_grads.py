@@ -12,7 +12,7 @@ from diffprog.backprop._network import ByName
 
 
 class Gradients(NamedTuple):
-    """Result of `value_and_grads`.
+    """Result of `value_and_grads`: loss, gradients, and value and adjoint of every layer.
 
     Attributes:
         value: the loss J.

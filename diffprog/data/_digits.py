@@ -49,9 +49,5 @@ def digits(size: int = 8, flatten: bool = False) -> Dataset:
         stratify=scans.target,
         random_state=0,
     )
-    return Dataset(
-        jnp.asarray(x_train),
-        jnp.asarray(y_train, jnp.int32),
-        jnp.asarray(x_test),
-        jnp.asarray(y_test, jnp.int32),
-    )
+    y_train, y_test = y_train.astype(np.int32), y_test.astype(np.int32)
+    return Dataset(*map(jnp.asarray, (x_train, y_train, x_test, y_test)))

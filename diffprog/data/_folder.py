@@ -37,7 +37,7 @@ def image_folder(folder: str | os.PathLike[str], size: tuple[int, int] | None = 
     transparency is read as colour). Hidden files and folders, and other files, are ignored.
 
     Args:
-        folder: contains one folder per class.
+        folder: path of a folder that contains one folder per class.
         size: (height, width) to which images are resized, linearly and with antialiasing. Default:
             all images must have the same size.
 
@@ -61,11 +61,8 @@ def image_folder(folder: str | os.PathLike[str], size: tuple[int, int] | None = 
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"folder must be an existing folder, got {folder}")
-    names = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    names = sorted(entry.name for entry in visible if entry.is_dir())
     if not names:
         raise ValueError(f"{folder}: expected one folder for each class, found none")
     files_by_class = [_image_files(folder / name) for name in names]
@@ -75,11 +72,9 @@ def image_folder(folder: str | os.PathLike[str], size: tuple[int, int] | None = 
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
-    )
+    """List the image files of a folder in the order of their names."""
+    visible = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    files = sorted(file for file in visible if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise ValueError(
             f"{folder}: expected at least one file *{', *'.join(_SUFFIXES)}, found none"
@@ -88,6 +83,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _read_all(files: list[Path], size: tuple[int, int] | None) -> np.ndarray:
+    """Read image files, resize the images, and stack them; all must have one shape."""
     images: list[np.ndarray] = []
     for file in files:
         image = _read(file)

@@ -25,7 +25,7 @@ def idx_images(folder: str | os.PathLike[str]) -> Dataset:
     (train-images.idx3-ubyte). Pixels 0 .. 255 become floats in [0, 1] with one channel.
 
     Args:
-        folder: contains the four files.
+        folder: path of the folder with the four files.
 
     Raises:
         FileNotFoundError: the folder or one of the files does not exist.
@@ -50,9 +50,7 @@ def idx_images(folder: str | os.PathLike[str]) -> Dataset:
             f"{folder}: training and test images must have the same size, "
             f"got {x_train.shape[1:3]} and {x_test.shape[1:3]}"
         )
-    return Dataset(
-        jnp.asarray(x_train), jnp.asarray(y_train), jnp.asarray(x_test), jnp.asarray(y_test)
-    )
+    return Dataset(*map(jnp.asarray, (x_train, y_train, x_test, y_test)))
 
 
 def _read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +74,7 @@ def _find_file(folder: Path, stem: str, kind: str) -> Path:
 
 
 def _read(file: Path, axes: int) -> np.ndarray:
+    """Read an IDX file of unsigned bytes with the given number of axes."""
     content = _read_bytes(file)
     magic, header = bytes([0, 0, 8, axes]), 4 + 4 * axes
     if content[:4] != magic:

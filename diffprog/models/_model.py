@@ -54,9 +54,7 @@ def sequential(stages: Sequence[Stage], shape: Sequence[int | None]) -> Model:
 
     def init(key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key, len(layers))
-        params = {
-            name: layer.init(key) for name, layer, key in zip(names, layers, keys, strict=True)
-        }
+        params = {name: layer.init(k) for name, layer, k in zip(names, layers, keys, strict=True)}
         return {name: value for name, value in params.items() if value != ()}
 
     with_params = {
@@ -65,9 +63,7 @@ def sequential(stages: Sequence[Stage], shape: Sequence[int | None]) -> Model:
         if jax.tree.leaves(jax.eval_shape(layer.init, jax.random.key(0)))
     }
 
-    def apply(
-        params: dict[str, Any], x: Float[Array, "batch ..."]
-    ) -> Float[Array, "batch classes"]:
+    def apply(params: dict[str, Any], x: Float[Array, "batch ..."]) -> Array:
         check_entries(params, with_params)
         check_input(x, tuple(shape))
         for name, layer in zip(names, layers, strict=True):
@@ -97,7 +93,7 @@ def check_input(x: Any, shape: Sequence[int | None]) -> None:
 
 
 def activation_layer(activation: str | Layer) -> Layer:
-    """Return the activation layer with this name, or the given layer."""
+    """Build the activation layer of a name such as "relu"; return a `Layer` unchanged."""
     if isinstance(activation, Layer):
         return activation
     _validation.choice("activation", activation, _LAYER_ACTIVATIONS)

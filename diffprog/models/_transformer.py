@@ -64,10 +64,10 @@ def transformer(
         depth: number of blocks.
         heads: number of attention heads.
         hidden: hidden units of each MLP. Default: 4 width.
-        activation: s: "gelu", z Φ(z); "gelu_tanh", its approximation by tanh; "quick_gelu",
-            z / (1 + e^(-1.702 z)).
+        activation: activation s of the MLPs: "gelu", z Φ(z); "gelu_tanh", its approximation by
+            tanh; "quick_gelu", z / (1 + e^(-1.702 z)).
         causal: if True, a position attends only to itself and to earlier positions.
-        epsilon: added to the variance in the layer norms.
+        epsilon: number > 0 added to the variance in the layer norms.
 
     Raises:
         TypeError, ValueError: a size or name is invalid. `apply` raises if params are of another
@@ -129,7 +129,7 @@ def transformer(
 
 
 class _Block(NamedTuple):
-    """Layers of a block, in the order of computation."""
+    """Layers of one transformer block, in the order of computation."""
 
     norm1: Layer
     query: Layer
@@ -170,7 +170,7 @@ def apply_to_last_axis(
 
 
 def _attention(q: Heads, k: Heads, v: Heads, causal: bool, visible: PositionMask) -> Heads:
-    """Scaled dot-product attention of each head."""
+    """Compute the scaled dot-product attention of each head."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q / math.sqrt(q.shape[-1]), k)
     mask = jnp.tri(q.shape[1], dtype=bool)[None, None] if causal else None
     if visible is not None:

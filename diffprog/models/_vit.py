@@ -54,7 +54,7 @@ def vit(
             "pooled".
         activation: activation of the MLPs, as of `transformer`.
         norm_first: whether to normalize the tokens before the first block, as CLIP does.
-        epsilon: added to the variance in the layer norms.
+        epsilon: number > 0 added to the variance in the layer norms.
 
     Raises:
         TypeError, ValueError: a size or name is invalid. `apply` raises if params has other
@@ -117,7 +117,7 @@ def vit(
 
 
 def _split_into_patches(x: ImageBatch, patch: int) -> Float[Array, "batch rows columns pixels"]:
-    """Flatten each patch, so that the strided convolution of the paper is a matrix product."""
+    """Split images into flattened patches: the strided convolution becomes a matrix product."""
     batch, height, width, channels = x.shape
     rows, columns = height // patch, width // patch
     return (

@@ -24,24 +24,24 @@ def alpha_map(
     transforms: Sequence[Transform] = (),
     draws: int = 16,
 ) -> Float[Array, "n height width"]:
-    """Compute the opacity of each pixel: its mean absolute gradient, relative to the largest.
+    """Compute the opacity of each pixel, its mean absolute gradient relative to the largest one.
 
         mean over draws of Σ_channels |ds_i/dx_i|, divided by its maximum over image i
 
-    Pixels that the objective does not depend on keep their random initial values; drawn with this
-    opacity they disappear.
+    Pixels that the objective does not depend on keep their random initial values; their opacity
+    is 0.
 
     Args:
-        f: program of a batch of images.
-        objective: of n images.
-        images: result of `visualize` for this objective, one image for each of its parts.
+        f: model of a batch of images.
+        objective: objective of n images.
+        images: the n images that `visualize` returned for this objective.
         key: PRNG key. Image i uses `fold_in(key, i)` for its transforms.
         transforms: those of `visualize`; the gradient is averaged over random draws of them.
         draws: number of draws, at least 1.
 
     Raises:
-        TypeError, ValueError: the images are not a finite float array of one image per part of the
-            objective, and everything that `visualize` raises.
+        TypeError, ValueError: the images are not a finite float array of n images, and everything
+            that `visualize` raises.
 
     >>> from diffprog.visualization import logit
     >>> f = lambda x: x.reshape(len(x), -1) @ jnp.array([[4.0], [-2.0], [0.0]])

@@ -1,6 +1,6 @@
-"""Axes of a node: which one indexes the images, and which one the units.
+"""Axes of a node's value that index the images and the units.
 
-The visualization package takes every node as (images, ..., units). The output of a program and its
+The visualization package reads every node as (images, ..., units). The output of a model and its
 taps have this layout by convention. A convolution or matrix product has whatever layout the
 framework gave it, such as (units, images) for a product W x under `vmap`, and is transposed:
 
@@ -17,14 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffprog import fast_gradients
-from diffprog._jaxpr import (
-    EquationSite,
-    JaxprEqn,
-    convolution_dimensions,
-    dot_dimensions,
-    sub_jaxprs,
-)
+from diffprog import _jaxpr, fast_gradients
+from diffprog._jaxpr import EquationSite, JaxprEqn
 from diffprog.nodes import find_nodes, node_shape, trace_program
 from diffprog.program import Program
 
@@ -33,12 +27,12 @@ Axes = tuple[int, int]
 
 
 def axes_of(f: Program, images: Any, sites: Mapping[str, EquationSite]) -> dict[str, Axes]:
-    """Find the axes of the images and of the units of some nodes.
+    """Find, for each node, the axis that indexes the images and the axis that indexes the units.
 
     Args:
-        f: the program.
-        images: the batch that it was traced on.
-        sites: the equations of the nodes in that trace, by name.
+        f: the model.
+        images: batch of images on which f was traced.
+        sites: equations of the nodes in that trace, by name.
 
     Raises:
         ValueError: a matrix product does not have exactly one axis of the images.
@@ -47,12 +41,12 @@ def axes_of(f: Program, images: Any, sites: Mapping[str, EquationSite]) -> dict[
 
 
 def units_last(value: Array, axes: Axes) -> Array:
-    """Transpose a node's value with these axes to (images, ..., units)."""
+    """Transpose a node's value to (images, ..., units), given its axes of images and units."""
     return value if value.ndim < 2 else jnp.moveaxis(value, axes, (0, -1))
 
 
 def undo_units_last(value: Array, axes: Axes) -> Array:
-    """Transpose (images, ..., units) back to the node's own layout; inverse of `units_last`."""
+    """Transpose (images, ..., units) to the node's own layout; the inverse of `units_last`."""
     return value if value.ndim < 2 else jnp.moveaxis(value, (0, -1), axes)
 
 
@@ -69,14 +63,11 @@ def _axes(f: Program, images: Any, name: str, site: EquationSite) -> Axes:
 
 def _convolution_axes(equation: JaxprEqn) -> Axes:
     # A convolution with a fast gradient is wrapped in a call, and may be between transposes there.
-    equations: list[JaxprEqn] = (
-        [equation]
-        if equation.primitive.name == "conv_general_dilated"
-        else list(sub_jaxprs(equation)[0].eqns)
-    )
+    is_call = equation.primitive.name != "conv_general_dilated"
+    equations = list(_jaxpr.sub_jaxprs(equation)[0].eqns) if is_call else [equation]
     names = [inner.primitive.name for inner in equations]
     position = names.index("conv_general_dilated")
-    batch, channel, *_ = convolution_dimensions(equations[position]).out_spec
+    batch, channel, *_ = _jaxpr.convolution_dimensions(equations[position]).out_spec
     for transpose in equations[position + 1 :]:
         permutation = list(transpose.params["permutation"])
         batch, channel = permutation.index(batch), permutation.index(channel)
@@ -112,7 +103,7 @@ def _shape_with_one_more_image(f: Program, images: Any, name: str) -> tuple[int,
 def _product_unit_axis(site: EquationSite, batch: int) -> int:
     # Output axes of a `dot_general`: those shared by both operands, then the free axes of the
     # first operand, then those of the second.
-    (summed, _), (shared, _) = dot_dimensions(site.equation)
+    (summed, _), (shared, _) = _jaxpr.dot_dimensions(site.equation)
     operand: Any = site.equation.invars[0].aval
     first, end = len(site.scan_lengths) + len(shared), len(node_shape(site).shape)
     second = first + operand.ndim - len(summed) - len(shared)

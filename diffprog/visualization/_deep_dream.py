@@ -1,4 +1,4 @@
-"""DeepDream: ascend an objective on a photograph, from coarse to fine (Mordvintsev et al., 2015).
+"""DeepDream: gradient ascent on a photograph, from coarse to fine (Mordvintsev et al., 2015).
 
     octave o:   x = resize(photograph, size_o) + resize(detail of octave o - 1, size_o)
                 x <- x + rate g / mean|g|,   g = d/dx Σ_tiles objective(f(tile))     (repeated)
@@ -28,12 +28,12 @@ Photograph = Float[Array, "height width channels"]
 
 
 class Dream(NamedTuple):
-    """Result of `dream`.
+    """Result of `dream`: the final image, the image of each octave, and the objective.
 
     Attributes:
-        image: (height, width, channels), of the size of the photograph.
-        octaves: the image after each octave, smallest first.
-        history: (octaves, steps), the mean objective over the tiles.
+        image: (height, width, channels), the size of the photograph.
+        octaves: image after each octave, smallest first.
+        history: (octaves, steps), mean of the objective over the tiles.
     """
 
     image: Photograph
@@ -59,8 +59,8 @@ def dream(
     """Run DeepDream on a photograph of any size, octave by octave.
 
     Args:
-        f: program of a batch of tiles, (batch, *tile, channels).
-        objective: of one image, applied to every tile: `deep_dream(node)`, a channel, ...
+        f: model of a batch of tiles, (batch, *tile, channels).
+        objective: objective of one image, applied to every tile: `deep_dream(node)`, a channel, ...
         photograph: (height, width, channels), finite, in `range`.
         key: PRNG key for the shifts of the tile grid.
         tile: (height, width) of f's input.
@@ -104,9 +104,8 @@ def dream(
             f"got a smallest octave of {list(sizes[0])} pixels"
         )
     objective = as_objective(objective)
-    require_readable(
-        f, objective, jax.ShapeDtypeStruct((1, *tile, photograph.shape[2]), photograph.dtype)
-    )
+    inputs = jax.ShapeDtypeStruct((1, *tile, photograph.shape[2]), photograph.dtype)
+    require_readable(f, objective, inputs)
     if len(objective) != 1:
         raise ValueError(
             f"objective must be of one image, applied to every tile, got {len(objective)}"
@@ -146,7 +145,7 @@ def _resize(image: Array, size: tuple[int, int]) -> Array:
 def _cost(
     f: Program, objective: Objective, tile: tuple[int, ...], batch_size: int, key: jax.Array
 ) -> Callable[[Array, Array], Array]:
-    """Return the cost (image, step) -> -mean objective over the tiles."""
+    """Make the cost (image, step) -> minus the mean of the objective over the image's tiles."""
     batch = objective.take([0] * batch_size)
     read, score, data = read_units(f, batch.requests), batch.score, batch.data
 
@@ -170,7 +169,7 @@ def _cost(
 def _tiles(
     image: Array, tile: tuple[int, ...], key: jax.Array
 ) -> Float[Array, "tiles rows columns channels"]:
-    """Cut the periodic image along a randomly shifted grid; the last tiles overlap the first."""
+    """Cut an image into tiles along a randomly shifted grid; tiles at the edges wrap around."""
     height, width, channels = image.shape
     shifted = jnp.roll(image, jax.random.randint(key, (2,), 0, jnp.asarray(tile)), (0, 1))
     padded = jnp.pad(shifted, ((0, -height % tile[0]), (0, -width % tile[1]), (0, 0)), mode="wrap")

@@ -1,4 +1,4 @@
-"""Evaluate an objective on given images, such as real data or images optimized for another program.
+"""Evaluate an objective on given images, such as real data or images optimized for another model.
 
 This module also has the checks that every function with an objective makes before it compiles.
 """
@@ -22,15 +22,15 @@ Images = Float[Array, "images height width channels"]
 
 
 def scores(f: Any, objective: Objective | Callable[[Array], Array], images: Images) -> np.ndarray:
-    """Evaluate each part of an objective on each image.
+    """Evaluate an objective of n images on m given images: each of its n scores on each image.
 
     Args:
-        f: program of a batch of images.
-        objective: of n images; or a function of f's output, (batch, outputs) -> (batch,).
+        f: model of a batch of images.
+        objective: objective of n images; or a function of f's output, (batch, outputs) -> (batch,).
         images: (m, height, width, channels), finite floats.
 
     Returns:
-        (n, m): entry (i, k) is the objective of image i, evaluated on `images[k]`.
+        Scores (n, m); entry (i, k) is the objective of image i, evaluated on `images[k]`.
 
     Raises:
         TypeError, ValueError: the images are not such an array, f lacks a node of the objective, or
@@ -44,26 +44,24 @@ def scores(f: Any, objective: Objective | Callable[[Array], Array], images: Imag
     """
     f, objective = program(f), as_objective(objective)
     require_images("images", images)
-    require_readable(
-        f, objective, jax.ShapeDtypeStruct(jnp.shape(images), jnp.asarray(images).dtype)
-    )
+    require_readable(f, objective, jax.eval_shape(jnp.asarray, images))
     names = tuple(request.node for request in objective.requests)
     units = tuple(request.units for request in objective.requests)
     score = program(objective.score)
-    batches = [jnp.asarray(images[k : k + _BATCH_SIZE]) for k in range(0, len(images), _BATCH_SIZE)]
-    return np.concatenate(
-        [np.asarray(_scores(f, score, names, units, objective.data, batch)) for batch in batches],
-        axis=1,
-    )
+    rows = []
+    for k in range(0, len(images), _BATCH_SIZE):
+        batch = jnp.asarray(images[k : k + _BATCH_SIZE])
+        rows.append(np.asarray(_scores(f, score, names, units, objective.data, batch)))
+    return np.concatenate(rows, axis=1)
 
 
 @jax.jit(static_argnums=2)
 def _scores(
     f: Program, score: Program, names: tuple[str | None, ...], units: Any, data: Any, images: Images
 ) -> Float[Array, "n images"]:
-    values = read_whole(f, names, images)
+    values = read_node_values(f, names, images)
 
-    # An objective scores image i with its own units and data; here one part of it scores all.
+    # An objective scores image i with the i-th units and data; here these score all images.
     def score_all_images(units: Any, data: Any) -> Array:
         selected = [
             value if unit is None else jnp.take(value, unit, axis=-1)
@@ -77,8 +75,8 @@ def _scores(
     return jax.vmap(score_all_images)(units, data)
 
 
-def read_whole(f: Any, names: Sequence[str | None], images: Any) -> list[Array]:
-    """Return the values of nodes as (images, ..., units); of the output, for None."""
+def read_node_values(f: Any, names: Sequence[str | None], images: Any) -> list[Array]:
+    """Read the values of nodes, each (images, ..., units); a name None reads the output."""
     return read_units(f, [Request(name) for name in names])(images)[1]
 
 
@@ -93,18 +91,18 @@ def require_readable(f: Any, objective: Objective, images: jax.ShapeDtypeStruct)
     """Raise an error unless the objective can be evaluated on f.
 
     Args:
-        f: the program.
-        objective: f must have its nodes and units, and it must return one score per image.
-        images: shape of a batch of f's input, of any number of images.
+        f: the model; it must have the nodes and units that the objective reads.
+        objective: the objective; it must return one score per image.
+        images: shape and dtype of a batch of f's input, with any number of images.
     """
     if not isinstance(objective, Objective):
         raise TypeError(
             f"objective must be an Objective, such as logit(3), got {type(objective).__name__}"
         )
     names = [request.node for request in objective.requests]
-    whole = jax.eval_shape(lambda images: read_whole(f, names, images), images)
+    node_values = jax.eval_shape(lambda images: read_node_values(f, names, images), images)
     values = []
-    for request, value in zip(objective.requests, whole, strict=True):
+    for request, value in zip(objective.requests, node_values, strict=True):
         require_channels(request.node, value, images.shape[0])
         if request.units is not None and int(request.units.max()) >= value.shape[-1]:
             name = "the output" if request.node is None else f"node {request.node!r}"

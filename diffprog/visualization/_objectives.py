@@ -32,14 +32,13 @@ Units = int | Sequence[int] | np.ndarray | Array
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Score to maximize, for a batch of images.
+    """A score to maximize for each image of a batch.
 
     Attributes:
-        requests: values to read from the program, each a node and, per image, a unit of it (or the
-            whole node).
+        requests: nodes of the model to read, each with one unit per image or with all units.
         data: pytree of further arrays, leading axis image.
-        score: `score(values, data) -> (batch,)`, where values[k] of shape (batch, ...) answers
-            requests[k].
+        score: `score(values, data) -> (batch,)`, where values[k] of shape (batch, ...) is the value
+            of requests[k].
         names: description of the objective of each image.
 
     A new kind of objective is a function that returns one. What `score` closes over is compiled
@@ -61,8 +60,7 @@ class Objective:
     def __add__(self, other: Any) -> "Objective":
         return _combine(self, "+", operator.add, other)
 
-    def __radd__(self, other: Any) -> "Objective":
-        return _combine(self, "+", operator.add, other)
+    __radd__ = __add__
 
     def __sub__(self, other: Any) -> "Objective":
         return _combine(self, "-", operator.sub, other)
@@ -73,16 +71,13 @@ class Objective:
     def __mul__(self, other: Any) -> "Objective":
         return _combine(self, "*", operator.mul, other)
 
-    def __rmul__(self, other: Any) -> "Objective":
-        return _combine(self, "*", operator.mul, other)
+    __rmul__ = __mul__
 
     def __neg__(self) -> "Objective":
         score = self.score
-        return dataclasses.replace(
-            self,
-            score=lambda values, data: -score(values, data),
-            names=tuple(f"-{name}" for name in self.names),
-        )
+        names = tuple(f"-{name}" for name in self.names)
+        negated = lambda values, data: -score(values, data)
+        return dataclasses.replace(self, score=negated, names=names)
 
     # Without this, NumPy would evaluate `array * objective` element by element.
     __array_ufunc__ = None
@@ -93,15 +88,12 @@ class Objective:
     def take(self, images: Sequence[int] | np.ndarray) -> "Objective":
         """Select the objectives of some images; an index may occur several times."""
         index = np.asarray(images, int)
-        return Objective(
-            tuple(
-                request if request.units is None else request._replace(units=request.units[index])
-                for request in self.requests
-            ),
-            jax.tree.map(lambda leaf: leaf[index], self.data),
-            self.score,
-            tuple(self.names[k] for k in index),
+        requests = tuple(
+            request if request.units is None else request._replace(units=request.units[index])
+            for request in self.requests
         )
+        data = jax.tree.map(lambda leaf: leaf[index], self.data)
+        return Objective(requests, data, self.score, tuple(self.names[k] for k in index))
 
 
 def _combine(
@@ -112,12 +104,9 @@ def _combine(
     if not isinstance(other, Objective):
         a, numbers = _with_numbers(a, other)
         pairs = zip(a.names, np.asarray(numbers), strict=True)
-        return Objective(
-            a.requests,
-            (a.data, numbers),
-            lambda values, data: operation(score_a(values, data[0]), data[1]),
-            tuple(f"{name} {sign} {number:.3g}" for name, number in pairs),
-        )
+        score = lambda values, data: operation(score_a(values, data[0]), data[1])
+        names = tuple(f"{name} {sign} {number:.3g}" for name, number in pairs)
+        return Objective(a.requests, (a.data, numbers), score, names)
     if len(a) != len(other) and 1 not in (len(a), len(other)):
         raise ValueError(f"objectives must be of one batch, got {len(a)} and {len(other)} images")
     batch = max(len(a), len(other))
@@ -125,15 +114,15 @@ def _combine(
     b = other if len(other) == batch else other.take([0] * batch)
     count, score_b = len(a.requests), b.score
 
-    def score(values: Sequence[Array], data: Any) -> Scores:
-        return operation(score_a(values[:count], data[0]), score_b(values[count:], data[1]))
-
+    score = lambda values, data: operation(
+        score_a(values[:count], data[0]), score_b(values[count:], data[1])
+    )
     names = tuple(f"{left} {sign} {right}" for left, right in zip(a.names, b.names, strict=True))
     return Objective((*a.requests, *b.requests), (a.data, b.data), score, names)
 
 
 def _with_numbers(a: Objective, operand: Any) -> tuple[Objective, Array]:
-    """Return the objective and one number for each of its images, broadcast against each other."""
+    """Broadcast an objective and an operand, a number or one per image, to one batch."""
     name = "an objective's operand"
     numbers = jnp.asarray(_validation.array(name, operand), jnp.result_type(float))
     if not numbers.size:
@@ -152,7 +141,7 @@ def _with_numbers(a: Objective, operand: Any) -> tuple[Objective, Array]:
 
 
 def logit(unit: Units) -> Objective:
-    """Objective y_j: an output of the program, before any softmax.
+    """Objective y_j: an output of the model, before any softmax.
 
     Args:
         unit: j, an index of the last axis of the output, or several, for one image each.
@@ -169,8 +158,8 @@ def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objec
     """Objective h_j[p, q]: a single unit of a node at one position.
 
     Args:
-        node: a tap, or an operation such as "conv:3". An operation is the value before the
-            activation function, where relu has not cut the gradient to 0.
+        node: name of a tap (`diffprog.tap`), or an operation such as "conv:3": its value before
+            the activation function, where relu has not cut the gradient to 0.
         unit: j, an index of the last axis of the node, or several, for one image each.
         position: index for each axis between the first and the last; by default the middle. A node
             (batch, units) has no position.
@@ -201,7 +190,7 @@ def channel(node: str, unit: Units) -> Objective:
     """Objective mean_{p, q} h_c[p, q]: a channel of a node, averaged over positions.
 
     Args:
-        node: a tap or an operation.
+        node: name of a tap or an operation, as for `unit`.
         unit: c, an index of the last axis of the node, or several, for one image each.
 
     >>> len(channel("conv2", range(64)))
@@ -216,7 +205,7 @@ def direction(node: str, vector: ArrayLike, *, cosine: float = 0.0) -> Objective
     """Objective mean_{p, q} <h, v> cos(h, v)^cosine: a direction in the space of a node's units.
 
     Args:
-        node: a tap or an operation; h = h[p, q], (units,).
+        node: name of a tap or an operation, as for `unit`; h = h[p, q], (units,).
         vector: v, finite floats (units,), or (images, units) for one image each.
         cosine: exponent >= 0 of the cosine (where it is positive). The larger, the more the
             direction of h matters, and the less its length.
@@ -258,7 +247,7 @@ def inversion(node: str, target: ArrayLike) -> Objective:
     """Objective -||h(x) - h*||² / ||h*||²: invert a representation (Mahendran and Vedaldi, 2015).
 
     Args:
-        node: a tap or an operation.
+        node: name of a tap or an operation, as for `unit`.
         target: h*, values of the node for some images as `read_units` returns them,
             (images, ..., units), finite.
 
@@ -280,7 +269,7 @@ def caricature(node: str, target: ArrayLike, *, cosine: float = 1.0) -> Objectiv
     """Objective <h(x), h*> / ||h*|| cos(h(x), h*)^cosine: exaggerate a representation.
 
     Args:
-        node: a tap or an operation.
+        node: name of a tap or an operation, as for `unit`.
         target: h*, values of the node for some images as `read_units` returns them,
             (images, ..., units), finite.
         cosine: exponent >= 0 of the cosine.
@@ -367,12 +356,12 @@ def interpolate(a: Objective, b: Objective, images: int) -> Objective:
 
 
 def custom(score: Callable[..., Scores], *nodes: str, name: str = "custom") -> Objective:
-    """Objective from a function of the values of nodes, or of the output without nodes.
+    """Make an objective of a function of the values of nodes, or of the model's output.
 
     Args:
-        score: pure function of the whole values of the nodes, one argument each, leading axis
-            image; it returns one float per image, (batch,).
-        nodes: taps or operations; none for the output of the program.
+        score: pure function of the values of the nodes, one argument (batch, ..., units) each; it
+            returns one float per image, (batch,).
+        nodes: names of taps or operations; none for the output of the model.
         name: description of the objective.
 
     >>> from diffprog.visualization import pixels, visualize
@@ -392,7 +381,7 @@ def custom(score: Callable[..., Scores], *nodes: str, name: str = "custom") -> O
 
 
 def as_objective(objective: Any) -> Objective:
-    """Return an objective as it is, and a function of the program's output as `custom`."""
+    """Convert a function of the model's output to an objective; return objectives unchanged."""
     if isinstance(objective, Objective):
         return objective
     if not callable(objective):
@@ -411,7 +400,7 @@ def _validate_node(node: Any) -> str:
 
 
 def _unit_indices(name: str, value: Any) -> Array:
-    """Return one index per image; the upper bound is checked when the program is known."""
+    """Convert one index or several to an array of one index >= 0 per image."""
     if isinstance(value, int | np.integer) or getattr(value, "ndim", None) == 0:
         value = [value]
     if not _is_list(value):

@@ -28,11 +28,11 @@ from diffprog.visualization.parametrization._image import Image
 
 
 class ImagePipeline(NamedTuple):
-    """Path from variables to images and from images to the inputs of a program.
+    """Map from the variables of a parametrization to images, and from images to model inputs.
 
     Attributes:
-        image: the parametrization.
-        transform: applied to each image before the program.
+        image: parametrization of the images.
+        transform: random transform of each image before the model.
         penalties: pairs (penalty, weight).
     """
 
@@ -41,28 +41,27 @@ class ImagePipeline(NamedTuple):
     penalties: tuple[tuple[Penalty | OfVariable, Array], ...]
 
     def images(self, variables: Any) -> Array:
-        """Paint the images of a batch of variables."""
+        """Compute the images of a batch of variables."""
         return jax.vmap(self.image.paint)(variables)
 
     def inputs(self, images: Array, keys: jax.Array) -> Array:
-        """Transform each image with its own key."""
+        """Transform each image at random, with its own key."""
         return jax.vmap(self.transform)(images, keys)
 
     def penalty(self, variables: Any, images: Array) -> Array:
-        """Sum the weighted penalties of each image, (batch,)."""
+        """Compute the sum of the weighted penalties of each image, (batch,)."""
         total = jnp.zeros(len(images), images.dtype)
         for penalty, weight in self.penalties:
-            values = (
-                jax.vmap(penalty.penalty)(variables)
-                if isinstance(penalty, OfVariable)
-                else jax.vmap(penalty)(images)
-            )
+            if isinstance(penalty, OfVariable):
+                values = jax.vmap(penalty.penalty)(variables)
+            else:
+                values = jax.vmap(penalty)(images)
             total += weight.astype(values.dtype) * values
         return total
 
 
 class OptimizedImages(NamedTuple):
-    """One optimized batch; see `Visualization` for the fields."""
+    """Result of `optimize` for one batch of images; its fields are those of `Visualization`."""
 
     variables: Any
     images: Array
@@ -84,12 +83,12 @@ def optimize(
     straight_through_steps: int,
     progress: bool | None,
 ) -> OptimizedImages:
-    """Optimize a batch of images.
+    """Optimize a batch of images by gradient descent, each until it fails or stops improving.
 
     Args:
-        f: program of a batch of images.
-        objective: of as many images as there are keys.
-        pipeline: from variables to program inputs.
+        f: model of a batch of images.
+        objective: objective of as many images as there are keys.
+        pipeline: map from variables to model inputs.
         variables: initial variables, leading axis image.
         keys: PRNG keys; image i draws its transforms of step k from `fold_in(keys[i], k)`.
         optimizer: optax optimizer of the variables.
@@ -155,7 +154,11 @@ def _cost(
     frozen: Any,
     first: int,
 ) -> Callable[[Any, Array], Any]:
-    """Return the cost (variables, step) -> (J, (scores, cost of each image)) from step `first`."""
+    """Make the cost to minimize, (variables, step) -> (J, (scores, costs per image)).
+
+    J sums the costs of the active images; the others keep their `frozen` variables. `step` counts
+    from `first`.
+    """
     # Only the score is closed over, not the objective: units and weights stay arguments of the
     # compiled program.
     read, score, data = read_units(f, objective.requests), objective.score, objective.data
@@ -176,7 +179,7 @@ def _cost(
 def _paint_and_score(
     f: Program, objective: Objective, pipeline: ImagePipeline
 ) -> Callable[[Any, jax.Array], tuple[Array, Array]]:
-    """Return the function (variables, keys) -> (images, scores).
+    """Make the function (variables, keys) -> (images, scores) that evaluates optimized images.
 
     The scores are without transforms, unless these change the size: then with one random draw.
     """

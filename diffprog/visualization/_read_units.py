@@ -1,4 +1,4 @@
-"""Read the values of a program's nodes: whole, or one unit for each image of the batch.
+"""Read the values of a model's nodes: all units, or one unit for each image of the batch.
 
     h[i, ..., u_i]        unit u_i of node h for image i
 
@@ -22,11 +22,11 @@ from diffprog.visualization._axes import axes_of, units_last
 
 
 class Request(NamedTuple):
-    """Value to read from a program.
+    """A node of a model, and the unit of it to read for each image.
 
     Attributes:
-        node: name of a node as in `nodes.read`, or None for the output of the program.
-        units: unit u_i to read for image i, integers (batch,), or None for the whole node,
+        node: name of a node as in `nodes.read`, or None for the output of the model.
+        units: unit u_i to read for image i, integers (batch,), or None to read all units,
             (batch, ..., units).
     """
 
@@ -37,16 +37,16 @@ class Request(NamedTuple):
 def read_units(
     f: Callable[..., Any], requests: Sequence[Request]
 ) -> Callable[[Array], tuple[Any, list[Any]]]:
-    """Return a function images -> (f(images), values) with one value per request.
+    """Make a function images -> (f(images), values) that reads one value per request.
 
-    A value is h[i, ..., u_i] of shape (batch, ...), or the whole node (batch, ..., units). The
+    A value is h[i, ..., u_i] of shape (batch, ...), or all units (batch, ..., units). The
     output and taps must have the images on the first axis and the units on the last; convolutions
     and matrix products may have any layout and are transposed. Gradients flow through the values.
 
     Args:
-        f: program of a batch of images, (batch, ...) -> anything. Where units of its output are
+        f: model of a batch of images, (batch, ...) -> anything. Where units of its output are
             requested, it must return (batch, ..., units).
-        requests: the values to read.
+        requests: nodes to read, and their units.
 
     Raises:
         TypeError: f is not callable, `requests` is not a sequence of `Request`, or units are not
@@ -110,7 +110,13 @@ def _validate_units(
 
 
 def require_channels(name: str | None, value: Any, count: int) -> None:
-    """Raise ValueError unless a node (the output for None) has shape (count, ..., units)."""
+    """Raise ValueError unless a node's value has shape (count, ..., units).
+
+    Args:
+        name: name of the node, for the message; None for the output of the model.
+        value: value of the node.
+        count: number of images.
+    """
     shape = getattr(value, "shape", None)
     if shape is None:
         size = f" of {len(value)}" if isinstance(value, Sized) else ""

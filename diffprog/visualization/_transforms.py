@@ -1,4 +1,4 @@
-"""Random transforms of an image, applied before a program sees it.
+"""Random transforms of an image, applied before it is passed to a model.
 
 A unit that is maximized through random shifts, rotations and scalings, max_x E_t[f(t(x))], must
 respond to the image under all of them. This removes the high-frequency patterns that excite a
@@ -20,9 +20,8 @@ from jaxtyping import Array, Float
 
 from diffprog import _validation
 
-Transform = Callable[
-    [Float[Array, "height width channels"], jax.Array], Float[Array, "h w channels"]
-]
+Pixels = Float[Array, "height width channels"]
+Transform = Callable[[Pixels, jax.Array], Float[Array, "h w channels"]]
 _TWO_PIXELS = jax.lax.GatherDimensionNumbers(
     offset_dims=(2,), collapsed_slice_dims=(), start_index_map=(0,)
 )
@@ -62,16 +61,12 @@ def compose(transforms: Sequence[Transform]) -> Transform:
     (8, 8, 1)
     """
     if callable(transforms) or not isinstance(transforms, Iterable):
-        came = (
-            "one function; put it in a list" if callable(transforms) else type(transforms).__name__
-        )
+        one = "one function; put it in a list"
         raise TypeError(
-            f"transforms must be a sequence of functions (image, key) -> image, got {came}"
+            "transforms must be a sequence of functions (image, key) -> image, "
+            f"got {one if callable(transforms) else type(transforms).__name__}"
         )
-    functions = tuple(
-        _validation.function(f"transforms[{k}]", transform)
-        for k, transform in enumerate(transforms)
-    )
+    functions = [_validation.function(f"transforms[{k}]", t) for k, t in enumerate(transforms)]
 
     def apply(image: Array, key: jax.Array) -> Array:
         _require_image(image, key)
@@ -256,11 +251,8 @@ def noise(std: float) -> Transform:
 
 
 def similarity_transform(
-    image: Float[Array, "height width channels"],
-    shift: Float[Array, "2"],
-    factor: Float[Array, ""],
-    angle: Float[Array, ""],
-) -> Float[Array, "height width channels"]:
+    image: Pixels, shift: Float[Array, "2"], factor: Float[Array, ""], angle: Float[Array, ""]
+) -> Pixels:
     """Shift, scale and rotate an image about its centre by the given amounts.
 
     Args:
@@ -280,9 +272,7 @@ def similarity_transform(
 
 
 def bilinear_sample(
-    image: Float[Array, "height width channels"],
-    rows: Float[Array, "h w"],
-    columns: Float[Array, "h w"],
+    image: Pixels, rows: Float[Array, "h w"], columns: Float[Array, "h w"]
 ) -> Float[Array, "h w channels"]:
     """Sample an image at fractional pixel coordinates by bilinear interpolation.
 
@@ -303,9 +293,8 @@ def bilinear_sample(
     # numbers: on XLA:CPU three times as fast, value and gradient, as a gather per neighbour and
     # channel (`jax.scipy.ndimage.map_coordinates`).
     def pixel_pairs(first: Array) -> Array:
-        return jax.lax.gather(
-            flat, channels * first[..., None], _TWO_PIXELS, (2 * channels,), mode="clip"
-        )
+        starts = channels * first[..., None]
+        return jax.lax.gather(flat, starts, _TWO_PIXELS, (2 * channels,), mode="clip")
 
     first = stride * top + left
     column_pairs = (1 - down) * pixel_pairs(first) + down * pixel_pairs(first + stride)
@@ -323,11 +312,11 @@ def _cell(position: Array, size: int) -> tuple[Array, Array]:
 
 
 def _random_window(image: Array, height: int, width: int, key: jax.Array) -> Array:
+    """Crop a window of the given size at a uniformly random position."""
     counts = jnp.array([image.shape[0] - height + 1, image.shape[1] - width + 1])
     row, column = jax.random.randint(key, (2,), 0, counts)
-    return jax.lax.dynamic_slice(
-        image, (row, column, jnp.zeros_like(row)), (height, width, image.shape[2])
-    )
+    start = (row, column, jnp.zeros_like(row))
+    return jax.lax.dynamic_slice(image, start, (height, width, image.shape[2]))
 
 
 def _require_image(

@@ -1,4 +1,4 @@
-"""Visualize units: optimize images to maximize an objective of a program.
+"""Visualize units: optimize images to maximize an objective of a model.
 
     maximize   Σ_i  objective_i(f(transform(x_i, key_i)))  -  Σ_R λ R(x_i)
 
@@ -31,18 +31,19 @@ _MEMORY_BYTES = 2**30
 
 
 class Visualization(NamedTuple):
-    """Result of `visualize`; n images.
+    """Result of `visualize` for n images: the images, their scores, and how they were reached.
 
     Attributes:
         images: (n, height, width, channels), in the range of the parametrization.
         names: description of the objective of each image.
-        scores: (n,), the objective of each image without transforms (with one draw of them if they
+        scores: (n,), objective of each image without transforms (with one draw of them if they
             change the size).
-        history: (steps, n), the objective at each step, with transforms; NaN after it stopped.
-        percentiles: (n,), the percentage of the images in `data` with a lower objective; None
-            without data.
-        variables: the variables of the parametrization, leading axis image.
-        endings: (n,), "steps", "plateau" or "nonfinite": why each descent ended (`descent.Result`).
+        history: (steps, n), objective at each step, with transforms; NaN after an image stopped.
+        percentiles: (n,), percentage of the images in `data` with a lower objective; None without
+            data.
+        variables: variables of the parametrization, leading axis image.
+        endings: (n,), reason why each descent ended, "steps", "plateau" or "nonfinite"
+            (`descent.Result`).
     """
 
     images: Float[Array, "n height width channels"]
@@ -87,10 +88,10 @@ def visualize(
     """Optimize images to maximize an objective.
 
     Args:
-        f: program of a batch of images, (batch, height, width, channels) -> (batch, outputs).
-        objective: what to maximize, of n images; or a function of f's output,
+        f: model of a batch of images, (batch, height, width, channels) -> (batch, outputs).
+        objective: objective of n images to maximize; or a function of f's output,
             (batch, outputs) -> (batch,).
-        image: parametrization of an image, from `pixels`, `fourier`, `covariance`, ...
+        image: parametrization of an image, made by `pixels`, `fourier`, `covariance`, ...
         key: PRNG key. Image i uses `fold_in(key, i)` for its start and its transforms.
         steps: number of updates.
         transforms: functions (image, key) -> image applied before f, such as
@@ -141,11 +142,8 @@ def visualize(
                 f"data must be images of f's input shape {list(inputs.shape[1:])}, "
                 f"got {list(data.shape[1:])}"
             )
-    batch_size = (
-        _default_batch_size(f, inputs)
-        if batch_size is None
-        else _validation.integer("batch_size", batch_size, low=1)
-    )
+    batch_size = _default_batch_size(f, inputs) if batch_size is None else batch_size
+    batch_size = _validation.integer("batch_size", batch_size, low=1)
     mesh = None if mesh is None else distributed.validate_mesh(mesh)
     f = f if mesh is None else distributed.replicate(mesh, f)
     devices = 1 if mesh is None else distributed.batch_axis_size(mesh)
@@ -153,9 +151,9 @@ def visualize(
     results = []
     for indices in _batches(len(objective), batch_size, devices):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-        variables = (
-            jax.vmap(image.init)(keys) if start is None else jax.vmap(image.invert)(start[indices])
-        )
+        # A given start is inverted to variables; otherwise they are sampled.
+        make, arguments = (image.init, keys) if start is None else (image.invert, start[indices])
+        variables = jax.vmap(make)(arguments)
         if mesh is not None:
             variables, keys = distributed.shard_batch(mesh, (variables, keys))
         results.append(
@@ -218,7 +216,7 @@ def _input_shape(pipeline: ImagePipeline) -> jax.ShapeDtypeStruct:
 
 
 def _default_batch_size(f: Program, inputs: jax.ShapeDtypeStruct) -> int:
-    """Return how many images have their intermediate values and adjoints in the memory limit."""
+    """Compute the number of images whose intermediate values and adjoints fit into 1 GiB."""
     equations = _jaxpr.find_equations(jax.make_jaxpr(f)(inputs), lambda _: True)
     values: list[Any] = [variable.aval for site in equations for variable in site.equation.outvars]
     bytes_per_image = 2 * sum(

@@ -28,12 +28,12 @@ from diffprog.visualization.attribution._target import Examples, Target, score_p
 
 
 class Integrated(NamedTuple):
-    """Result of `integrated_gradients`.
+    """Result of `integrated_gradients`: the attribution and its completeness gap.
 
     Attributes:
-        attribution: same shape as the input or the node that it is attributed to.
-        gap: (batch,), the completeness gap: sum of the attribution - (s(h) - s(h')). It is the
-            error of the quadrature.
+        attribution: attribution of each value of the input or the node, of the same shape.
+        gap: (batch,), completeness gap: sum of the attribution - (s(h) - s(h')), the error of the
+            quadrature.
     """
 
     attribution: Examples
@@ -46,9 +46,9 @@ def saliency(
     """Saliency: the gradient ds/dh of a score (Simonyan, Vedaldi and Zisserman, 2013).
 
     Args:
-        f: a program of a batch of examples.
+        f: model of a batch of examples.
         x: input, (batch, ...), finite floats.
-        target: the score s. The index j of an output, one for all examples or one for each; or an
+        target: the score s: index j of an output, one for all examples or one for each; or an
             objective such as `unit("hidden1", 3)`, for one image or one per example; or a
             function of the output, output -> (batch,).
         at: the node h, which must lie before the target. Default: h is the input.
@@ -149,9 +149,8 @@ def integrated_gradients(
         raise ValueError(
             f"baseline must broadcast to shape {list(h.shape)}, got shape {list(start.shape)}"
         ) from None
-    abscissas, weights = np.polynomial.legendre.leggauss(
-        _validation.integer("points", points, low=1)
-    )
+    points = _validation.integer("points", points, low=1)
+    abscissas, weights = np.polynomial.legendre.leggauss(points)
     times = jnp.asarray((abscissas + 1) / 2, h.dtype)
     return Integrated(*_integrate(score, h, start, times, jnp.asarray(weights / 2, h.dtype)))
 
@@ -216,6 +215,7 @@ def _gradient(score: Program, h: Array) -> Array:
 def _mean_gradient(
     score: Program, h: Array, keys: jax.Array, sigma: Array, indices: Array
 ) -> Array:
+    """Average the gradient over Gaussian noise, with one sample per example and index."""
     axes = tuple(range(1, h.ndim))
     deviation = sigma * (h.max(axes, keepdims=True) - h.min(axes, keepdims=True))
 
@@ -230,6 +230,8 @@ def _mean_gradient(
 def _integrate(
     score: Program, h: Array, start: Array, times: Array, weights: Array
 ) -> tuple[Array, Array]:
+    """Integrate the gradient from `start` to h by quadrature; return attribution and gap."""
+
     def add(total: Array, point: tuple[Array, Array]) -> tuple[Array, None]:
         time, weight = point
         return total + weight * _gradient(score, start + time * (h - start)), None

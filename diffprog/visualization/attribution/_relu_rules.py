@@ -19,17 +19,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffprog import _validation
-from diffprog._jaxpr import (
-    ClosedJaxpr,
-    Jaxpr,
-    JaxprEqn,
-    Literal,
-    Path,
-    evaluate_equation,
-    interpret,
-    sub_jaxprs,
-)
+from diffprog import _jaxpr, _validation
+from diffprog._jaxpr import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Path
 from diffprog.nodes import trace_program
 from diffprog.program import Program, program
 
@@ -70,14 +61,14 @@ def straight_through(x: Values, dy: Values) -> Values:
 
 
 def with_rectifier(f: Callable[..., Any], rule: ReluRule) -> Callable[..., Any]:
-    """Replace the gradient of every relu of a program by a rule; values do not change.
+    """Replace the gradient of every relu in a function by a rule; values do not change.
 
     Relus inside scans, branches, `jax.checkpoint` and jitted functions are included. The result
     has no forward mode (`jax.jvp`).
 
     Args:
         f: any callable of pytrees.
-        rule: (x, dy) -> dx, such as `guided`, `deconvolution`, `straight_through`.
+        rule: gradient rule (x, dy) -> dx, such as `guided`, `deconvolution`, `straight_through`.
 
     Raises:
         TypeError: f or rule is not callable.
@@ -107,14 +98,14 @@ def _run_with_rule(f: Program, args: tuple[Any, ...], rule: Program) -> Any:
             "f has no relu: no max(x, 0), jax.nn.relu, or x where x > 0 and 0 elsewhere"
         )
     actions = {relu.path: functools.partial(_apply_rule, rule, relu.operand) for relu in relus}
-    outputs, _ = interpret(traced, actions, jax.tree.leaves((f, args)))
+    outputs, _ = _jaxpr.interpret(traced, actions, jax.tree.leaves((f, args)))
     return jax.tree.unflatten(structure, outputs)
 
 
 def _apply_rule(
     rule: Program, operand: int, equation: JaxprEqn, inputs: Sequence[Any], given: None
 ) -> tuple[list[Any], None]:
-    x, y = inputs[operand], jax.lax.stop_gradient(evaluate_equation(equation, inputs)[0])
+    x, y = inputs[operand], jax.lax.stop_gradient(_jaxpr.evaluate_equation(equation, inputs)[0])
     dx = jax.eval_shape(rule, x, y)
     if (getattr(dx, "shape", None), getattr(dx, "dtype", None)) != (y.shape, y.dtype):
         raise ValueError(f"rule must return an array like x, {y.dtype}{list(y.shape)}, got {dx}")
@@ -123,7 +114,7 @@ def _apply_rule(
 
 @jax.custom_vjp
 def _with_gradient(rule: Program, x: Values, y: Values) -> Values:
-    """Return y, with the gradient dx = rule(x, dy)."""
+    """Return y; under differentiation, x gets the cotangent rule(x, dy)."""
     return y
 
 
@@ -137,9 +128,10 @@ class _Relu(NamedTuple):
     """An equation that computes a relu.
 
     Attributes:
-        path: its path in the program.
-        operand: the index of x among its inputs.
-        inside: the primitive around it that prevents a change, or None.
+        path: path of the equation in the jaxpr.
+        operand: index of x among the inputs of the equation.
+        inside: name of the enclosing primitive that keeps the gradient from being replaced, or
+            None.
     """
 
     path: Path
@@ -153,12 +145,12 @@ class _Relu(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Zero:
-    """An array of zeros."""
+    """Abstract value of an array of zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sign:
-    """Condition x > 0 if positive, else x < 0; the value at x = 0 does not matter."""
+    """Abstract value of the condition x > 0 if `positive`, else x < 0; x = 0 does not matter."""
 
     of: Any
     positive: bool
@@ -166,7 +158,7 @@ class _Sign:
 
 @dataclasses.dataclass(frozen=True)
 class _ReluOf:
-    """Value of max(x, 0)."""
+    """Abstract value of max(x, 0)."""
 
     of: Any
 
@@ -174,7 +166,7 @@ class _ReluOf:
 def _find_relus(
     program: ClosedJaxpr | Jaxpr, inputs: Sequence[Any]
 ) -> tuple[list[_Relu], list[Any]]:
-    """Return the relus of a program and the abstract values of its outputs."""
+    """Evaluate a jaxpr on abstract values; return its relus and its abstract outputs."""
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     values |= {variable: object() for variable in jaxpr.constvars}
@@ -200,12 +192,12 @@ def _find_relus(
 
 
 def _evaluate_abstractly(equation: JaxprEqn, operands: list[Any]) -> tuple[list[_Relu], list[Any]]:
-    """Return the relus of an equation's sub-programs and the abstract values of its outputs."""
+    """Evaluate an equation on abstract values; return the relus inside and its abstract outputs."""
     kind, outputs = equation.primitive.name, [object() for _ in equation.outvars]
     if len(outputs) == 1:
         outputs = [_abstract_output(kind, operands)]
     found = []
-    for number, body in enumerate(sub_jaxprs(equation)):
+    for number, body in enumerate(_jaxpr.sub_jaxprs(equation)):
         arguments = body.in_avals if isinstance(body, ClosedJaxpr) else body.invars
         is_call = kind in _CALLS or kind in _CUSTOM_RULES
         relus, results = _find_relus(body, operands if is_call else [object() for _ in arguments])
@@ -219,7 +211,7 @@ def _evaluate_abstractly(equation: JaxprEqn, operands: list[Any]) -> tuple[list[
 
 
 def _abstract_output(kind: str, operands: list[Any]) -> Any:
-    """Return the abstract value of a primitive with a single output."""
+    """Evaluate a primitive with one output on abstract values."""
     match kind, operands:
         case "max", [x, _Zero()] | [_Zero(), x]:
             return _ReluOf(x)

@@ -37,9 +37,9 @@ class Curve(NamedTuple):
     """Deletion or insertion curve: the score against the fraction of pixels changed.
 
     Attributes:
-        shares: (points,), the fraction of pixels changed, from 0 to 1.
-        scores: (batch, points).
-        area: (batch,), the area under each curve; small is good for deletion, large for insertion.
+        shares: (points,), fraction of pixels changed, from 0 to 1.
+        scores: (batch, points), score at each fraction.
+        area: (batch,), area under each curve; small is good for deletion, large for insertion.
     """
 
     shares: np.ndarray
@@ -59,12 +59,12 @@ def randomise_parameters(
     Layers are randomized from the output down, by permuting the entries of each of their arrays.
 
     Args:
-        attribute: params -> attribution (batch, ...), such as
+        attribute: function params -> attribution (batch, ...), such as
             `lambda params: saliency(program(model.apply, params), x, y)`.
-        params: a dict of layers.
+        params: parameters, a dict with one entry per layer.
         key: PRNG key.
-        layers: names in the order of randomization, the output layer first. They must be given
-            because JAX sorts dicts, so their order does not show the order of the layers.
+        layers: names of layers in the order of randomization, the output layer first. They must be
+            given, because JAX sorts dicts, which loses the order of the layers.
 
     Raises:
         TypeError, ValueError: params is not a dict of layers, or does not have a layer.
@@ -104,7 +104,7 @@ def deletion(
     """Deletion curve: score as pixels of largest attribution are removed (Petsiuk et al., 2018).
 
     Args:
-        f: a program of a batch of examples; let it return probabilities to get their curve.
+        f: model of a batch of examples; let it return probabilities to get their curve.
         x: input, (batch, ...), finite floats.
         attribution: same shape as x, or without the last axis: one number for all channels of a
             pixel.
@@ -180,7 +180,7 @@ def _curve(
 def _scores_after_changes(
     score: Program, before: Array, after: Array, order: Array, counts: Array
 ) -> Array:
-    """Score the input with its first `count` pixels in `order` changed, for each count."""
+    """Evaluate the score with the first `count` pixels in `order` from `after`, for each count."""
     return jax.lax.map(lambda count: score(jnp.where(order + 0.5 < count, after, before)), counts)
 
 
@@ -194,7 +194,7 @@ def _absolute_ranks(attribution: Array) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each row; 0 where a row is constant."""
+    """Pearson correlation of each row of a with that row of b; 0 where a row is constant."""
     a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
     norms = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)

@@ -1,4 +1,4 @@
-"""Score that an attribution explains, as a program of the input or of a node.
+"""Target of an attribution, converted to a score: a function of the input or of a hidden node.
 
 The score s(h) is one number per example: an output y_j, an `Objective`, or any function of the
 output. If h is a node, s is computed from f run with h in place of that node.
@@ -17,7 +17,7 @@ from diffprog._jaxpr import ClosedJaxpr, JaxprEqn, find_equations, interpret, su
 from diffprog.nodes import find_nodes, trace_program
 from diffprog.program import Program, program
 from diffprog.visualization._axes import axes_of, undo_units_last, units_last
-from diffprog.visualization._evaluate_objective import read_whole, require_readable
+from diffprog.visualization._evaluate_objective import read_node_values, require_readable
 from diffprog.visualization._objectives import Objective, Units, custom, logit
 from diffprog.visualization._read_units import select_units
 
@@ -28,7 +28,9 @@ Examples = Float[Array, "batch ..."]
 def score_program(
     f: Callable[..., Any], x: Any, target: Target, at: str | None = None
 ) -> tuple[Program, Array]:
-    """Return the score s as a program of h, (batch, ...) -> (batch,), and the value of h.
+    """Convert the target of an attribution to a score function h -> (batch,), and evaluate h.
+
+    h is the input x, or the value of the node `at`; its axes are (batch, ...).
 
     Args:
         f, x, target, at: as for `saliency`.
@@ -56,8 +58,8 @@ def score_program(
         return score(selected, data)
 
     if at is None:
-        return program(lambda h: scores(read_whole(f, names, h))), x
-    (h,) = read_whole(f, [at], x)
+        return program(lambda h: scores(read_node_values(f, names, h))), x
+    (h,) = read_node_values(f, [at], x)
     if not _depends_on_arguments(
         jax.make_jaxpr(lambda h: _read_after_replacing(f, x, h, at, names))(h)
     ):
@@ -67,7 +69,7 @@ def score_program(
 
 
 def _objective(target: Target, batch: int) -> Objective:
-    """Convert a target to an objective with one part per example."""
+    """Convert the target of an attribution to an objective with one score per example."""
     if isinstance(target, Objective):
         objective = target
     else:
@@ -83,7 +85,7 @@ def _objective(target: Target, batch: int) -> Objective:
 def _read_after_replacing(
     f: Program, x: Array, h: Array, at: str, names: tuple[str | None, ...]
 ) -> list[Any]:
-    """Read the named nodes, and the output for None, with h in place of the node `at`."""
+    """Read nodes of f(x) after replacing the node `at` by h; the name None reads the output."""
     read = [name for name in names if name is not None]
     axes = axes_of(f, x, find_nodes([at, *read], trace_program(f, (x,))[0]))
     output, values = nodes.intervene(f, {at: undo_units_last(h, axes[at])}, read)(x)
@@ -91,7 +93,7 @@ def _read_after_replacing(
 
 
 def _depends_on_arguments(program: ClosedJaxpr) -> bool:
-    """Check whether any output of a traced program depends on its arguments."""
+    """Check whether any output of a jaxpr depends on its arguments."""
     mark = object()  # propagated in place of the values
     calls = {"jit", "pjit", "closed_call", "core_call"}
 

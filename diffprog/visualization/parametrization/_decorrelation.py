@@ -21,11 +21,11 @@ _BLOCK_SIZE = 32
 
 
 class Colors(NamedTuple):
-    """Linear map of the channels and its inverse, each (channels, channels); see `decorrelated`.
+    """Linear map from uncorrelated channels to image channels, and its inverse.
 
     Attributes:
-        mix: maps uncorrelated channels to the channels of an image.
-        unmix: the inverse of `mix`.
+        mix: matrix from uncorrelated channels to image channels.
+        unmix: inverse of `mix`.
     """
 
     mix: Float[Array, "channels channels"]
@@ -63,13 +63,13 @@ def decorrelated(data: Float[Array, "n height width channels"]) -> Colors:
 
 
 def multiply_pixels(
-    matrix: Float[Array, "channels channels"], pixels: int
+    matrix: Float[Array, "channels channels"], count: int
 ) -> Callable[[Array], Array]:
-    """Return the function that multiplies each of `pixels` pixels of an image by a matrix."""
+    """Make a function that multiplies every pixel of an image of `count` pixels by a matrix."""
     # A product with 3 x 3 is too small for XLA:CPU's fast matrix product: a block-diagonal matrix
     # for eight pixels at a time takes a tenth of the time.
     largest = max(1, _BLOCK_SIZE // len(matrix))
-    repeats = max(k for k in range(1, largest + 1) if pixels % k == 0)
+    repeats = max(k for k in range(1, largest + 1) if count % k == 0)
     blocks = jnp.kron(jnp.eye(repeats, dtype=matrix.dtype), matrix)
     return lambda image: (image.reshape(-1, len(blocks)) @ blocks).reshape(image.shape)
 

@@ -18,23 +18,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffprog import _validation
-from diffprog.visualization.parametrization._decorrelation import (
-    Colors,
-    multiply_pixels,
-    require_colors,
-)
-from diffprog.visualization.parametrization._image import (
-    Image,
-    require_data,
-    require_image,
-    require_shape,
-)
+from diffprog.visualization.parametrization import _decorrelation, _image
+from diffprog.visualization.parametrization._decorrelation import Colors
+from diffprog.visualization.parametrization._image import Image
 
 # Half a grey level of 8 bits: `invert` clips to it, as the logit is infinite at 0 and 1.
 _MARGIN = 1 / 512
 _MIN_RELATIVE_AMPLITUDE = 1e-3
 
 Shape = tuple[int, int, int]
+Pixels = Float[Array, "height width channels"]
+Phases = Float[Array, "height half channels"]
 
 
 def fourier(
@@ -68,7 +62,7 @@ def fourier(
     >>> image.init(jax.random.key(0)).shape, image.paint(jnp.zeros((2, 5, 4, 3))).shape
     ((2, 5, 4, 3), (5, 7, 3))
     """
-    shape = require_shape(shape)
+    shape = _image.require_shape(shape)
     scale = _inverse_frequency(shape, _validation.number("decay", decay))
     return _scaled_spectrum(shape, scale, _validation.bounds("range", range), spread, colors)
 
@@ -103,7 +97,7 @@ def spectrum(
     (8, 8, 1)
     """
     bounds = _validation.bounds("range", range)
-    images = require_data(data, *bounds)
+    images = _image.require_data(data, *bounds)
     amplitude = np.abs(_linearized_spectra(images, bounds, colors)).mean(0)
     if not amplitude.max() > 0:
         raise ValueError(
@@ -147,26 +141,20 @@ def phase_only(
     >>> image.paint(image.init(jax.random.key(0))).shape
     (8, 8, 1)
     """
-    shape, bounds = require_shape(shape), _validation.bounds("range", range)
+    shape, bounds = _image.require_shape(shape), _validation.bounds("range", range)
     decay = _validation.number("decay", decay)
-    amplitude = jnp.asarray(
-        _unit_variance_amplitude(shape, decay)
-        if data is None
-        else _mean_amplitude(data, shape, bounds, colors),
-        jnp.float32,
-    )
+    if data is None:
+        amplitude = jnp.asarray(_unit_variance_amplitude(shape, decay), jnp.float32)
+    else:
+        amplitude = jnp.asarray(_mean_amplitude(data, shape, bounds, colors), jnp.float32)
     to_pixels, from_pixels = _pixel_maps(shape, bounds, colors)
 
-    def paint(
-        phases: Float[Array, "height half channels"],
-    ) -> Float[Array, "height width channels"]:
+    def paint(phases: Phases) -> Pixels:
         odd = _odd_phases(phases, shape[1])
         coefficients = jax.lax.complex(amplitude * jnp.cos(odd), amplitude * jnp.sin(odd))
         return to_pixels(_irfft2(coefficients, shape))
 
-    def phases_of(
-        image: Float[Array, "height width channels"],
-    ) -> Float[Array, "height half channels"]:
+    def phases_of(image: Pixels) -> Phases:
         return jnp.angle(_rfft2(image))
 
     return Image(
@@ -212,19 +200,24 @@ def _scaled_spectrum(
 def _pixel_maps(
     shape: Shape, bounds: tuple[float, float], colors: Colors | None
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Return the map from y to pixels, low + (high - low) σ(y · M), and its inverse."""
-    require_colors(colors, shape)
+    """Make the map from an unbounded image y to pixels, and its inverse.
+
+    x = low + (high - low) σ(y · M)
+    """
+    _decorrelation.require_colors(colors, shape)
     low, high = bounds
     mix = unmix = lambda image: image
     if colors is not None:
-        mix, unmix = (multiply_pixels(matrix, shape[0] * shape[1]) for matrix in colors)
+        mix, unmix = (
+            _decorrelation.multiply_pixels(matrix, shape[0] * shape[1]) for matrix in colors
+        )
 
     def to_pixels(y: Array) -> Array:
         # The sum can round to just outside the range.
         return jnp.clip(low + (high - low) * jax.nn.sigmoid(mix(y)), low, high)
 
     def from_pixels(image: Array) -> Array:
-        fraction = (require_image(image, shape) - low) / (high - low)
+        fraction = (_image.require_image(image, shape) - low) / (high - low)
         return unmix(jax.scipy.special.logit(jnp.clip(fraction, _MARGIN, 1 - _MARGIN)))
 
     return to_pixels, from_pixels
@@ -239,26 +232,29 @@ def _irfft2(coefficients: Array, shape: Shape) -> Array:
 
 
 def _holds_opposites(width: int) -> Any:
-    """Mark the columns of a half spectrum that hold both a frequency and its opposite."""
+    """Mark the columns of a real FFT that hold both a frequency and its opposite."""
     column = np.arange(width // 2 + 1)[:, None]
     return (column == 0) | (2 * column == width)
 
 
 def _odd_phases(phases: Array, width: int) -> Array:
-    """Make the phases of opposite frequencies opposite."""
+    """Make phases odd: opposite for opposite frequencies, as in the spectrum of a real image."""
     opposite = jnp.roll(phases[::-1], 1, axis=0)
     return jnp.where(_holds_opposites(width), (phases - opposite) / 2, phases)
 
 
 def _inverse_frequency(shape: Shape, decay: float) -> np.ndarray:
-    """Return 1 / f^decay per coefficient, f in cycles per pixel, at least 1 per longer side."""
+    """Compute 1 / f^decay for each coefficient of a real FFT, with f clamped from below.
+
+    f is in cycles per pixel, at least 1 / max(height, width), so that f = 0 gets a finite value.
+    """
     height, width, _ = shape
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     return (1 / np.maximum(frequency, 1 / max(height, width)) ** decay)[..., None]
 
 
 def _unit_variance_amplitude(shape: Shape, decay: float) -> np.ndarray:
-    """Return amplitudes ∝ 1 / f^decay of an image y with mean 0 and variance 1."""
+    """Compute Fourier amplitudes ∝ 1 / f^decay of an image with mean 0 and variance 1."""
     height, width, channels = shape
     amplitude = np.repeat(_inverse_frequency(shape, decay), channels, axis=-1)
     amplitude[0, 0] = 0
@@ -270,8 +266,12 @@ def _unit_variance_amplitude(shape: Shape, decay: float) -> np.ndarray:
 def _mean_amplitude(
     data: Any, shape: Shape, bounds: tuple[float, float], colors: Colors | None
 ) -> np.ndarray:
-    """Return mean |F y|; where a frequency is its own opposite, with the sign of mean F y."""
-    images = require_data(data, *bounds)
+    """Compute the mean magnitude of each Fourier coefficient of images.
+
+    Self-conjugate coefficients (zero and Nyquist frequencies) are real: they get the sign of their
+    mean.
+    """
+    images = _image.require_data(data, *bounds)
     if images.shape[1:] != shape:
         raise ValueError(
             f"data must be images of shape {list(shape)}, got shape {list(images.shape)}"
@@ -279,15 +279,18 @@ def _mean_amplitude(
     spectra = _linearized_spectra(images, bounds, colors)
     sign = np.where(spectra.mean(0).real < 0, -1, 1)
     rows = np.arange(shape[0])
-    own_opposite = (-rows % shape[0] == rows)[:, None, None] & _holds_opposites(shape[1])
-    return np.abs(spectra).mean(0) * np.where(own_opposite, sign, 1)
+    self_conjugate = (-rows % shape[0] == rows)[:, None, None] & _holds_opposites(shape[1])
+    return np.abs(spectra).mean(0) * np.where(self_conjugate, sign, 1)
 
 
 def _linearized_spectra(
     images: np.ndarray, bounds: tuple[float, float], colors: Colors | None
 ) -> np.ndarray:
-    """Return the Fourier coefficients F y of images, with y = 4 (x - middle) / (high - low)."""
-    require_colors(colors, images.shape[1:])
+    """Compute the Fourier coefficients of y = 4 (x - middle) / (high - low) for images x.
+
+    This is the inverse of the sigmoid to first order, which is finite at the bounds too.
+    """
+    _decorrelation.require_colors(colors, images.shape[1:])
     low, high = bounds
     y = 4 * (images - (low + high) / 2) / (high - low)
     y = y if colors is None else y @ np.asarray(colors.unmix)

@@ -26,6 +26,8 @@ from jaxtyping import Array, Float
 
 from diffprog import _validation
 
+Pixels = Float[Array, "height width channels"]
+
 # `covariance` keeps every component of images of up to _FULL_SIZE numbers, _COMPONENTS of larger.
 _FULL_SIZE, _COMPONENTS = 2048, 256
 
@@ -35,7 +37,7 @@ class Image(NamedTuple):
 
     Attributes:
         shape: (height, width, channels) of the image.
-        range: (low, high), the bounds of the pixels that `paint` returns.
+        range: (low, high), bounds of the pixels that `paint` returns.
         init: `init(key)` returns a starting variable, a pytree of float arrays.
         paint: `paint(variable)` returns the image (height, width, channels), within the range.
         project: `project(variable)` returns the nearest allowed variable; the identity if all are.
@@ -49,9 +51,9 @@ class Image(NamedTuple):
     shape: tuple[int, int, int]
     range: tuple[float, float]
     init: Callable[[jax.Array], Any]
-    paint: Callable[[Any], Float[Array, "height width channels"]]
+    paint: Callable[[Any], Pixels]
     project: Callable[[Any], Any]
-    invert: Callable[[Float[Array, "height width channels"]], Any]
+    invert: Callable[[Pixels], Any]
 
 
 def pixels(
@@ -59,10 +61,7 @@ def pixels(
     *,
     range: tuple[float, float] = (0.0, 1.0),
     spread: float = 0.01,
-    project: Callable[
-        [Float[Array, "height width channels"]], Float[Array, "height width channels"]
-    ]
-    | None = None,
+    project: Callable[[Pixels], Pixels] | None = None,
 ) -> Image:
     """Parametrize an image by its pixels, x = z.
 
@@ -160,7 +159,10 @@ def covariance(
 def _principal_components(
     rows: np.ndarray, components: int | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the mean, the nonzero standard deviations, largest first, and the principal axes."""
+    """Principal component analysis of the rows of a matrix.
+
+    Returns the mean, the nonzero standard deviations in descending order, and their axes.
+    """
     mean = rows.mean(0)
     _, singular, axes = np.linalg.svd(rows - mean, full_matrices=False)
     rank = int((singular > singular[0] * max(rows.shape) * np.finfo(np.float32).eps).sum())
