@@ -244,7 +244,7 @@ def classify_generated(
         "covariance": (vis.covariance(first.images), COVARIANCE_PENALTIES),
         "Fourier": (vis.fourier((8, 8, 1)), PIXEL_PENALTIES),
         "pixels": (vis.pixels((8, 8, 1)), PIXEL_PENALTIES),
-        "pixels without penalties": (vis.pixels((8, 8, 1)), None),
+        "bare pixels": (vis.pixels((8, 8, 1)), None),
     }
     sentences = [write_caption(TEMPLATES[0], name, style) for name in NAMES for style in STYLES]
     digits = np.repeat(np.arange(10), len(STYLES))
@@ -333,16 +333,17 @@ def write(
     sections = [
         Section(
             "Images of sentences",
-            "Gradient ascent on the similarity. A negative weight makes the image unlike a text.",
+            "Gradient ascent on the similarity to the sentence above each image; a negative weight "
+            "lowers the similarity to a sentence.",
             figures["sentences"],
         ),
         Section(
             "Accuracy of other classifiers on the images",
             f"{len(STYLES)} images of each digit, one per style, classified by models of other "
             "kinds that were fitted to the half of the digits not used to train the encoders. The "
-            "figure has a row for each image parametrization, without style words. Spread is the "
-            "standard deviation of pixels among the images of a digit; that of real digits is "
-            f"{numbers['spread of real digits']:.2f}.",
+            "figure has a row for each image parametrization, without style words; bare pixels "
+            "have no penalties. Spread is the standard deviation of pixels among the images of a "
+            f"digit; that of real digits is {numbers['spread of real digits']:.2f}.",
             figures["parametrizations"],
             tables["parametrizations"],
         ),
@@ -372,9 +373,9 @@ def write(
     )
     print(generated)
     for table in tables.values():
-        print("", *table.columns, sep="  ")
+        print(f"\n{table.columns[0]:40}", *(f"{column:>10}" for column in table.columns[1:]))
         for label, *cells in table.rows:
-            print(f"{label!s:40}", *(f"{cell:.3f}" for cell in cells))
+            print(f"{label!s:40}", *(f"{cell:10.3f}" for cell in cells))
     print(page)
 
 

@@ -49,7 +49,7 @@ def test_other_classifiers_predict_the_digit_of_the_sentence(tmp_path):
     # processor may change a vote.
     assert (covariance["k-NN"] + covariance["SVC"]) / 2 >= 0.95
     # The highest similarity belongs to the worst images.
-    pixels = numbers["generated"]["pixels without penalties"]
+    pixels = numbers["generated"]["bare pixels"]
     assert pixels["similarity"] > covariance["similarity"]
     assert pixels["SVC"] < covariance["SVC"]
     assert min(numbers["styles"].values()) >= 0.9
