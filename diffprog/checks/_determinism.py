@@ -29,7 +29,7 @@ class TraceProperties(NamedTuple):
 
 def trace_properties(test: GradientUnderTest, variables: Variables) -> TraceProperties:
     """Trace a function and its gradient under test twice each."""
-    dy = jax.eval_shape(test.function, variables)
+    dy = test.function.output_shapes(variables)
     function_dtypes, varies = _trace_twice(test.function, variables)
     try:
         gradient_dtypes, gradient_varies = _trace_twice(test.gradient, variables, dy)

@@ -153,7 +153,7 @@ def _mistakes_in_function(
         gradient = reference_gradient(function, variables | {name: changed}, dy)
         if matches(np.asarray(gradient[path])):
             yield mistake
-    edges = _edges(jax.make_jaxpr(_call)(function, variables))
+    edges = _edges(jax.make_jaxpr(WithConstants.__call__)(function, variables))
     if len(edges) <= _MAX_EDGES:
         consumers = Counter(edge.operand for edge in edges)
         for number, edge in enumerate(edges):
@@ -166,10 +166,6 @@ def _mistakes_in_function(
     diagonal = _diagonal_gradient(function, variables, dy, path)
     if diagonal is not None and matches(diagonal):
         yield "only the diagonal of the Jacobian is used"
-
-
-def _call(function: WithConstants, variables: Variables) -> Any:
-    return function(variables)
 
 
 def _describe_edge(edge: _Edge, consumers: int) -> str:
@@ -198,7 +194,8 @@ def _scaled_gradient(
     function: WithConstants, variables: Variables, dy: Any, scales: Array
 ) -> Variables:
     """Compute the gradient with the cotangent along each edge multiplied by its scale."""
-    program, shape = jax.make_jaxpr(_call, return_shape=True)(function, variables)
+    trace = jax.make_jaxpr(WithConstants.__call__, return_shape=True)
+    program, shape = trace(function, variables)
     scales_at: dict[Path, dict[int, Array]] = {}
     for edge, scale in zip(_edges(program), scales, strict=True):
         scales_at.setdefault(edge.path, {})[edge.position] = scale

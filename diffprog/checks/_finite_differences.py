@@ -70,7 +70,7 @@ def random_cotangent(
 
     A constant cotangent would weight all outputs alike and so hide every symmetric mistake.
     """
-    leaves, treedef = jax.tree.flatten(jax.eval_shape(test.function, variables))
+    leaves, treedef = jax.tree.flatten(test.function.output_shapes(variables))
     if wrong := [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
         raise TypeError(
             f"the function must return float arrays, got {wrong[0].dtype}{list(wrong[0].shape)}"
@@ -85,7 +85,7 @@ def random_cotangent(
 
 def cast_cotangent(function: WithConstants, variables: Variables, dy: Any) -> Any:
     """Cast a cotangent to the dtypes of the function's outputs at these variables."""
-    shapes = jax.eval_shape(function, variables)
+    shapes = function.output_shapes(variables)
     return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), dy, shapes)
 
 

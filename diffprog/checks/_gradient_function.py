@@ -37,6 +37,11 @@ class WithConstants:
         """Evaluate the program at its constants and `args`."""
         return self.program(self.constants, *args)
 
+    def output_shapes(self, *args: Any) -> Any:
+        """Trace shapes and dtypes of the output, without evaluating it."""
+        # `self` is an argument, so that without x64 JAX converts constants of 64 bits to 32.
+        return jax.eval_shape(WithConstants.__call__, self, *args)
+
 
 class GradientUnderTest(NamedTuple):
     """A function, the gradient that is checked against it, and its variables.

@@ -96,7 +96,7 @@ def _kink(name: str, branches: Branches, index: Sequence[Any] | np.ndarray) -> K
 @jit_unoptimized
 def _evaluate_branches(function: WithConstants, variables: Variables) -> dict[str, Branches]:
     args = function, variables
-    program = jax.make_jaxpr(lambda function, variables: function(variables))(*args)
+    program = jax.make_jaxpr(WithConstants.__call__)(*args)
     sites = [
         site for site in find_equations(program, _is_branching) if site.opaque_primitive is None
     ]

@@ -324,3 +324,8 @@ def test_equal_keys_give_equal_reports():
 def test_invalid_arguments_are_rejected(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_constants_of_64_bits_are_accepted_without_x64():
+    logits, labels = jnp.eye(2), np.array([0, 1])
+    assert checks.check_layer(bp.softmax_cross_entropy(), (), (logits, labels), key=KEY).ok
