@@ -4,9 +4,9 @@ Modules:
 
     program          turns any callable into a program, whose arrays are pytree leaves
     nodes            read, replace and perturb intermediate values by name; `tap` names them
-    gradients        gradients by parameters, input, nodes or example; second derivatives
+    gradients        gradients with respect to parameters, input or nodes; per example; Hessians
     fast_gradients   fast CPU gradients of convolutions and max-pooling
-    descent          the engine: gradient descent on any variable of a program
+    descent          gradient descent on any variable, as in training, visualization and attacks
     norms, losses    norms of perturbations and loss functions, per example
     distributed      meshes of devices and the sharding of arrays
     training         training loops, metrics, checkpoints
@@ -75,7 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module on first use, which keeps `import diffprog` fast."""
+    """Import and return the submodule `name` on first use, so that `import diffprog` is fast."""
     if name in __all__:
         return importlib.import_module(f"diffprog.{name}")
     raise AttributeError(f"module 'diffprog' has no attribute {name!r}")

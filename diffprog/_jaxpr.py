@@ -6,17 +6,18 @@ that tree: (3,) is equation 3, and (3, 0, 2) is equation 2 of the first sub-jaxp
 A function that is called twice has two paths.
 
     find_equations(program, predicate)         equations that satisfy a predicate
-    interpret(program, handlers, arguments)    run the program, with handlers[path] at that path
+    interpret(program, handlers, arguments)    run the jaxpr, with handlers[path] at that path
 
-A handler can return a side output and can be given a side input. Both cross the borders of
-sub-jaxprs:
+`diffprog.nodes` reads and replaces intermediate values in this way. Besides the outputs of its
+equation, a handler can return a value to the caller of `interpret`, its side output; its side input
+is a value that the caller gives it. Both also work inside sub-jaxprs:
 
     jit, closed_call      the body is inlined
     remat                 stays a remat with the same policy
     scan                  a side input or output gains a leading axis, the iterations
     cond                  a side output is zero if its branch was not taken
-    custom derivatives    the outputs are those of the original equation, which keeps its rule; a
-                          second evaluation of the body gives the side outputs
+    custom derivatives    the outputs are those of the original equation, which keeps its derivative
+                          rule; a second evaluation of the body gives the side outputs
 
 Other primitives with a sub-jaxpr, such as a `while` loop of unknown length, run unchanged and
 cannot be entered. A sub-jaxpr is entered only if it contains a handled equation. The interpreter
@@ -45,14 +46,16 @@ Handler: TypeAlias = Callable[[JaxprEqn, list[Any], Any], tuple[Sequence[Any], A
 
 
 class EquationSite(NamedTuple):
-    """Equation of a jaxpr, with its position.
+    """Equation of a jaxpr and where it is, as `find_equations` returns it.
 
     Attributes:
-        path: position, as `interpret` takes it.
+        path: position of the equation, a key of the `handlers` of `interpret`.
         equation: the equation.
-        scope: name stack from the outermost program inwards, as "CNN/Conv_0"; may be empty.
+        scope: named scopes around the equation, outermost first, such as "CNN/Conv_0"; may be
+            empty.
         enclosing: names of the primitives that enclose the equation, outermost first.
-        scan_lengths: lengths of the enclosing scans, the leading axes that its values gain.
+        scan_lengths: lengths of the enclosing scans, outermost first: the leading axes of an output
+            of the equation that is stacked over all iterations.
     """
 
     path: Path
@@ -63,20 +66,24 @@ class EquationSite(NamedTuple):
 
     @property
     def opaque_primitive(self) -> str | None:
-        """Name of the outermost enclosing primitive that `interpret` cannot enter, or None."""
+        """Outermost enclosing primitive that `interpret` cannot enter, such as "while"; or None."""
         return next((name for name in self.enclosing if name not in _ENTER), None)
 
     @property
     def custom_rule_primitive(self) -> str | None:
         """Name of the outermost enclosing custom-derivative primitive, or None.
 
-        The outputs of such a primitive cannot be changed.
+        Values inside such a primitive (`jax.custom_jvp`, `jax.custom_vjp`) can be read, but not
+        changed.
         """
         return next((name for name in self.enclosing if _ENTER.get(name) is _custom_rule), None)
 
 
 class ScanParameters(NamedTuple):
-    """Parameters of a `scan` equation; its inputs are (*constants, *initial carry, *xs)."""
+    """Parameters of a `scan` equation: numbers of its constants and carries, length, options.
+
+    The inputs of the equation are (*constants, *initial carry, *xs).
+    """
 
     num_consts: int
     num_carry: int
@@ -86,7 +93,7 @@ class ScanParameters(NamedTuple):
 
 
 def scan_parameters(equation: JaxprEqn) -> ScanParameters:
-    """Return the parameters of a `scan` equation."""
+    """Read the `ScanParameters` of a `scan` equation, in any supported version of JAX."""
     params = equation.params
     if "num_carry" in params:
         counts = params["num_consts"], params["num_carry"]
@@ -97,28 +104,28 @@ def scan_parameters(equation: JaxprEqn) -> ScanParameters:
 
 
 def convolution_dimensions(equation: JaxprEqn) -> jax.lax.ConvDimensionNumbers:
-    """Return the axis order of the operands and the output of a convolution."""
+    """Return the `ConvDimensionNumbers` of a convolution equation: the axis order of each array."""
     return equation.params["dimension_numbers"]
 
 
 def dot_dimensions(equation: JaxprEqn) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Return the (contracted, batch) axes of a `dot_general`, each as a pair (left, right)."""
+    """Return the contracted and the batch axes of a `dot_general`, each a pair (left, right)."""
     return equation.params["dimension_numbers"]
 
 
 def reduced_axes(equation: JaxprEqn) -> tuple[int, ...]:
-    """Return the axes over which an equation reduces or accumulates."""
+    """Return the axes over which an equation, such as `reduce_sum` or `cumsum`, reduces."""
     params = equation.params
     return params["axes"] if "axes" in params else (params["axis"],)
 
 
 def tap_name(equation: JaxprEqn) -> str:
-    """Return the name in a `name` equation, the primitive behind `checkpoint_name`."""
+    """Return the name that `nodes.tap` gave a value, from the `name` equation that it adds."""
     return equation.params["name"]
 
 
 def sub_jaxprs(equation: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
-    """Return the jaxprs among the parameters of an equation."""
+    """Return the jaxprs that an equation contains, such as the body of a `scan`."""
     leaves = jax.tree.leaves(dict(equation.params))
     return [leaf for leaf in leaves if isinstance(leaf, ClosedJaxpr | Jaxpr)]
 
@@ -126,7 +133,10 @@ def sub_jaxprs(equation: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
 def find_equations(
     program: ClosedJaxpr | Jaxpr, predicate: Callable[[JaxprEqn], bool]
 ) -> list[EquationSite]:
-    """Return the equations of a jaxpr that satisfy `predicate`, in order, sub-jaxprs included."""
+    """Return the equations of a jaxpr for which `predicate(equation)` is true.
+
+    They are in program order, with those of the sub-jaxprs.
+    """
 
     def search(
         program: ClosedJaxpr | Jaxpr,
@@ -149,9 +159,10 @@ def find_equations(
 
 
 def evaluate_equation(equation: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
-    """Return the outputs of one equation for given inputs, one for each entry of its `invars`.
+    """Evaluate one equation on `inputs`, one for each of its operands; return all its outputs.
 
-    Literals keep their own values. If a variable occurs twice, the last of its two inputs counts.
+    Where an operand is a literal, its input is ignored. If two operands are the same variable, the
+    input of the last one is used.
     """
     values = {
         variable: value
@@ -166,10 +177,10 @@ def as_function(
     operands: Sequence[Any] | None = None,
     results: Sequence[Any] | None = None,
 ) -> Callable[..., list[Any]]:
-    """Turn consecutive equations of a jaxpr into a function.
+    """Turn consecutive equations of a jaxpr into a function that returns a list of arrays.
 
     Args:
-        equations: equations in program order.
+        equations: one or more consecutive equations, in order.
         operands: distinct variables that become the arguments. By default, for a single equation,
             each operand becomes an argument, literals too; a variable that occurs twice becomes two
             arguments, so that x * x is a function of two.
@@ -196,7 +207,7 @@ def as_function(
 
 @functools.lru_cache(maxsize=4096)
 def _fresh_variables(avals: tuple[tuple[Any, Any, bool], ...]) -> tuple[Any, ...]:
-    """Return new jaxpr variables of the given (shape, dtype, weak type)."""
+    """Return new jaxpr variables, one for each (shape, dtype, whether weakly typed)."""
     # There is no public constructor of variables; those of a traced identity are new ones.
     arrays = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in avals]
     return tuple(jax.make_jaxpr(lambda *arrays: arrays)(*arrays).jaxpr.invars)
@@ -211,15 +222,17 @@ def interpret(
     """Run a jaxpr with `handlers[path]` in place of the equation at `path`.
 
     Args:
-        program: a traced function, from `jax.make_jaxpr`.
-        handlers: function to run instead of an equation, by path of the equation. Inside a function
-            with a custom derivative, the outputs of a handler are ignored.
-        arguments: the flat arrays that the program takes.
-        side_inputs: last argument of a handler, by path of its equation; inside a scan, with the
-            iterations as the leading axis.
+        program: a jaxpr, from `jax.make_jaxpr`.
+        handlers: functions `handler(equation, inputs, side_input) -> (outputs, side_output)` by the
+            path of the equation that they replace. Inside a function with a custom derivative,
+            `outputs` is ignored.
+        arguments: flat list of the arrays that the jaxpr takes.
+        side_inputs: values for the `side_input` of handlers, by path; None for the others. Inside a
+            scan the value has one entry for each iteration, on the leading axis.
 
     Returns:
-        The flat outputs of the program, and the side outputs of the handlers, by path.
+        (outputs, side_outputs): the flat list of outputs of the jaxpr, and a dict of the side
+        outputs of the handlers by path.
 
     Raises:
         NotImplementedError: a handled equation is inside a primitive that cannot be entered.
@@ -268,7 +281,10 @@ def _interpret_equation(
     def body(
         number: int, program: ClosedJaxpr | Jaxpr, side_inputs: ByPath, *arguments: Any
     ) -> tuple[list[Any], ByPath]:
-        """Interpret sub-jaxpr `number`, with paths relative to the equation."""
+        """Interpret the sub-jaxpr `program`, number `number` of the equation.
+
+        Returns its outputs, and the side outputs by paths (number, ...).
+        """
         outputs, side = interpret(
             program,
             _by_first_index(handlers).get(number, {}),
@@ -356,7 +372,7 @@ _ENTER: dict[str, Callable[..., tuple[Sequence[Any], ByPath]]] = {
 
 @contextlib.contextmanager
 def _tracing_context(equation: JaxprEqn) -> Iterator[None]:
-    """Restore the name stack and the settings under which an equation was traced."""
+    """Restore, within a `with` block, the named scope and JAX settings of an equation's trace."""
     scope = str(equation.source_info.name_stack)
     with (
         jax.named_scope(scope) if scope else contextlib.nullcontext(),
@@ -366,7 +382,7 @@ def _tracing_context(equation: JaxprEqn) -> Iterator[None]:
 
 
 def _by_first_index(mapping: Mapping[Path, Any]) -> dict[int, ByPath]:
-    """Group the entries of a mapping by the first index of their path; the rest is the new key."""
+    """Group a dict by the first index of its paths: {(i, *rest): v} becomes {i: {rest: v}}."""
     grouped: dict[int, ByPath] = {}
     for (first, *rest), value in mapping.items():
         grouped.setdefault(first, {})[tuple(rest)] = value

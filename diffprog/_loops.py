@@ -4,8 +4,8 @@
     python_loop     calls the compiled step; fast on the CPU for autodiff of convolutions
 
 Both run a chunk of a longer loop, from the state before it to the state after it, so that a caller
-can inspect the results of one chunk before it starts the next. A step is a `Program`, (state, x) ->
-(state, info).
+can inspect the results of one chunk before it starts the next. A step is a callable (state, x) ->
+(state, info), given as a `Program`, which makes its arrays pytree leaves.
 """
 
 import functools
@@ -23,7 +23,7 @@ from diffprog.program import Program
 
 
 class Chunk(NamedTuple):
-    """Part of a loop: steps `start` to `stop` - 1, the state before them, and their inputs."""
+    """Part of a loop to run: steps `start` to `stop` - 1, the state before them, their inputs."""
 
     start: int
     stop: int
@@ -34,7 +34,8 @@ class Chunk(NamedTuple):
 class StepInputs:
     """Inputs of the steps of a loop, given as a count, arrays or an iterator of batches.
 
-    With a count, the input of a step is its number; with arrays, their entry at that number.
+    The input of step k is the integer k for a count, the entry k on the leading axis for arrays,
+    and the k-th batch for an iterator.
 
     Attributes:
         length: number of steps; None for an iterator, whose length is not known in advance.
@@ -57,7 +58,7 @@ class StepInputs:
             self.length = min(self.length, _validation.integer("steps", steps, low=0))
 
     def first(self) -> Any:
-        """Return the shapes and dtypes of the input of step 0; of an iterator, its first batch."""
+        """Return the input of step 0, to trace a step: shapes and dtypes, or the first batch."""
         if not self.is_iterator:
             xs = jnp.zeros(1, jnp.int32) if self._xs is None else self._xs
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
@@ -66,9 +67,10 @@ class StepInputs:
         return self._read_ahead[0]
 
     def take(self, start: int, count: int) -> tuple[Any, int]:
-        """Return (inputs, n) for the next n <= `count` steps, the first being step `start`.
+        """Return the inputs of up to `count` steps from step `start`, and the number n of them.
 
-        Arrays are returned whole, to be indexed by step; an iterator gives a list of n batches.
+        An iterator gives a list of its next n batches; n < `count` if it ends. Arrays are returned
+        whole, and the caller indexes them by step. A count gives None.
         """
         if self.length is not None:
             return self._xs, min(count, self.length - start)
@@ -77,7 +79,7 @@ class StepInputs:
         return batches, len(batches)
 
     def ends_at(self, step: int) -> bool:
-        """Check whether the inputs are exhausted after `step` steps, all of which were taken."""
+        """Check whether no inputs are left after the first `step` steps, which were taken."""
         if self.length is not None:
             return step == self.length
         self._read_ahead = self._read_ahead or list(itertools.islice(self._xs, 1))
@@ -86,7 +88,7 @@ class StepInputs:
 
 @functools.lru_cache(maxsize=256)
 def scan_is_fast(step: _jaxpr.ClosedJaxpr) -> bool:
-    """Check whether a step runs as fast inside a compiled loop as alone.
+    """Check whether a step, given as a jaxpr, runs as fast in a compiled loop as on its own.
 
     XLA's CPU backend rearranges a convolution for its fast kernel only outside of loops. Inside a
     loop, a convolution runs 10 to 100 times slower unless its layout is (batch, ..., channels) and
@@ -107,12 +109,18 @@ def scan_is_fast(step: _jaxpr.ClosedJaxpr) -> bool:
 
 
 def trace(step: Program, state: Any, x: Any) -> Any:
-    """Trace a step for its `jaxpr` and `out_info`; the loops reuse the trace."""
+    """Trace `step(state, x)`; return JAX's `Traced`, with its `jaxpr` and output shapes.
+
+    The loops of this module reuse the trace.
+    """
     return _step.trace(step, state, x)
 
 
 def python_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """Run a chunk from Python; return the state after it and the stacked outputs of its steps."""
+    """Run a chunk with one call per step; return the last state and the stacked infos.
+
+    `capacity`, the longest chunk, is not used; `compiled_loop` needs it.
+    """
     state, infos = chunk.state, []
     for k in range(chunk.start, chunk.stop):
         if isinstance(chunk.xs, list):
@@ -124,7 +132,10 @@ def python_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any
 
 
 def compiled_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """Run a chunk in a compiled loop, which serves all chunks of at most `capacity` steps."""
+    """Run a chunk in one compiled loop; return the last state and the stacked infos.
+
+    All chunks of up to `capacity` steps use the same compiled loop.
+    """
     state, infos = _loop(step, chunk.state, chunk.xs, chunk.start, chunk.stop, capacity)
     count = chunk.stop - chunk.start
     return state, jax.tree.map(lambda values: values[:count], distributed.fetch(infos))

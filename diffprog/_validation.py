@@ -1,6 +1,6 @@
 """Validate the arguments of public functions.
 
-They call these checks on entry, before anything is traced or compiled. `name` is the
+Public functions call these checks on entry, before anything is traced or compiled. `name` is the
 name of the argument in the error message. A wrong type or dtype raises `TypeError`, a wrong value
 or shape `ValueError`; the message names the argument, what was expected and what came.
 
@@ -23,8 +23,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 def values(array: Any) -> np.ndarray | None:
     """Return an array's values as NumPy, or None if they are not available.
 
-    A traced array and a `jax.ShapeDtypeStruct` have no values; those of an array that is sharded
-    over several processes are not all here.
+    They are not available for a traced array, a `jax.ShapeDtypeStruct`, or an array that is sharded
+    over several processes.
     """
     concrete = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
     is_here = not concrete or array.is_fully_addressable or array.is_fully_replicated
@@ -50,7 +50,7 @@ def array(name: str, value: Any) -> jax.Array | np.ndarray:
 
 
 def floating(name: str, value: Any, *, rank: int | tuple[int, ...] | None = None) -> None:
-    """Check that `value` is a float array, of the given rank or of one of several ranks."""
+    """Check that `value` is a float array whose rank is `rank`, or one of `rank` if a tuple."""
     x = array(name, value)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be a float array, got {_dtype_and_shape(x)}")
@@ -61,7 +61,7 @@ def floating(name: str, value: Any, *, rank: int | tuple[int, ...] | None = None
 
 
 def concrete(name: str, tree: Any, instead: str) -> None:
-    """Check that no leaf of a pytree is traced; `instead` ends the error message with advice."""
+    """Check that a pytree holds no traced arrays; the error message ends with advice, `instead`."""
     for path, leaf in tree_leaves_with_path(tree):
         leaf_name = name + keystr(path)
         if isinstance(array(leaf_name, leaf), jax.core.Tracer | jax.ShapeDtypeStruct):
@@ -94,7 +94,7 @@ def finite(name: str, tree: Any) -> None:
 
 
 def batch(**arrays: Any) -> int:
-    """Check that all arrays share a nonempty leading axis, and return its length."""
+    """Check that arrays, passed by name, share a nonempty leading axis; return its length."""
     sizes = {}
     for name, tree in arrays.items():
         for path, leaf in tree_leaves_with_path(tree):
@@ -116,7 +116,7 @@ def batch(**arrays: Any) -> int:
 
 
 def same_shape(**arrays: Any) -> None:
-    """Check that all arrays have one shape."""
+    """Check that arrays, passed by name, all have the same shape."""
     shapes = {name: tuple(array(name, value).shape) for name, value in arrays.items()}
     if len(set(shapes.values())) > 1:
         got = ", ".join(f"{name}: {list(shape)}" for name, shape in shapes.items())
@@ -124,7 +124,7 @@ def same_shape(**arrays: Any) -> None:
 
 
 def same_structure(**trees: Any) -> None:
-    """Check that all pytrees have one structure and the same leaf shapes."""
+    """Check that pytrees, passed by name, all have the same structure and leaf shapes."""
     structures = {name: str(jax.tree.structure(tree)) for name, tree in trees.items()}
     if len(set(structures.values())) > 1:
         got = ", ".join(f"{name}: {structure}" for name, structure in structures.items())
@@ -157,7 +157,7 @@ def number(
     high: float = math.inf,
     above: float = -math.inf,
 ) -> float:
-    """Check that `value` is a finite number with low <= value <= high and value > above."""
+    """Check that `value` is finite, low <= value <= high and value > above; return a float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     number = float(value)
@@ -185,7 +185,7 @@ def within(name: str, value: Any, low: float, high: float) -> None:
 
 
 def bounds(name: str, value: Any) -> tuple[float, float]:
-    """Check that `value` is a pair of finite numbers (low, high) with low < high."""
+    """Check that `value` is a pair of finite numbers (low, high), low < high, and return it."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TypeError(f"{name} must be a pair of numbers (low, high), got {value!r}")
     low, high = number(f"{name}[0]", value[0]), number(f"{name}[1]", value[1])
@@ -195,7 +195,7 @@ def bounds(name: str, value: Any) -> tuple[float, float]:
 
 
 def integer(name: str, value: Any, *, low: int) -> int:
-    """Check that `value` is an integer of at least `low`."""
+    """Check that `value` is an integer of at least `low`, and return it as an int."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got bool")
     try:
@@ -208,7 +208,7 @@ def integer(name: str, value: Any, *, low: int) -> int:
 
 
 def integers(name: str, value: Any, *, least: int = 0, most: int | None = None) -> tuple[int, ...]:
-    """Check that `value` is a sequence of `least` to `most` positive integers."""
+    """Check that `value` is a sequence of `least` to `most` positive integers; return a tuple."""
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
     if not is_sequence or not least <= len(value) <= (math.inf if most is None else most):
         count = f"{least} or more" if most is None else f"{least} to {most}"
@@ -256,7 +256,7 @@ def function(name: str, value: Any) -> Callable[..., Any]:
 
 
 def scalar(name: str, output: Any) -> None:
-    """Check that the output of the function `name` is one float scalar."""
+    """Check that `output`, returned by the function called `name`, is one float scalar."""
     has_shape = hasattr(output, "shape")
     if not (has_shape and output.shape == () and jnp.issubdtype(output.dtype, jnp.floating)):
         got = _dtype_and_shape(output) if has_shape else type(output).__name__

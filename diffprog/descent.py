@@ -11,7 +11,7 @@ variable back into a feasible set.
 `descent` returns the pure functions (init, step), for use in any loop. `run` is a loop over them.
 It compiles once for costs of one structure, and stops if the cost converges or is not finite. To
 check the costs without slowing down the steps, it runs them in chunks, and repeats part of the last
-chunk if it has to stop inside.
+chunk if it has to stop inside it.
 """
 
 import functools
@@ -38,7 +38,7 @@ _FIRST_CHUNK, _LARGEST_CHUNK, _LARGEST_CHUNK_WITH_AUX = 32, 1024, 32
 
 
 class State(NamedTuple):
-    """State of a descent: the variable and the optimizer's state."""
+    """State of a gradient descent: the current variable and the optimizer's state."""
 
     variable: Any
     optimizer: Any
@@ -55,8 +55,8 @@ class Descent(NamedTuple):
     """Gradient descent as two pure functions, for use in any loop.
 
     Attributes:
-        init: `init(variable) -> State`.
-        step: `step(state, x) -> (State, Info)`.
+        init: `init(variable) -> State`, the state before the first step.
+        step: `step(state, x) -> (State, Info)`, one update; x is the input of the step.
     """
 
     init: Callable[[Any], State]
@@ -68,15 +68,15 @@ class Result(NamedTuple):
 
     Attributes:
         variable: the variable after `steps` updates.
-        costs: J(v_k, x_k) for k = 0, 1, ..., a NumPy array: one for each step, and, if the run
-            stopped early, the one it stopped at.
+        costs: the cost before each update, a NumPy array; if the run stopped early, the last one
+            is the cost at which it stopped.
         aux: auxiliary outputs of the cost function, stacked like `costs`; None if there are none.
         steps: number of updates from the start to `variable`.
         state: the `State` with that variable, from which a run can continue.
         ending: "steps" if all steps were taken; "until" if the cost changed by at most `until`;
-            "nonfinite" if the cost was NaN or infinite at step `len(costs) - 1`, or if that was the
-            last step and led to such a variable. `variable` is then the last one that was finite
-            and had a finite cost (or the start).
+            "nonfinite" if the last of `costs` is NaN or infinite, or if the last step of the run
+            made the variable NaN or infinite. `variable` is then the last one that was finite and
+            had a finite cost (or the start).
     """
 
     variable: Any
@@ -105,10 +105,14 @@ def descent(
     """Build a gradient descent on a cost function from an optax optimizer and a projection.
 
     Args:
-        cost: `cost(variable, x) -> J`, a float scalar, or `(J, aux)`; pure. To ascend, return -J.
-        optimizer: any optax optimizer. Those that take more than a gradient, such as line searches,
-            get the `value`, `grad`, `value_fn`, `grad_fn` and `x` that they name.
+        cost: `cost(variable, x) -> J`, a float scalar, or `(J, aux)`; pure. x is the input of the
+            step. To ascend, return -J.
+        optimizer: any optax optimizer. One that takes more than a gradient, such as a line search,
+            is passed those of `value`, `grad`, `value_fn`, `grad_fn` and `x` that it accepts.
         project: `project(variable) -> variable`, applied after each update; None for no constraint.
+
+    Returns:
+        A `Descent`, for `run` or for a loop of your own.
 
     Raises:
         TypeError: `cost` or `project` is not callable, or `optimizer` is not an optax optimizer.
@@ -168,7 +172,7 @@ def require_optimizer(optimizer: Any) -> optax.GradientTransformation:
 
 
 def extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names among value, grad, value_fn, grad_fn and x that `update` accepts."""
+    """Return those of value, grad, value_fn, grad_fn and x that an optax `update` accepts."""
     parameters = inspect.signature(update).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
@@ -194,12 +198,12 @@ def run(
         xs: inputs of the steps. With a count n, the input of step k is the integer k; with a pytree
             of finite arrays, their entry k on the leading axis; with an iterator of batches, its
             k-th item, where some hundred items are read ahead.
-        until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, the rule of lecture 004 (which
-            also stops on a plateau).
+        until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, for the costs J_k of the steps
+            (lecture 004); this also stops on a plateau. None takes all steps.
         loop: "device" runs the steps in one compiled loop, "host" calls a compiled step from
             Python, and "auto" selects the faster one (see `_loops.scan_is_fast`). An iterator needs
             the host.
-        progress: whether to show a progress bar; None for long runs in a terminal only.
+        progress: whether to show a progress bar; None shows one for long runs in a terminal.
 
     Returns:
         A `Result`. A cost that is not finite does not raise: it stops the run, and `result.ending`
@@ -238,15 +242,15 @@ def run_in_chunks(
 
     Args:
         descent, start, xs, until, loop, progress: arguments of `run`.
-        steps: number of `xs` to use. Calls with `xs` of one shape and different `steps` compile
-            once.
-        previous_cost: cost of the step before the first, for `until`.
+        steps: number of `xs` to use; None for all. Calls with `xs` of one shape and different
+            `steps` compile once.
+        previous_cost: cost before `start`, with which `until` compares the first one; NaN for none.
         first_chunk: number of steps in the first chunk, before the time per step is known.
 
     Yields:
-        At least one `Result`, with the costs and steps of its chunk alone. All but the last end
-        with "steps". If the first cost of a chunk is not finite, the run returns to the variable
-        before it, which is in the previous chunk: the result then has -1 steps.
+        At least one `Result`, with the costs and steps of its chunk alone. All but the last have
+        the ending "steps". If the first cost of a chunk is not finite, the last update of the
+        previous chunk is undone: `steps` is then -1.
 
     Raises:
         TypeError, ValueError: as `run`, when the first result is requested.
@@ -350,7 +354,10 @@ def _init(init: Program, variable: Any) -> State:
 
 
 def _strongly_typed(leaf: Any) -> jax.Array:
-    """Remove JAX's weak type, which the first update would change and so cause a second compile."""
+    """Convert a leaf to an array without JAX's weak type.
+
+    The first update would remove the weak type, and so cause a second compilation.
+    """
     if isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False):
         return leaf
     return jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype)
@@ -377,9 +384,9 @@ def _validate_next_state(state: State, next_state: State) -> None:
 
 
 def chunk_length(count: int, seconds: float, longest: int = _LARGEST_CHUNK) -> int:
-    """Return the number of steps that take half a second, given that `count` took `seconds`.
+    """Return how many steps take half a second, at most `longest`, if `count` took `seconds`.
 
-    With several processes it is twice `count`, because all of them must agree.
+    With several processes it is twice `count`, because all must take the same number of steps.
 
     >>> chunk_length(100, 5.0)
     10
@@ -394,9 +401,10 @@ def _is_finite(variable: Any) -> Array:
 
 
 def _find_ending(costs: np.ndarray, until: float | None) -> tuple[Ending | None, int]:
-    """Find the first cost that ends a run: (ending, index in `costs[1:]`), or (None, 0).
+    """Return (ending, i) if costs[1 + i] is the first cost that ends a run, otherwise (None, 0).
 
-    `costs[0]` is the cost of the step before, NaN if there was none.
+    The ending is "nonfinite", or "until" for a cost that changed by at most `until`. `costs[0]` is
+    the cost of the step before, NaN if there was none.
     """
     nonfinite = ~np.isfinite(costs[1:])
     with np.errstate(invalid="ignore"):

@@ -76,7 +76,7 @@ def initialize(
 def mesh(
     axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Make a mesh of devices, whose first axis divides examples.
+    """Make a `jax.sharding.Mesh` of devices, whose first axis divides the examples of a batch.
 
     Args:
         axes: length of each axis by name, such as {"batch": 4, "model": 2}; by default all devices
@@ -115,7 +115,7 @@ def _auto_mesh(devices: np.ndarray, names: tuple[str, ...]) -> Mesh:
 def validate_mesh(mesh: Any) -> Mesh:
     """Check that `mesh` is a mesh, and return it with axes of type Auto.
 
-    Programs on an Auto mesh are written as for one device.
+    On Auto axes JAX's compiler adds the communication: functions are written as for one device.
     """
     if not isinstance(mesh, Mesh):
         raise TypeError(
@@ -131,7 +131,7 @@ def batch_axis_size(mesh: Mesh) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that divides the leading axis of an array, the examples."""
+    """Return the sharding of a batch: its leading axis is divided over the first mesh axis."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
 
@@ -149,10 +149,10 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
 
 
 def partition_shardings(mesh: Mesh, rule: Partition | None, tree: Any) -> Any:
-    """Return the sharding that a partition rule gives to each array of a pytree.
+    """Return a pytree of shardings: the one that a partition rule gives to each array of `tree`.
 
     Args:
-        mesh: the mesh.
+        mesh: the mesh of devices.
         rule: `rule(path, shape_and_dtype) -> PartitionSpec`, with paths such as "affine1/weight";
             None replicates all arrays.
         tree: a pytree of arrays.
@@ -186,9 +186,9 @@ def partition_shardings(mesh: Mesh, rule: Partition | None, tree: Any) -> Any:
 
 
 def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Put an array on the devices of a sharding.
+    """Put an array on the devices of a sharding, and return the sharded array.
 
-    With several processes each must pass the same array, and copies its own part.
+    With several processes each must pass the same whole array, and copies the part of its devices.
     """
     is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     if sharding.is_fully_addressable or is_global:
@@ -214,10 +214,11 @@ def all_gather(tree: Any) -> Any:
 
 
 def parallel_over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Parallelize a per-example function over the devices that hold its examples.
+    """Wrap a function f of batches to divide the examples over the devices of a mesh.
 
-    If its first argument is replicated on a mesh, the examples are sharded for the call and the
-    results gathered. Without a mesh, or if the examples are sharded already, f is called unchanged.
+    f treats each example, on the leading axis of every array, on its own. If the first argument of
+    a call is replicated on a mesh, all arguments are sharded and the results gathered on every
+    device. If it is not on a mesh, or already sharded, f is called unchanged.
 
     >>> parallel_over_batch(lambda x: 2 * x)(np.arange(3)).tolist()
     [0, 2, 4]
@@ -239,10 +240,11 @@ def parallel_over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def match_shardings(reference: Any, tree: Any) -> Any:
-    """Shard an optimizer's state like the parameters that it belongs to.
+    """Shard an optimizer's state, `tree`, like the parameters that it belongs to, `reference`.
 
-    An array gets the sharding of the reference array whose path ends its own path and whose shape
-    is the same; if there is none, it is replicated. Without a reference on a mesh, nothing moves.
+    An array of the state gets the sharding of the parameter with the same shape whose path is the
+    end of its own path, as "affine1/weight" of "mu/affine1/weight"; without one it is replicated.
+    If no parameter is on a mesh, the state is returned unchanged.
     """
     leaves = jax.tree_util.tree_leaves_with_path(reference)
     shardings = (leaf.sharding for _, leaf in leaves)
@@ -263,10 +265,10 @@ def match_shardings(reference: Any, tree: Any) -> Any:
 
 
 def shard_like(reference: Any, tree: Any) -> Any:
-    """Shard every array of a pytree like the corresponding array of another pytree.
+    """Shard every array of `tree` like the corresponding array of `reference`.
 
-    The compiler chooses the shardings of a compiled loop's outputs; this restores those of its
-    inputs.
+    The compiler chooses the shardings of a compiled loop's outputs; with the loop's inputs as
+    `reference`, the outputs get the shardings of the inputs again.
     """
     return jax.tree.map(
         lambda other, leaf: leaf if leaf.sharding == other.sharding else put(leaf, other.sharding),

@@ -6,14 +6,15 @@ places where JAX's own are slow on XLA's CPU backend:
     convolution    z = x * W, bilinear. dJ/dx and dJ/dW are the ordinary convolutions of the layer
                    in `backprop`, in a layout that stays fast inside a loop, where JAX's are 10 to
                    100 times slower.
-    max-pooling    y_p = max_k x_{s p + k}. dJ/dx = Σ_k scatter_k([k_p = k] dJ/dy), where k_p is the
-                   first position in window p that holds the maximum. JAX sends the gradient to the
-                   same position, but searches every window again.
+    max-pooling    y_p = max_k x_{s p + k} over the positions k of window p, with stride s.
+                   dJ/dx = Σ_k scatter_k([k_p = k] dJ/dy), where k_p is the first position in window
+                   p that holds the maximum. JAX sends the gradient to the same position, but
+                   searches every window again.
 
-Each such equation is replaced by a `custom_jvp` call that contains it. The hand-written rule is the
-pullback dJ/dy -> dJ/dx, a linear map. The tangent map dx -> dy that `custom_jvp` needs is the
-pullback's `jax.linear_transpose`, and reverse mode transposes it back. One rule therefore serves
-every order and mode of differentiation, under jit, vmap and scan.
+In the jaxpr of f, each of these operations is replaced by a `custom_jvp` call that contains it. The
+hand-written rule is the pullback dJ/dy -> dJ/dx, a linear map. The tangent map dx -> dy that
+`custom_jvp` needs is the pullback's `jax.linear_transpose`, and reverse mode transposes it back.
+One rule therefore serves every order and mode of differentiation, under jit, vmap and scan.
 """
 
 import functools
@@ -77,12 +78,12 @@ def _is_traced(value: Any) -> bool:
 
 
 class _ArrayCall:
-    """One call of f as a function of flat traced arrays only, for `jax.make_jaxpr`.
+    """A call of f as a function from traced arrays to traced arrays, for `jax.make_jaxpr`.
 
     Arguments and results of f are pytrees that can mix traced arrays with numbers, concrete arrays
-    and other objects. `call(*call.arrays)` runs f and returns the traced results. Lists of leaves
-    hold None, which is never a leaf, in place of a traced array: a tracer must not outlive its
-    trace.
+    and other objects. `call(*call.arrays)` runs f and returns the list of its traced results. The
+    other leaves are kept in lists, with None (which is never a leaf) in place of a traced array: a
+    tracer must not outlive its trace.
     """
 
     def __init__(self, f: Callable[..., Any], structure: Any, leaves: list[Any]) -> None:
@@ -97,7 +98,7 @@ class _ArrayCall:
         return [leaf for leaf in results if _is_traced(leaf)]
 
     def unflatten_results(self, arrays: Sequence[Any]) -> Any:
-        """Return the results of the last call, with `arrays` in place of the traced ones."""
+        """Return the result of f in the last call, with `arrays` in place of its traced arrays."""
         return self._merge(self._result_structure, self._untraced_results, arrays)
 
     @staticmethod
@@ -121,7 +122,10 @@ def _run_rewritten(program: ClosedJaxpr, arguments: list[Any]) -> Sequence[Any]:
 def _with_fast_rule(
     equation: JaxprEqn, inputs: list[Any], side_input: None
 ) -> tuple[list[Any], None]:
-    """Evaluate a convolution or max-pooling in a `custom_jvp` call with its fast derivative."""
+    """Evaluate a convolution or max-pooling equation with its fast derivative.
+
+    This is a handler for `_jaxpr.interpret`: it returns (outputs, None).
+    """
     function = _fast_function(equation)
     assert function is not None
     (wrapper,) = jax.make_jaxpr(function)(*(atom.aval for atom in equation.invars)).eqns
@@ -131,7 +135,10 @@ def _with_fast_rule(
 
 
 def primitive_name(equation: JaxprEqn) -> str:
-    """Return the name of an equation's primitive, or of the one that a fast rule wraps."""
+    """Return the name of an equation's primitive.
+
+    For a call of one of this module's derivative rules, it is the primitive that the rule replaces.
+    """
     if equation.primitive.name == "custom_jvp_call":
         inner = [inner.primitive.name for inner in _jaxpr.sub_jaxprs(equation)[0].eqns]
         wrapped = [name for name in inner if name != "transpose"]
@@ -141,7 +148,10 @@ def primitive_name(equation: JaxprEqn) -> str:
 
 
 def _fast_function(equation: JaxprEqn) -> Callable[..., Array] | None:
-    """Return a function that computes an equation with a fast derivative; None if there is none."""
+    """Return a function that evaluates an equation and has a fast derivative, or None.
+
+    None is returned for other primitives, and for options or dtypes that are not supported.
+    """
     make = _FAST_FUNCTIONS.get(equation.primitive.name)
     if make is None:
         return None
@@ -153,7 +163,11 @@ def _fast_function(equation: JaxprEqn) -> Callable[..., Array] | None:
 
 
 class _Convolution(NamedTuple):
-    """Permutations of a convolution's axes to and from the fast layout; strides and padding."""
+    """Axis permutations that bring a convolution into the fast layout and back, and its geometry.
+
+    In the fast layout images are (batch, ..., channels) and kernels (..., inputs, outputs). The
+    geometry has the strides, padding and dilation.
+    """
 
     to_images: tuple[int, ...]
     to_kernel: tuple[int, ...]
@@ -181,7 +195,7 @@ def _fast_convolution(equation: JaxprEqn) -> Callable[..., Array] | None:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def conv_general_dilated(form: _Convolution, x: Array, kernel: Array) -> Array:
-    """Compute a convolution of any layout by way of the fast layout."""
+    """Convolve x, in the layout of `form`, with a kernel; compute in the fast layout."""
     z = convolve(
         lax.transpose(x, form.to_images), lax.transpose(kernel, form.to_kernel), form.geometry
     )
@@ -213,7 +227,10 @@ def _convolution_jvp(
 def _tangent(
     pullbacks: Sequence[Callable[[Array], Array]], y: Array, tangents: Sequence[Any]
 ) -> Array:
-    """Compute dy = Σ_i (dy/da_i) da_i, each summand by the transpose of dJ/dy -> dJ/da_i."""
+    """Compute the tangent dy = Σ_i (dy/da_i) da_i of y from the tangents da_i of its arguments.
+
+    Pullback i is the linear map dJ/dy -> dJ/da_i; its transpose is the summand da_i -> dy.
+    """
     summands = [
         jax.linear_transpose(pullback, y)(tangent)[0]
         for pullback, tangent in zip(pullbacks, tangents, strict=True)
@@ -223,7 +240,7 @@ def _tangent(
 
 
 class _Windows(NamedTuple):
-    """Windows of max-pooling: length, stride and padding for each axis."""
+    """Windows of a max-pooling: their length, stride and padding along each axis."""
 
     lengths: tuple[int, ...]
     strides: tuple[int, ...]
@@ -231,7 +248,7 @@ class _Windows(NamedTuple):
 
     @property
     def positions(self) -> list[tuple[int, ...]]:
-        """Positions in a window relative to its corner, in the order in which ties are broken."""
+        """Offsets of the entries of a window from its first; of equal maxima the first counts."""
         return list(itertools.product(*map(range, self.lengths)))
 
 
@@ -247,7 +264,7 @@ def _fast_max_pooling(equation: JaxprEqn) -> Callable[..., Array] | None:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def reduce_window_max(windows: _Windows, x: Array) -> Array:
-    """Compute the maximum of each window."""
+    """Return the maximum of x in each window, with a fast derivative."""
     return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, *windows)
 
 
@@ -266,7 +283,10 @@ def _max_pooling_jvp(
 def _window_argmax(
     windows: _Windows, x: Float[Array, "..."], y: Float[Array, "..."]
 ) -> UInt8[Array, "..."]:
-    """Return the number of the first position in each window that holds its maximum y."""
+    """Return the index in `windows.positions` of the maximum of each window.
+
+    y holds the maxima of x. Of equal maxima the first counts.
+    """
     padded = lax.pad(x, np.array(-np.inf, x.dtype), [(*pads, 0) for pads in windows.padding])
     argmax = jnp.full(y.shape, len(windows.positions), jnp.uint8)
     # In reverse order, so that the first of equal maxima overwrites the others.
@@ -283,7 +303,10 @@ def _window_argmax(
 def _scatter_disjoint(
     windows: _Windows, argmax: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """Compute dJ/dx of max-pooling with windows that do not overlap."""
+    """Return dJ/dx, of the given shape, of a max-pooling whose windows do not overlap.
+
+    `argmax` is from `_window_argmax`, and dy is dJ/dy.
+    """
     lengths, zero = windows.lengths, np.array(0, dy.dtype)
     # x as (windows_1, positions_1, windows_2, positions_2, ...)
     tiled = [side for pair in zip(dy.shape, lengths, strict=True) for side in pair]
@@ -307,7 +330,10 @@ def _scatter_disjoint(
 def _scatter_overlapping(
     windows: _Windows, argmax: UInt8[Array, "..."], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """Compute dJ/dx of max-pooling with overlapping windows, summed over window positions."""
+    """Return dJ/dx, of the given shape, of a max-pooling whose windows overlap.
+
+    It is a sum over the positions in a window. `argmax` is from `_window_argmax`, and dy is dJ/dy.
+    """
     zeros = jnp.zeros_like(dy)
     summands = [
         _scatter(windows, position, lax.select(argmax == k, dy, zeros), shape)
@@ -319,7 +345,7 @@ def _scatter_overlapping(
 def _scatter(
     windows: _Windows, position: tuple[int, ...], dy: Array, shape: tuple[int, ...]
 ) -> Array:
-    """Place dy at one position of every window in an array of zeros."""
+    """Return zeros of the given shape with dy[p] at entry `position` of window p, for all p."""
     # Negative padding crops what lies in the padding of the pooling.
     axes = zip(position, windows.padding, shape, dy.shape, windows.strides, strict=True)
     padding = [

@@ -4,9 +4,9 @@ A gradient has the shape of its variable, as in JAX. Only `jacobian` is in numer
 lectures write derivatives: one row per output, one column per input. For a scalar J of a vector x,
 `jacobian` gives the 1 x n row dJ/dx, and a gradient the vector of shape (n,).
 
-Each function is jitted inside, with its program as an argument: it compiles once for programs of
-one structure and one set of shapes. `f` and `cost` are any callables; a program is one whose arrays
-are pytree leaves (see `diffprog.program`). All of these functions can be nested, and used in
+`f` and `cost` are any callables. Each function is jitted inside, where its callable is an argument:
+a program, whose arrays are pytree leaves (see `diffprog.program`). It compiles once for callables
+that differ only in the values of their arrays. All of these functions can be nested, and used in
 `jax.jit`, `jax.grad` and `jax.vmap`.
 """
 
@@ -47,8 +47,9 @@ def wrt_params(cost: Function) -> Function:
 def wrt_input(cost: Function) -> Function:
     """Gradient dJ/dx of J = cost(θ, x, ...) with respect to the input.
 
-    Unit visualization and adversarial attacks follow this gradient. Args, Returns, Raises: as
-    `wrt_params`, for x.
+    Unit visualization and adversarial attacks follow this gradient. Returns `gradient(params, x, y,
+    ...)`, a pytree with the structure and shapes of x. Arguments and errors are as of `wrt_params`,
+    where x must be finite floats.
 
     >>> wrt_input(lambda w, x: w * x**2)(3.0, jnp.float32(2))
     Array(12., dtype=float32)
@@ -79,8 +80,10 @@ def wrt_nodes(f: Function, names: Iterable[str] | None = None) -> Function:
     """Adjoints dJ/dh of named intermediate values h of a scalar J = f(...), in one backward pass.
 
     Args:
-        f: a scalar function with taps or operations (see `diffprog.nodes`).
-        names: names of the values; None for every floating-point tap outside of custom derivatives.
+        f: a scalar function; its nodes are the values named with `nodes.tap`, convolutions and
+            matrix products (see `diffprog.nodes`).
+        names: names of nodes; None for every floating-point value named with `tap`, except inside
+            functions with a custom derivative.
 
     Returns:
         `adjoints(*args)`, a dict from names to arrays with the shapes that `nodes.read` gives.
@@ -204,6 +207,9 @@ def _jacobian(f: Program, x: Array) -> Array:
 def hessian(f: Function) -> Function:
     """Hessian matrix d²J / dx_i dx_j of a scalar J = f(x) of a vector.
 
+    Returns:
+        `second_derivative(x)`, the n x n Hessian at a vector x of length n.
+
     Raises:
         TypeError, ValueError: on the call: x is not a finite float vector, or f(x) not a scalar.
 
@@ -268,9 +274,9 @@ def numerical(f: Function) -> Function:
 
         dJ/dx_i ≈ (f(x + h e_i) - f(x - h e_i)) / 2h,    h = 6e-6 max(1, |x_i|)
 
-    It is computed in float64 whatever the dtype of x. The step is the cube root of the rounding
-    error, which balances that error with the one of the formula. A function that uses a lower
-    precision inside adds that precision's noise.
+    It is computed in float64 whatever the dtype of x; e_i is the i-th unit vector. The step h, from
+    the cube root of float64's machine epsilon, balances the rounding error with the error of the
+    formula. A function that uses a lower precision inside adds that precision's rounding error.
 
     Returns:
         `gradient(x)`, with the structure, shapes and dtypes of x; it evaluates f twice per entry of
@@ -332,7 +338,7 @@ def _validate_arguments(args: tuple[Any, ...]) -> None:
 
 
 def _scalar(name: str, f: Function) -> Function:
-    """Wrap f to raise if its output is not a float scalar."""
+    """Wrap f to raise if its output is not a float scalar; `name` names f in the message."""
 
     def scalar_f(*args: Any) -> Any:
         value = f(*args)

@@ -81,9 +81,9 @@ def tap(value: ArrayLike, name: str) -> Array:
 
 
 def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shape and dtype of every value that f names with `tap`, without running f.
+    """Return shape and dtype, by name, of every value that f names with `tap`; f is not run.
 
-    Taps in a loop of unknown length are left out, as they cannot be read.
+    Values in a loop of unknown length are left out, as they cannot be read.
 
     Args:
         f: any callable of pytrees.
@@ -96,7 +96,7 @@ def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def operations(f: Callable[..., Any], *args: Any) -> dict[str, Operation]:
-    """Return the convolutions and matrix products of f in program order, without running f.
+    """Return the convolutions and matrix products of f by node name, in order; f is not run.
 
     Args:
         f: any callable of pytrees; it need not contain taps.
@@ -120,7 +120,8 @@ def read(
 
     Args:
         f: any callable of pytrees.
-        names: taps, operations or module paths; None for every tap that can be read.
+        names: names given with `tap`, names of operations such as "conv:0", or module paths; None
+            for every value named with `tap` that can be read.
 
     Raises:
         TypeError: f is not callable, or `names` is not a sequence of strings.
@@ -137,7 +138,7 @@ def read(
 
 
 def as_name_tuple(names: str | Iterable[str], argument: str = "names") -> tuple[str, ...]:
-    """Return one name or several as a tuple.
+    """Return one name or several names as a tuple of strings.
 
     Args:
         names: a string or strings.
@@ -154,9 +155,9 @@ def as_name_tuple(names: str | Iterable[str], argument: str = "names") -> tuple[
 
 
 def differentiable(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shape and dtype of every tapped value h of f with an adjoint dJ/dh, without running f.
+    """Return shape and dtype, by name, of every value h named with `tap` that has an adjoint dJ/dh.
 
-    These are the floating-point taps outside of functions with a custom derivative.
+    These are the floating-point values outside of functions with a custom derivative. f is not run.
 
     >>> differentiable(lambda x: tap(x, "h") * tap(jnp.argmax(x), "i"), jnp.ones(3))
     {'h': ShapeDtypeStruct(shape=(3,), dtype=float32)}
@@ -174,8 +175,8 @@ def replace(f: Callable[..., Any], values: Mapping[str, ArrayLike]) -> Callable[
 
     Args:
         f: any callable of pytrees.
-        values: finite arrays by name of a tap, an operation or a module path, each with the shape
-            and dtype that `read` returns for it.
+        values: dict from names of nodes, as in `read`, to finite arrays, each with the shape and
+            dtype that `read` returns for its node.
 
     Raises:
         TypeError: f is not callable; on the call: a value has another dtype than its node.
@@ -194,7 +195,8 @@ def replace(f: Callable[..., Any], values: Mapping[str, ArrayLike]) -> Callable[
 def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[..., Any]:
     """Transform f so that given arrays δ are added to its intermediate values h of the same names.
 
-    Its gradient with respect to δ at δ = 0 is the adjoint dy/dh. Args and errors: as `replace`.
+    The gradient of the output y with respect to δ at δ = 0 is the adjoint dy/dh. `deltas` is a dict
+    from names to arrays δ; arguments and errors are as of `replace`.
 
     >>> f = lambda x: tap(x * x, "square") ** 2
     >>> jax.grad(lambda delta: perturb(f, {"square": delta})(3.0))(0.0)
@@ -207,11 +209,12 @@ def perturb(f: Callable[..., Any], deltas: Mapping[str, ArrayLike]) -> Callable[
 def intervene(
     f: Callable[..., Any], values: Mapping[str, ArrayLike], names: Iterable[str]
 ) -> Callable[..., tuple[Any, dict[str, Array]]]:
-    """Transform f to replace some intermediate values by name and return others with its output.
+    """Transform f to replace some intermediate values by name, and to return others.
 
-    Names are those of the nodes of f itself: after "matmul:0" was replaced, the next matrix product
-    is still "matmul:1". A replaced node reads as its new value v. Args and errors: as `replace`,
-    and as `read` for `names`.
+    The transformed function returns (f(*args), values) like `read`, where `values` has the nodes
+    `names`, computed from the replaced ones. A replaced node reads as its new value. Names are
+    those of the nodes of f itself: after "matmul:0" was replaced, the next matrix product is still
+    "matmul:1". The arguments and errors are those of `replace` and `read`.
 
     >>> f = lambda x: tap(tap(x * x, "square") + 1, "sum")
     >>> intervene(f, {"square": 5.0}, ["sum"])(3.0)[1]
@@ -222,7 +225,7 @@ def intervene(
 
 
 def _as_program(f: Callable[..., Any]) -> Program:
-    """Return f as a `Program`; a `Program` keeps its fast gradients, other callables get none."""
+    """Return a callable f as a `Program` without fast gradients; keep a `Program` as it is."""
     return program(f, fast_gradients=False)
 
 
@@ -249,9 +252,15 @@ def _run(
     argument: str,
     handler: Handler,
 ) -> tuple[Any, dict[str, Array]]:
-    """Run f with `handler` at the nodes named in `values`, and return the values of nodes `names`.
+    """Run f with some nodes changed; return its output and the values of nodes by name.
 
-    None as `names` stands for all taps. `argument` is the name of `values` in error messages.
+    Args:
+        f: the function.
+        args: its arguments.
+        values: arrays by name of the node to change, each the side input of its handler.
+        names: names of the nodes to return; None for every value named with `tap`.
+        argument: name of `values` in error messages.
+        handler: how to change a node (see `_jaxpr.interpret`).
     """
     traced, structure = trace_program(f, args)
     changed = find_nodes(values, traced)
@@ -306,15 +315,19 @@ def _add_handler(equation: JaxprEqn, inputs: Sequence[Any], delta: Array) -> tup
 
 
 def trace_program(f: Any, args: tuple[Any, ...]) -> tuple[ClosedJaxpr, Any]:
-    """Trace f(*args) into a jaxpr of the leaves of (f, args); also return its output structure."""
+    """Trace f(*args); return its jaxpr and the pytree structure of its output.
+
+    The arguments of the jaxpr are the leaves of (f, args), so f is a pytree such as a `Program`.
+    """
     traced, shape = jax.make_jaxpr(lambda f, args: f(*args), return_shape=True)(f, args)
     return traced, jax.tree.structure(shape)
 
 
 def find_nodes(names: Iterable[str], traced: ClosedJaxpr) -> dict[str, EquationSite]:
-    """Return the equations of a traced program whose outputs have the given node names.
+    """Find the equations of a jaxpr that compute the nodes of the given names; a dict by name.
 
-    A name is that of a tap, an operation such as "conv:0", or the end of a module path.
+    A name is one given with `tap`, one of an operation such as "conv:0", or the end of a module
+    path.
 
     Raises:
         ValueError: a name is unknown or ambiguous, or the node cannot be read.
@@ -328,7 +341,7 @@ def find_nodes(names: Iterable[str], traced: ClosedJaxpr) -> dict[str, EquationS
 
 
 def node_shape(site: EquationSite) -> jax.ShapeDtypeStruct:
-    """Return the shape and dtype that `read` gives for a node."""
+    """Return shape and dtype of a node as `read` returns it, with an axis per enclosing scan."""
     output: Any = site.equation.outvars[0].aval
     return jax.ShapeDtypeStruct((*site.scan_lengths, *output.shape), output.dtype)
 
@@ -341,7 +354,10 @@ def _readable(
 
 
 def _node_sites(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[EquationSite]:
-    """Return the equations of given primitives; for one with a fast gradient, its `custom_jvp`."""
+    """Return the equations of a jaxpr whose primitive has one of the given names.
+
+    An operation with a fast gradient is returned as the `custom_jvp` call around it, once.
+    """
     primitive = fast_gradients.primitive_name
     sites = _jaxpr.find_equations(traced, lambda equation: primitive(equation) in primitives)
     wrappers = {
@@ -352,7 +368,7 @@ def _node_sites(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[Equation
 
 
 def _by_name(sites: list[EquationSite]) -> dict[str, EquationSite]:
-    """Map names to the nodes that can be read: taps "name" or "name#k", "conv:k", "matmul:k"."""
+    """Return the nodes that can be read by name: "name", "name#k", "conv:k" or "matmul:k"."""
     groups = defaultdict(list)
     for site in sites:
         if site.opaque_primitive is None:
@@ -399,5 +415,5 @@ def _matches(name: str, site: EquationSite) -> bool:
 
 
 def _module_path(site: EquationSite) -> str:
-    """Strip the names of transformations from a scope: "jvp(CNN)/Conv_0" is "CNN/Conv_0"."""
+    """Return the scope of a node without JAX transformations: "jvp(CNN)/x" becomes "CNN/x"."""
     return re.sub(r"\w+\(|\)", "", site.scope)

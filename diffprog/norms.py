@@ -8,15 +8,16 @@ For a perturbation r of one example (all axes but the first) and its ball {r : |
     l1      Σ |r_i|       ± e_i at the largest |g_i|   max |g_i|
 
 The Euclidean projection on the ball, or on its intersection with a box low <= x + r <= high, keeps
-every sign of r. It remains to project the sizes a_i = |r_i| >= 0, where b_i >= 0 is the room on the
-side of r_i (∞ without a box). The solution has one dual variable:
+every sign of r. It remains to project the sizes a_i = |r_i|, where b_i >= 0 is the room, the
+largest size that the box allows in the direction of r_i (∞ without a box). The solution has one
+unknown number, s or d, for each example, and a_max is the largest a_i with b_i > 0:
 
     linf    min(a_i, b_i, ε)
     l2      min(s a_i, b_i)                   s in [0, 1] such that the length is ε
     l1      clip(d - (a_max - a_i), 0, b_i)   d >= 0 likewise; a_max - d is the soft threshold
 
-The length grows with the dual variable, so bisection finds which coordinates are clipped. Given the
-others, the variable has a closed form. Values and derivatives are those of the closed form: exact
+The length grows with this number, so bisection finds which coordinates are clipped. Once these are
+known, the number has a closed form. Values and derivatives are those of the closed form: exact
 to rounding, and linear in the number of coordinates (there is no sort).
 """
 
@@ -111,7 +112,7 @@ def _l2_length(r: _Flat) -> _PerExample:
 
 
 def _scale(r: _Flat) -> _PerExample:
-    """Return max |r_i|, clipped so that r / scale can be squared without over- or underflow."""
+    """Return max |r_i| per example, clipped so that squares of r / scale do not overflow."""
     tiny = jnp.finfo(r.dtype).tiny
     return jax.lax.stop_gradient(jnp.clip(_linf_length(r), tiny, 1 / tiny))
 
@@ -153,7 +154,7 @@ def _l1_sample(key: Array, shape: tuple[int, int], dtype: Any) -> _Flat:
 def _bisect(
     fits: Callable[[_PerExample], Array], low: _PerExample, high: _PerExample
 ) -> _PerExample:
-    """Find the largest t in low .. high for which `fits(t)`, by bisection of log t."""
+    """Find, per example, the largest t in low .. high where `fits(t)` is true; bisect log t."""
 
     def halve(_: Any, bracket: tuple[_PerExample, _PerExample]) -> tuple[_PerExample, _PerExample]:
         low, high = bracket
@@ -171,9 +172,10 @@ def _linf_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
-    """Project sizes |r_i| on the l2 ball and size <= room: min(s size, room) of length ε.
+    """Project the sizes |r_i| onto the intersection of the l2 ball of radius ε and a box.
 
-    Requires epsilon > 0, and min(size, room) to be longer than epsilon.
+    The box is 0 <= size_i <= room_i. The result is min(s size, room), where s in [0, 1] is such
+    that its norm is ε. Requires ε > 0 and a norm of min(size, room) above ε.
     """
     fixed_size, fixed_room = jax.lax.stop_gradient((size, room))
     low = epsilon / jnp.maximum(_l2_length(fixed_size), epsilon)
@@ -195,10 +197,11 @@ def _l2_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _l1_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
-    """Project sizes |r_i| on the l1 ball and size <= room: clip(d - gap, 0, room) of length ε.
+    """Project the sizes |r_i| onto the intersection of the l1 ball of radius ε and a box.
 
-    The gap of a size is its distance to the largest size that has room. Requires epsilon > 0, and
-    min(size, room) to be longer than epsilon.
+    The box is 0 <= size_i <= room_i. The result is clip(d - gap, 0, room), where d >= 0 is such
+    that its norm is ε, and gap_i is the largest size with room > 0 minus size_i. Requires ε > 0 and
+    a norm of min(size, room) above ε.
     """
     top = jnp.max(jnp.where(room > 0, size, 0), axis=1, keepdims=True)
     # Differences of near numbers are exact, so a small d keeps its digits beside a large size.
@@ -215,9 +218,10 @@ def _l1_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
 
 
 def _within_ball(length: Callable[[_Flat], _PerExample], project: _Project) -> _Project:
-    """Extend a projection of points outside the ball to all points, and to epsilon 0.
+    """Extend `project`, a projection of points outside the ball, to all points and to ε = 0.
 
-    A point of the ball is returned unchanged, bit for bit. Rounding does not leave the ball.
+    A point inside the ball is returned unchanged, bit for bit; a projected point is in the ball
+    also after rounding. `length` is the norm.
     """
 
     def project_any(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
@@ -231,7 +235,10 @@ def _within_ball(length: Callable[[_Flat], _PerExample], project: _Project) -> _
 
 
 def _room(r: _Flat, x: _Flat, low: Float[Array, ""], high: Float[Array, ""]) -> _Flat:
-    """Return how far each x_i can move to the side of r_i so that x_i, rounded, is in the box."""
+    """Return the room of each x_i: how far it can move in the direction of r_i inside the box.
+
+    x_i moved by that distance is in the box also after rounding.
+    """
     gap = jnp.where(r < 0, low, high) - x
     # Rounding of the difference can put x + gap one float outside of the box.
     outside = (x + gap < low) | (x + gap > high)
@@ -272,7 +279,7 @@ def _norm(
     ascent: Callable[[_Flat], _Flat],
     sample_unit_ball: Callable[..., _Flat],
 ) -> Norm:
-    """Build a `Norm` from four functions of flat arrays; adds reshaping, validation and jit."""
+    """Build a `Norm` from four functions of arrays (batch, n); adds reshape, validation, jit."""
     jitted_length = jax.jit(lambda r: length(_flatten(r))[:, 0])
     jitted_ascent = jax.jit(lambda gradient: ascent(_flatten(gradient)).reshape(gradient.shape))
 

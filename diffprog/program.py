@@ -5,8 +5,8 @@ both: weights in a closure would be compiled in as constants, which is slow and 
 new value, and two closures from one factory count as two programs. `program` decomposes a callable
 through closures, bound methods, `functools.partial` and pytrees such as modules:
 
-    arrays                 become leaves, which are traced: other values are the same program
-    code and other data    becomes structure, compared by value: another number is another program
+    arrays                 become leaves, which are traced: other values do not recompile
+    code and other data    becomes structure, compared by value: another number recompiles
 
 The toolkit passes programs to its own jitted functions, so that two programs of one structure and
 the same shapes compile once.
@@ -35,7 +35,7 @@ _MISSING = object()
 
 
 class _Static:
-    """Value that is not an array, interned: equal values share one `_Static`."""
+    """Wrapper of a value that is not an array, for use in structures; equal values share one."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -45,7 +45,7 @@ _INTERNED: weakref.WeakValueDictionary[Hashable, _Static] = weakref.WeakValueDic
 
 
 def _intern(value: Any, identity: Hashable) -> _Static:
-    """Return the `_Static` of an identity key; if there is none, a new one that holds `value`."""
+    """Return the `_Static` stored under the key `identity`; if none, store one of `value`."""
     interned = _INTERNED.get(identity)
     if interned is None:
         interned = _INTERNED[identity] = _Static(value)
@@ -53,13 +53,13 @@ def _intern(value: Any, identity: Hashable) -> _Static:
 
 
 def _opaque(value: Any) -> _Static:
-    """Intern an object by identity: its contents are neither compared nor decomposed."""
+    """Return a `_Static` of an object that is compared by `is`, not searched for arrays."""
     return _intern(value, ("same", id(value)))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["join"])
 class _Decomposed:
-    """Parts of a callable, a pytree, and the function that joins them to the callable again."""
+    """A callable taken apart: a pytree of its parts, and `join`, which rebuilds it from them."""
 
     def __init__(self, parts: Any, join: _Static) -> None:
         self.parts, self.join = parts, join
@@ -73,6 +73,8 @@ class _Decomposed:
 class Program:
     """A callable whose arrays are pytree leaves, made by `program`.
 
+    It can be an argument of jitted functions, which compile once for programs of one structure.
+
     Attributes:
         arrays: the leaves, every array in the callable.
         structure: everything else; hashable, and equal for callables of the same code.
@@ -85,7 +87,7 @@ class Program:
         self.arrays, self.structure, self.fast_gradients = arrays, structure, fast_gradients
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Call the function that the program was made from, with `arrays` as its arrays."""
+        """Call the original callable on these arguments, with `arrays` in place of its arrays."""
         run = fast_gradients.faster(_run) if self.fast_gradients else _run
         return run(self, args, keywords)
 
@@ -107,8 +109,9 @@ def program(
     Args:
         apply: a plain function, with `params`; or any callable without: an equinox or flax nnx
             module, a `jax.tree_util.Partial`, a closure. A callable object that is not a pytree
-            becomes a constant; after one of its attributes was set again, it gives another program.
-        params: any pytree; its arrays become leaves, the rest structure.
+            becomes a constant: its arrays are not leaves, and setting one of its attributes makes
+            it another program.
+        params: first argument of `apply`, any pytree; its arrays become leaves, the rest structure.
         fast_gradients: whether convolutions and max-pooling get the gradients that are fast on the
             CPU, equal up to rounding (see `fast_gradients.faster`). Part of the structure.
 
@@ -137,10 +140,10 @@ def program(
 
 
 def _decompose(tree: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
-    """Turn a pytree with any leaves into one whose only leaves are arrays.
+    """Replace every leaf of a pytree that is not an array by a `_Decomposed` or a `_Static`.
 
-    A callable that holds arrays becomes a `_Decomposed`, any other leaf without arrays a `_Static`.
-    `within` are the ids of the callables being decomposed, `memo` has those already done.
+    A callable that holds arrays becomes a `_Decomposed`, any other leaf a `_Static`. `within` has
+    the ids of the callables being decomposed, and `memo` the results of those already done, by id.
     """
     is_leaf = lambda node: isinstance(node, (functools.partial, Program, _Content))
     return jax.tree.map(lambda leaf: _decompose_leaf(leaf, within, memo), tree, is_leaf=is_leaf)
@@ -166,13 +169,17 @@ def _decompose_leaf(leaf: Any, within: frozenset[int], memo: dict[int, Any]) -> 
 
 
 class _Content(NamedTuple):
-    """A value in a function's closure, defaults or globals, before it is decomposed."""
+    """Wrapper of a value in a function's closure, defaults or globals that is to be decomposed."""
 
     value: Any
 
 
 def _decompose_content(value: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
-    """Decompose a value that a function reads; without arrays, keep it one object, as for `is`."""
+    """Decompose a value that a function reads.
+
+    A value without arrays becomes one `_Static`: the function then gets the same object in every
+    call, and can compare it by `is`.
+    """
     decomposed = _decompose(value, within, memo)
     leaves, treedef = jax.tree.flatten(decomposed)
     if isinstance(decomposed, _Static) or any(not isinstance(leaf, _Static) for leaf in leaves):
@@ -182,11 +189,14 @@ def _decompose_content(value: Any, within: frozenset[int], memo: dict[int, Any])
 
 
 class _RefersToItself(Exception):
-    """Raised for a recursive function, which cannot be rebuilt around new arrays."""
+    """Raised for a function that refers to itself: it cannot be rebuilt around new arrays."""
 
 
 def _decompose_callable(leaf: Any, within: frozenset[int], memo: dict[int, Any]) -> Any:
-    """Decompose a callable that holds arrays; intern any other by its code and parts."""
+    """Return a callable that holds arrays as a `_Decomposed`, any other as a `_Static`.
+
+    Callables without arrays share one `_Static` if their code and the values they read are equal.
+    """
     parts: Any
     code: Hashable
     join: Callable[[Any], Any]
@@ -226,14 +236,16 @@ def _decompose_callable(leaf: Any, within: frozenset[int], memo: dict[int, Any])
 
 
 class _CodeEffects(NamedTuple):
-    """Non-local names that a function's code, with nested functions, reads and changes.
+    """What a function's code, with its nested functions, reads and changes outside of itself.
+
+    It determines which values a rebuilt function gets, and which it shares with the original.
 
     Attributes:
-        globals: names it reads from its module; empty for an installed package.
-        written: closure variables it assigns; a number among them is a counter, which stays in its
-            closure.
-        records: whether it mutates containers; lists, dicts and sets then stay shared with their
-            owner.
+        globals: names that it reads from its module; empty for an installed package.
+        written: names of closure variables that it assigns; the original and the rebuilt function
+            share those that are numbers, such as counters.
+        records: whether it mutates containers; the lists, dicts and sets that it reads are then
+            shared with the original.
         assigns_globals: whether it assigns a global; it is then not decomposed.
         installed: whether it belongs to an installed package, the standard library, or diffprog.
     """
@@ -278,7 +290,11 @@ def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
 
 
 def _function_parts(function: types.FunctionType, use: _CodeEffects) -> tuple[Any, ...]:
-    """Return a function's closure contents, default arguments, and the globals that it reads."""
+    """Return the values that a function reads, from its closure, defaults and globals.
+
+    Returns (closure contents, defaults, keyword defaults, dict of globals), each value wrapped as
+    a `_Content`. The globals are None for an installed package.
+    """
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     contents = tuple(_Content(_cell_contents(name, cell, use)) for name, cell in cells)
     defaults = function.__defaults__ and tuple(map(_Content, function.__defaults__))
@@ -301,7 +317,10 @@ def _cell_contents(name: str, cell: types.CellType, use: _CodeEffects) -> Any:
 
 
 def _unless_mutated(value: Any, use: _CodeEffects) -> Any:
-    """Intern a container that the code mutates, so that its owner sees the changes."""
+    """Return `value`, wrapped as a constant if it is a container and the code mutates containers.
+
+    A constant is not copied, so that whoever holds the list, dict or set sees the changes.
+    """
     return _opaque(value) if use.records and isinstance(value, (list, dict, set)) else value
 
 
@@ -322,7 +341,7 @@ def _function_from_parts(
 
 
 def _recompose(decomposed: Any) -> Any:
-    """Return the pytree of which `_decompose` made `decomposed`."""
+    """Invert `_decompose`: return the original pytree, with its callables rebuilt."""
 
     def join(leaf: Any) -> Any:
         if isinstance(leaf, _Decomposed):
@@ -345,7 +364,10 @@ def _is_hashable(value: Any) -> bool:
 
 
 def _identity_key(value: Any) -> Hashable:
-    """Return a hashable key: the value if its type compares by value, else id and attributes."""
+    """Return a hashable key, which is equal for two values that count as the same constant.
+
+    It has the value itself if its type compares by value, otherwise the object's id and attributes.
+    """
     if isinstance(value, float):
         return float, repr(value)
     if isinstance(value, set):
@@ -362,7 +384,7 @@ def _identity_key(value: Any) -> Hashable:
 
 
 class _Attribute:
-    """Attribute in an identity key: numbers and strings compare by value, others by identity."""
+    """Attribute in an `_identity_key`: numbers and strings compare by value, others by `is`."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

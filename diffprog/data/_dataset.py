@@ -1,4 +1,4 @@
-"""Data set split into training and test examples."""
+"""`Dataset`, images and labels split into training and test examples."""
 
 from typing import NamedTuple
 

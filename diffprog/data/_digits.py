@@ -9,13 +9,13 @@ from diffprog.data._dataset import Dataset
 
 
 def digits(size: int = 8, flatten: bool = False) -> Dataset:
-    """Load handwritten digits, split into 1437 training and 360 test images.
+    """Load handwritten digits as a `Dataset` of 1437 training and 360 test images.
 
     The split is stratified by class and always the same.
 
     Args:
-        size: 8 for the original scans, or 16 for their cubic interpolation clipped to [0, 1]: the
-            256 inputs of lecture 001.
+        size: side of an image: 8 for the original scans, or 16 for their cubic interpolation,
+            clipped to [0, 1] (256 pixels, as in lecture 001).
         flatten: if True, images have shape (size²,) instead of (size, size, 1).
 
     Raises:

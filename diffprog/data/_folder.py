@@ -1,4 +1,4 @@
-"""Folders of image files, one folder per class, as arrays."""
+"""Load labelled images from a folder that has one subfolder for each class."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Images(NamedTuple):
-    """Images and their classes.
+    """Labelled images as arrays, as `image_folder` returns them.
 
     Attributes:
         x: images, float32 in [0, 1], (batch, height, width, channels), with 1 channel (grey) or 3
@@ -40,6 +40,9 @@ def image_folder(folder: str | os.PathLike[str], size: tuple[int, int] | None = 
         folder: path of a folder that contains one folder per class.
         size: (height, width) to which images are resized, linearly and with antialiasing. Default:
             all images must have the same size.
+
+    Returns:
+        The `Images`, with classes numbered in the order of their names.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -72,7 +75,7 @@ def image_folder(folder: str | os.PathLike[str], size: tuple[int, int] | None = 
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """List the image files of a folder in the order of their names."""
+    """Return the paths of the image files in a folder, sorted by name; raise if there are none."""
     visible = [file for file in folder.iterdir() if not file.name.startswith(".")]
     files = sorted(file for file in visible if file.suffix.lower() in _SUFFIXES)
     if not files:
@@ -83,7 +86,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _read_all(files: list[Path], size: tuple[int, int] | None) -> np.ndarray:
-    """Read image files, resize the images, and stack them; all must have one shape."""
+    """Read image files, resize them if `size` is given, and stack them along a batch axis."""
     images: list[np.ndarray] = []
     for file in files:
         image = _read(file)

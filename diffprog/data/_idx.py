@@ -1,4 +1,4 @@
-"""IDX, the file format of MNIST.
+"""Load images and labels from files in IDX, the file format of MNIST.
 
 A file is a header and the values. Header: two zero bytes, the type (8: unsigned byte), the number
 of axes, and the length of each axis as a big-endian 32-bit integer. The last axis varies fastest.
@@ -26,6 +26,9 @@ def idx_images(folder: str | os.PathLike[str]) -> Dataset:
 
     Args:
         folder: path of the folder with the four files.
+
+    Returns:
+        A `Dataset`; the t10k files are its test examples.
 
     Raises:
         FileNotFoundError: the folder or one of the files does not exist.
@@ -74,7 +77,7 @@ def _find_file(folder: Path, stem: str, kind: str) -> Path:
 
 
 def _read(file: Path, axes: int) -> np.ndarray:
-    """Read an IDX file of unsigned bytes with the given number of axes."""
+    """Read an IDX file of unsigned bytes as a uint8 array with the given number of axes."""
     content = _read_bytes(file)
     magic, header = bytes([0, 0, 8, axes]), 4 + 4 * axes
     if content[:4] != magic:

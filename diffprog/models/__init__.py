@@ -1,4 +1,7 @@
-"""Models as pure functions with named nodes: mlp, cnn, transformer and vit."""
+"""Models as pure functions (init, apply): `mlp`, `cnn`, `transformer`, `vit` and `sequential`.
+
+Their intermediate values are named, so that `diffprog.nodes` can read and replace them.
+"""
 
 from diffprog.models._cnn import cnn
 from diffprog.models._mlp import mlp

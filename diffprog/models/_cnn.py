@@ -22,9 +22,10 @@ def cnn(
 ) -> Model:
     """Convolutional network: blocks of convolution, activation and pooling, then affine layers.
 
-    Convolutions have stride 1 and "SAME" padding, poolings a window of 2 x 2. Nodes, for k = 1, 2,
-    ...: "conv<k>", the pre-activation; "hidden<k>", the activation; "pool<k>"; then "flat"; then,
-    with k counting on, "affine<k>" and "hidden<k>"; the last affine layer is "logits".
+    Convolutions have stride 1 and "SAME" padding, poolings a window of 2 x 2. Nodes (named values,
+    see `diffprog.nodes`), for k = 1, 2, ...: "conv<k>", the pre-activation; "hidden<k>", the
+    activation; "pool<k>"; then "flat"; then, for the next k, "affine<k>" and "hidden<k>"; the last
+    affine layer is "logits".
 
     Args:
         shape: (height, width, channels) of an image; each side at least 2 ** len(channels).
@@ -37,6 +38,9 @@ def cnn(
         pool: "max" or "average".
         initializer: initializer of the weights, called with shape (inputs, outputs) or
             (window, window, inputs, outputs). Default: LeCun normal.
+
+    Returns:
+        A `Model`, the functions `init(key) -> params` and `apply(params, x) -> logits`.
 
     Raises:
         TypeError, ValueError: a size or name is invalid. `apply` raises if x is not a nonempty

@@ -1,4 +1,4 @@
-"""Multilayer perceptron, f(x) = W_L s(... s(W_2 s(W_1 x + b_1) + b_2) ...) + b_L."""
+"""Multilayer perceptron W_L s(... s(W_2 s(W_1 x + b_1) + b_2) ...) + b_L with activation s."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ def mlp(
 ) -> Model:
     """Multilayer perceptron: affine layers with an activation s between them.
 
-    Nodes, for k = 1, 2, ...: "affine<k>", the pre-activation z_k; "hidden<k>", the activation
-    s(z_k); the last affine layer is "logits". With maxout, layer k has the node "hidden<k>" only.
+    Nodes (named values, see `diffprog.nodes`), for k = 1, 2, ...: "affine<k>", the pre-activation
+    z_k; "hidden<k>", the activation s(z_k); the last affine layer is "logits". With maxout, layer k
+    has the node "hidden<k>" only.
 
     Args:
         sizes: lengths of the input, of each hidden layer and of the output; at least two.
@@ -27,6 +28,9 @@ def mlp(
             (two pieces), or a `Layer`.
         initializer: initializer of the weights, called with shape (inputs, outputs). Default: LeCun
             normal.
+
+    Returns:
+        A `Model`, the functions `init(key) -> params` and `apply(params, x) -> logits`.
 
     Raises:
         TypeError, ValueError: a size or name is invalid. `apply` raises if x is not a nonempty

@@ -1,4 +1,4 @@
-"""Models as pure functions with named nodes, built from hand-written layers."""
+"""`Model`, a pair of pure functions (init, apply), and `sequential`, which builds one."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class Model(NamedTuple):
     Attributes:
         init: `init(key) -> params`, a dict from layer names to their parameters.
         apply: `apply(params, x) -> logits`, x: (batch, ...), logits: (batch, classes). The output
-            of each layer is tapped under the layer's name.
+            of each layer is a node, named with `nodes.tap` after the layer.
     """
 
     init: Callable[[jax.Array], dict[str, Any]]
@@ -28,11 +28,14 @@ class Model(NamedTuple):
 
 
 def sequential(stages: Sequence[Stage], shape: Sequence[int | None]) -> Model:
-    """Compose named layers into a model; every layer has its hand-written gradient.
+    """Build a model that applies named layers in order, with their hand-written gradients.
 
     Args:
         stages: pairs (name, layer), applied in order; at least one.
         shape: shape of one example; None for an axis of any length.
+
+    Returns:
+        A `Model`, the functions `init(key) -> params` and `apply(params, x) -> logits`.
 
     Raises:
         TypeError, ValueError: there are no layers, one is not a `Layer`, or a name is repeated.
@@ -74,14 +77,14 @@ def sequential(stages: Sequence[Stage], shape: Sequence[int | None]) -> Model:
 
 
 def check_entries(params: Any, names: Iterable[str]) -> None:
-    """Check that `params` is a dict with exactly these entries."""
+    """Check that `params` is a dict whose keys are exactly `names`."""
     if not isinstance(params, dict) or params.keys() != set(names):
         given = sorted(params) if isinstance(params, dict) else type(params).__name__
         raise ValueError(f"params must be a dict with entries {sorted(names)}, got {given}")
 
 
 def check_input(x: Any, shape: Sequence[int | None]) -> None:
-    """Check that `x` is a nonempty batch of finite floats, each example of this shape."""
+    """Check that `x` is a nonempty batch of finite floats, (batch, *shape); None: any length."""
     _validation.floating("x", x)
     if len(x.shape) != 1 + len(shape) or any(
         expected not in (None, side) for expected, side in zip(shape, x.shape[1:], strict=True)
@@ -93,7 +96,7 @@ def check_input(x: Any, shape: Sequence[int | None]) -> None:
 
 
 def activation_layer(activation: str | Layer) -> Layer:
-    """Build the activation layer of a name such as "relu"; return a `Layer` unchanged."""
+    """Return the activation layer of a name such as "relu"; a `Layer` is returned unchanged."""
     if isinstance(activation, Layer):
         return activation
     _validation.choice("activation", activation, _LAYER_ACTIVATIONS)

@@ -4,7 +4,7 @@ A block adds two terms to the stream x, each computed from the normalized stream
 attention and MLP, as in GPT-2, ViT and CLIP):
 
     x <- x + attention(norm1(x))               mixes positions
-    x <- x + W2 s(W1 norm2(x) + b1) + b2       acts on each position separately
+    x <- x + W2 s(W1 norm2(x) + b1) + b2       acts on each position; s is the activation
 
 Multi-head attention splits the affine maps q, k and v of the normalized stream among the heads. A
 head computes softmax(q kᵀ / sqrt(head width)) v, and an affine map combines the heads.
@@ -49,13 +49,14 @@ def transformer(
 ) -> Model:
     """Transformer of `depth` pre-norm blocks, without a layer norm after the last.
 
-    Nodes, for k = 0, 1, ...: "block<k>", the stream after the block; "block<k>.attention", the
-    output of its attention; "block<k>.hidden", the pre-activations of its MLP, (batch, length,
-    hidden).
+    Nodes (named values, see `diffprog.nodes`), for k = 0, 1, ...: "block<k>", the residual stream
+    after the block; "block<k>.attention", the output of its attention; "block<k>.hidden", the
+    pre-activations of its MLP, (batch, length, hidden).
 
-    `apply(params, x, visible=None)` takes x, (batch, length, width), and a mask `visible`, bool
-    (batch, length), which is True at the positions that may be attended to; None means all. Where a
-    position may attend to none, it attends to all equally. Params: `{"block0": {"norm1", "query",
+    Returns a `Model`. Its `apply(params, x, visible=None)` takes the residual stream x, (batch,
+    length, width), and returns it after the last block. The mask `visible`, bool (batch, length),
+    is True at the positions that may be attended to; None means all. Where a position may attend to
+    none, it attends to all equally. Params: `{"block0": {"norm1", "query",
     "key", "value", "output", "norm2", "hidden", "out"}, ...}`, each entry as of
     `backprop.layer_norm` or `backprop.affine`.
 
@@ -129,7 +130,7 @@ def transformer(
 
 
 class _Block(NamedTuple):
-    """Layers of one transformer block, in the order of computation."""
+    """The layers of one transformer block, in the order in which they are applied."""
 
     norm1: Layer
     query: Layer
@@ -164,13 +165,17 @@ def _run_block(
 def apply_to_last_axis(
     layer: Layer, params: Any, x: Float[Array, "batch *positions inputs"]
 ) -> Float[Array, "batch *positions outputs"]:
-    """Apply a layer (batch, inputs) -> (batch, outputs) at every position."""
+    """Apply a layer (batch, inputs) -> (batch, outputs) to the last axis, at all positions."""
     y = backprop.differentiable(layer)(params, x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], -1)
 
 
 def _attention(q: Heads, k: Heads, v: Heads, causal: bool, visible: PositionMask) -> Heads:
-    """Compute the scaled dot-product attention of each head."""
+    """Compute softmax(q kᵀ / sqrt(head width)) v for each head, with masked positions left out.
+
+    The arrays are (batch, length, heads, head width). `causal` masks later positions, and `visible`
+    is True at the positions (batch, length) that may be attended to.
+    """
     scores = jnp.einsum("bqhd,bkhd->bhqk", q / math.sqrt(q.shape[-1]), k)
     mask = jnp.tri(q.shape[1], dtype=bool)[None, None] if causal else None
     if visible is not None:

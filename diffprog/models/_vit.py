@@ -1,7 +1,9 @@
 """Vision transformer: the patches of an image as a sequence of tokens, led by a class token.
 
-tokens = [class, W patch_1 + b, W patch_2 + b, ...] + positions
-logits = W norm(transformer(tokens))[0] + b
+    tokens = [class, W patch_1 + b, W patch_2 + b, ...] + positions
+    logits = W' norm(transformer(tokens)[0]) + b'
+
+where the class token, the positions, the matrices and biases are parameters.
 """
 
 from typing import Any
@@ -34,10 +36,10 @@ def vit(
 ) -> Model:
     """Vision transformer (Dosovitskiy et al., 2021), with an affine head on the class token.
 
-    Nodes: "patches", (batch, rows, columns, width); "tokens", the input of the first block,
-    (batch, 1 + rows * columns, width), class token first; "block<k>", "block<k>.attention" and
-    "block<k>.hidden", as of `transformer`; "pooled", (batch, width), the normalized class token;
-    and "logits".
+    Nodes (named values, see `diffprog.nodes`): "patches", (batch, rows, columns, width); "tokens",
+    the input of the first block, (batch, 1 + rows * columns, width), class token first; "block<k>",
+    "block<k>.attention" and "block<k>.hidden", as of `transformer`; "pooled", (batch, width), the
+    normalized class token; and "logits".
 
     Params: "patches" and "logits" as of `backprop.affine`, where a patch is its pixels row by row,
     channels last; "class" (width,); "positions" (1 + rows * columns, width); "norm" and, with
@@ -55,6 +57,9 @@ def vit(
         activation: activation of the MLPs, as of `transformer`.
         norm_first: whether to normalize the tokens before the first block, as CLIP does.
         epsilon: number > 0 added to the variance in the layer norms.
+
+    Returns:
+        A `Model`, the functions `init(key) -> params` and `apply(params, x) -> logits`.
 
     Raises:
         TypeError, ValueError: a size or name is invalid. `apply` raises if params has other
@@ -117,7 +122,10 @@ def vit(
 
 
 def _split_into_patches(x: ImageBatch, patch: int) -> Float[Array, "batch rows columns pixels"]:
-    """Split images into flattened patches: the strided convolution becomes a matrix product."""
+    """Split images into patches, each flattened row by row with channels last.
+
+    An affine layer of these vectors is then the strided convolution of the paper.
+    """
     batch, height, width, channels = x.shape
     rows, columns = height // patch, width // patch
     return (
