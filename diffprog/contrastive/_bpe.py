@@ -6,8 +6,9 @@ A text is lower-cased and split into words, a word into its bytes; "</w>" marks 
 Then pairs of tokens are merged, in the order of a list of merges that was learned from frequencies
 (Sennrich, Haddow and Birch, 2016). No text is outside the vocabulary, since it has all bytes.
 
-The `tokenizers` library does the encoding. This module adds what the files of CLIP do not state,
-and makes the tokenizer a value that can be hashed and compared.
+The `tokenizers` library does the encoding. This module adds special tokens and padding, and the
+lower-casing and splitting into words if the files of CLIP do not state them. A tokenizer can be
+hashed and compared, so it can be a static argument of a jitted function.
 """
 
 import dataclasses
@@ -33,11 +34,11 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class BytePairs:
-    """Byte-pair tokenizer, made by `byte_pairs`.
+    """Byte-pair tokenizer, loaded by `byte_pairs`: encodes texts as rows of token ids.
 
     Attributes:
-        definition: JSON that the `tokenizers` library loads the tokenizer from.
-        length: length of a row of ids.
+        definition: the tokenizer as JSON, in the format of the `tokenizers` library.
+        length: number of ids in a row.
         end: id of the end-of-text token.
     """
 
@@ -47,13 +48,13 @@ class BytePairs:
 
     @property
     def count(self) -> int:
-        """Number of ids: one more than the largest."""
+        """Vocabulary size: one more than the largest id."""
         return 1 + max(_load_tokenizer(self.definition).get_vocab(with_added_tokens=True).values())
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
-        """Encode texts as ids between those of start and end, truncated or padded to `length`.
+        """Encode each text as a row of `length` ids: start token, text, end token, padding.
 
-        Truncation keeps the end token.
+        A text that is too long is truncated before its end token.
 
         Raises:
             TypeError, ValueError: texts is not a sequence of texts.
@@ -63,7 +64,9 @@ class BytePairs:
         return np.asarray([encoding.ids for encoding in encodings], np.int32)
 
     def decode(self, ids: Integer[Any, "texts length"]) -> tuple[str, ...]:
-        """Decode rows of ids up to the first end token, in lower case, words separated by spaces.
+        """Decode each row of ids to a text: lower-case words separated by spaces.
+
+        Ids after the first end token are ignored.
 
         Raises:
             TypeError, ValueError: ids are not integers (texts, length) in 0 .. count - 1.
@@ -80,12 +83,12 @@ def _load_tokenizer(definition: str) -> Any:
 
 
 def byte_pairs(folder: str | os.PathLike[str], *, length: int = 77) -> BytePairs:
-    """Load the byte-pair tokenizer of a CLIP folder.
+    """Load the byte-pair tokenizer of a CLIP model from a folder.
 
     Args:
-        folder: holds tokenizer.json, or vocab.json and merges.txt. The padding token is the
+        folder: folder with tokenizer.json, or vocab.json and merges.txt. The padding token is the
             pad_token of tokenizer_config.json or special_tokens_map.json; default: the end token.
-        length: length of a row of ids, at least 2; longer texts are truncated.
+        length: number of ids in a row, at least 2; longer texts are truncated.
 
     Raises:
         ImportError: tokenizers is not installed (pip install 'diffprog[pretrained]').

@@ -4,7 +4,9 @@ Image and text encoder are pre-norm transformers. The image features are read at
 the text features at the end token. Attention in the text encoder is causal, so the end token is the
 first position that depends on the whole text:
 
-    f(x) = W norm(vit(x))[class],    g(t) = W norm(transformer(embedding[t] + positions))[end]
+    f(x) = W norm(vit(x))[class],    g(t) = V norm(transformer(embedding[t] + positions))[end]
+
+x is an image, t the token ids of a text; W and V are learned projections to one feature space.
 """
 
 import os
@@ -69,14 +71,15 @@ def load_clip(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Towe
 
     Its image encoder must be a vision transformer, of any size.
 
-    The nodes of `towers.image` are those of `models.vit`; "logits" are the features. The nodes of
-    `towers.text` are "tokens", the input of the first block; those of `models.transformer`;
-    "pooled", the normalized end token; and "features".
+    The encoders are `towers.image` and `towers.text` of the returned `Towers`. The nodes (named
+    intermediate values) of the image encoder are those of `models.vit`, where "logits" are the
+    image features. The nodes of the text encoder are "tokens", the input of the first block; those
+    of `models.transformer`; "pooled", the normalized end token; and "features".
 
     Args:
-        folder: holds config.json; preprocessor_config.json (pixel normalization); tokenizer.json,
-            or vocab.json and merges.txt; and model.safetensors, or model.safetensors.index.json
-            with the files it names.
+        folder: folder with config.json; preprocessor_config.json (pixel normalization);
+            tokenizer.json, or vocab.json and merges.txt; and model.safetensors, or
+            model.safetensors.index.json with the files it names.
         dtype: float dtype of weights and computation, whatever the checkpoint's; `log_scale` is at
             least float32.
 

@@ -2,8 +2,9 @@
 
     similarity(x, t) = <f(x), g(t)> / (||f(x)|| ||g(t)||)
 
-`Towers` holds the two as a pytree whose leaves are the weights. A loss can be minimized over it
-like over any params, and a jitted function compiles once for all weights.
+f is the image encoder and g the text encoder, each a program (a callable whose arrays are pytree
+leaves). `Towers` holds both, so it is a pytree of all weights: a loss can be minimized with respect
+to it, and a jitted function of it compiles once for all weights.
 """
 
 import functools
@@ -29,13 +30,13 @@ _BATCH_SIZE = 512
 
 
 class Towers(NamedTuple):
-    """Dual encoder of images and texts.
+    """Dual encoder: an image encoder and a text encoder whose features can be compared.
 
     Attributes:
         image: image encoder, (batch, height, width, channels) in 0 .. 1 -> features (batch, width).
         text: text encoder, ids (batch, length) -> features (batch, width).
-        tokenizer: tokenizer of the texts.
-        log_scale: log s, the logarithm of the inverse temperature.
+        tokenizer: tokenizer that turns texts into these ids.
+        log_scale: logarithm of the inverse temperature by which the loss multiplies similarities.
         bias: bias of the sigmoid loss; None to train with InfoNCE.
     """
 
@@ -58,12 +59,13 @@ def towers(
     """Initialize a dual encoder from an image model and a text model.
 
     Args:
-        image: image model, such as `models.cnn(shape, classes=width)` or
+        image: `models.Model` of images, such as `models.cnn(shape, classes=width)` or
             `models.vit(shape, outputs=width)`.
-        text: model of the tokenizer's ids, such as `text_tower(..., outputs=width)`.
-        tokenizer: tokenizer, such as that of `words` or `characters`.
-        key: PRNG key of the weights.
-        temperature: initial 1 / s, at least 0.01. Default: CLIP's; SigLIP has 0.1.
+        text: `models.Model` of token ids, such as `text_tower(..., outputs=width)`.
+        tokenizer: tokenizer of the texts, such as that of `words` or `characters`.
+        key: PRNG key, to initialize the weights.
+        temperature: initial temperature of the loss, at least 0.01. The default is that of CLIP;
+            SigLIP starts at 0.1.
         bias: initial bias of the sigmoid loss; None to train with InfoNCE.
 
     Raises:
@@ -101,17 +103,17 @@ def towers(
 def text_tower(
     count: int, length: int, *, width: int = 64, depth: int = 2, heads: int = 4, outputs: int = 64
 ) -> Model:
-    """Transformer text encoder with mean pooling.
+    """Build a transformer text encoder with mean pooling, as a `models.Model`.
 
     Embeddings of tokens and positions are added and pass through a transformer. The output is an
     affine map of the normalized mean over positions that are not padding.
 
-    Nodes: "tokens", the input of the first block; those of `models.transformer`; "pooled", the
-    normalized mean, (batch, width); and "features".
+    Nodes (named intermediate values): "tokens", the input of the first block; those of
+    `models.transformer`; "pooled", the normalized mean, (batch, width); and "features".
 
     Args:
-        count: number of ids, `tokenizer.count`.
-        length: length of a row of ids, `tokenizer.length`.
+        count: vocabulary size, `tokenizer.count`.
+        length: number of ids in a row, `tokenizer.length`.
         width: width of the residual stream, a multiple of `heads`.
         depth: number of blocks.
         heads: number of attention heads.
@@ -163,7 +165,12 @@ def encode_ids(
     pool: Callable[[Float[Array, "batch length width"]], Float[Array, "batch width"]],
     visible: Bool[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch outputs"]:
-    """Apply the layers "embedding", "norm", "features" and the blocks of a text encoder to ids."""
+    """Apply a text encoder to token ids: embed, apply transformer blocks, pool, norm and project.
+
+    `layers` are "embedding", "norm" and "features" (the projection), with parameters `params`.
+    `pool` maps the output of the last block, (batch, length, width), to (batch, width). `visible`
+    is True at the positions that attention may use; None for all.
+    """
     run = lambda name, x: backprop.differentiable(layers[name])(params[name], x)
     tokens = tap(run("embedding", ids) + params["positions"][: ids.shape[1]], "tokens")
     transform: Callable[..., Array] = blocks.apply  # of more arguments than `Model` declares
@@ -181,7 +188,7 @@ def similarity(
     Args:
         towers: dual encoder.
         images: finite floats (images, height, width, channels) in 0 .. 1.
-        texts: texts.
+        texts: sequence of texts, which are compared with every image.
 
     Raises:
         TypeError, ValueError: towers are not `Towers` or have features of different lengths, images
@@ -204,7 +211,7 @@ def similarity(
 def unit_features(
     towers: Towers, images: Any, texts: Sequence[str]
 ) -> tuple[Float[Array, "images width"], Float[Array, "texts width"]]:
-    """Return the normalized features of images in 0 .. 1 and of texts."""
+    """Return the unit-length features of images, with pixels in 0 .. 1, and those of texts."""
     x, ids = _check_image_batch(towers, images), encode_texts(towers, texts)
     _validation.within("images", images, 0, 1)
     check_feature_shapes(
@@ -215,7 +222,7 @@ def unit_features(
 
 
 def unit_image_features(towers: Towers, images: Any) -> Float[Array, "images width"]:
-    """Return the unit-length features of images; the range of their pixels is not checked."""
+    """Return the unit-length features of images, without a check that pixels are in 0 .. 1."""
     return _apply_in_batches(towers.image, _check_image_batch(towers, images))
 
 
@@ -225,7 +232,7 @@ def unit_text_features(towers: Towers, texts: Sequence[str]) -> Float[Array, "te
 
 
 def encode_texts(towers: Towers, texts: Sequence[str]) -> Int[Array, "texts length"]:
-    """Encode texts as ids, and check that the text encoder accepts them."""
+    """Return the token ids (texts, length) of texts, checked to be valid for the text encoder."""
     check_towers(towers)
     ids = np.asarray(towers.tokenizer.encode(check_texts("texts", texts)))
     _check_text_encoder("towers.text", towers.text, int(ids.max()), ids.shape[1])
@@ -251,7 +258,7 @@ def _unit_features(encoder: Program, x: Array) -> Float[Array, "batch width"]:
 
 
 def check_towers(value: Any) -> None:
-    """Check that `value` is `Towers` with programs and a tokenizer."""
+    """Check that `value` is `Towers`: two encoders of type `Program`, and a tokenizer."""
     if not isinstance(value, Towers):
         raise TypeError(f"towers must be Towers, got {type(value).__name__}")
     for name, encoder in (("image", value.image), ("text", value.text)):
@@ -264,7 +271,7 @@ def check_towers(value: Any) -> None:
 
 
 def check_feature_shapes(image: Any, text: Any) -> None:
-    """Check that image features and text features have one length."""
+    """Check that image features are (batch, width), and that text features have the same width."""
     if image.ndim != 2 or image.shape[1:] != text.shape[1:]:
         raise ValueError(
             f"towers must have features of one length, got {list(image.shape)} for images and "
@@ -282,11 +289,11 @@ def _check_tokenizer(tokenizer: Any) -> None:
 
 
 def _check_text_encoder(name: str, encoder: Program, largest: int, length: int) -> None:
-    """Check that a text encoder accepts rows of `length` ids up to the largest.
+    """Check that a text encoder accepts rows of `length` ids with values up to `largest`.
 
-    Under `jax.jit` ids have no values, and an id outside the vocabulary would silently be clipped
-    to another. So the encoder is traced on a constant row of the largest id, where its own check of
-    ids applies; nothing is computed.
+    Under `jax.jit` the values of ids are unknown, and an id outside the vocabulary would silently
+    be clipped to another. So the encoder is traced, without running it, on a constant row of the
+    largest id, whose value the encoder's own check can see. Errors call the encoder `name`.
     """
     leaves, structure = jax.tree.flatten(encoder)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -6,12 +6,13 @@ With unit features u_i of the images and v_j of the texts, and a learned tempera
     InfoNCE:       L_i = ½ (H(p_i., softmax_j z_ij) + H(p_.i, softmax_j z_ji))
     sigmoid loss:  L_i = ½ Σ_j (b_ij + b_ji),    b_ij = -log σ(± (z_ij + c)), + for positive pairs
 
-H is the cross-entropy. The targets p are uniform over the positives of a row or column, which are
-the diagonal and the pairs marked by `positive`. Marking them avoids false negatives, such as two
-images of a seven that both have the caption "a seven".
+c is a learned bias, σ the logistic function and H the cross-entropy. Its target p_i. is a
+distribution over the texts that match image i, p_.i over the images that match text i, both uniform
+over the positive pairs. Positive are the diagonal and the pairs marked by `positive`. Marking them
+avoids false negatives, such as two images of a seven that both have the caption "a seven".
 
-Logits and losses are float32 even if features are bfloat16: at s = 100 rounding to 8 bits would
-change a logit by up to half a nat.
+Logits and losses are float32 even if features are bfloat16, whose 8 significant bits would change
+a logit of size 100 by up to half a nat.
 """
 
 import math
@@ -39,17 +40,17 @@ def info_nce(
     """Symmetric InfoNCE loss of image and text features, as in CLIP (Radford et al., 2021).
 
     It is the mean of two cross-entropies with temperature: classifying the text of each image and
-    the image of each text. Uninformative features have a loss of log(batch).
+    the image of each text. If all features are equal, the loss is log(batch).
 
     Args:
         images: image features, finite floats (batch, width); they are normalized to length 1.
-        texts: text features, (batch, width), in the same order.
-        log_scale: log s, the logarithm of the inverse temperature, clipped at log 100. Beyond that
-            its gradient is kept only if it decreases the scale.
+        texts: text features, (batch, width); text i describes image i; normalized as well.
+        log_scale: logarithm of the inverse temperature, clipped to at most log 100. Where it is
+            clipped, its gradient is kept only if a descent step would decrease it.
         positive: True at (i, j) if text j describes image i; the diagonal always counts as True.
 
     Returns:
-        The loss of each pair, (batch,), at least float32.
+        The loss of each image and its text, (batch,), at least float32.
 
     Raises:
         TypeError, ValueError: features are not finite floats (batch, width) of one shape, log_scale
@@ -80,18 +81,20 @@ def sigmoid_loss(
 ) -> Float[Array, "batch"]:
     """Sigmoid loss of image and text features, as in SigLIP (Zhai et al., 2023).
 
-    It is a binary cross-entropy for each pair of the batch, -log σ(± (s <u_i, v_j> + c)), with +
-    for positive pairs. Terms of different pairs are independent, so it works with small batches.
+    It is a binary cross-entropy for each image i and text j, -log σ(± (s <u_i, v_j> + c)), with +
+    for positive pairs, unit features u and v, inverse temperature s and bias c. Terms of different
+    pairs are independent, so it works with small batches.
 
     Args:
-        images: as of `info_nce`.
-        texts: as of `info_nce`.
-        log_scale: as of `info_nce`.
+        images: image features, as of `info_nce`.
+        texts: text features, as of `info_nce`.
+        log_scale: log s, as of `info_nce`.
         bias: c; initialize near -log(batch), since most pairs are negative.
-        positive: as of `info_nce`.
+        positive: True at (i, j) if text j describes image i, as of `info_nce`.
 
     Returns:
-        The loss of each pair, (batch,), half the sum of its row and column, at least float32.
+        The loss of each image and its text, (batch,), at least float32: half the sum of the terms
+        with this image or this text.
 
     Raises:
         TypeError, ValueError: as `info_nce`, or bias is not a float scalar.
@@ -112,7 +115,10 @@ def sigmoid_loss(
 def _logits_and_positives(
     images: Any, texts: Any, log_scale: Any, positive: Any
 ) -> tuple[Float[Array, "batch batch"], Float[Array, "batch batch"]]:
-    """Check the arguments of a loss; return logits, and 1 at positive pairs and 0 elsewhere."""
+    """Check the arguments of a loss; return its logits and its 0-1 labels, both (batch, batch).
+
+    The label of an image and a text is 1 if they are a positive pair.
+    """
     for name, features in (("images", images), ("texts", texts)):
         _validation.floating(name, features, rank=2)
         _validation.finite(name, features)
@@ -137,12 +143,12 @@ def _logits_and_positives(
 
 
 def normalize(features: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
-    """Divide each row by its length, in float32 or more; rows of zeros stay zero."""
+    """Scale each row to length 1, in float32 or higher precision; rows of zeros stay zero."""
     return norms.l2.ascent(features.astype(jnp.promote_types(features.dtype, jnp.float32)))
 
 
 def inverse_temperature(log_scale: Float[Array, ""]) -> Float[Array, ""]:
-    """Return s = exp(log s), at most 100."""
+    """Return the inverse temperature exp(log_scale), at most 100."""
     return jnp.exp(_clip_log_scale(log_scale))
 
 

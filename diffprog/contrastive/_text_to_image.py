@@ -1,13 +1,16 @@
-"""Text-to-image generation by gradient ascent on similarity (the last example of lecture 000).
+"""Text-to-image generation by gradient ascent on the similarity of an image to texts.
 
     x* = argmax_x  Σ_k w_k similarity(x, t_k) - Σ_R λ R(x)
 
-This is `visualize` with a cosine objective: Σ_k w_k <u, v_k> = <u, Σ_k w_k v_k> with unit features
-u of the image and v_k of the texts. A negative weight makes the image dissimilar to a text.
+The t_k are texts with weights w_k; a negative weight makes the image dissimilar to a text. Each
+penalty R has a coefficient λ. This is `visualize` with a cosine objective: with unit features u of
+the image and v_k of the texts, Σ_k w_k <u, v_k> = <u, Σ_k w_k v_k>.
 
 High similarity does not mean that an image shows what the prompt says: without constraints, ascent
 finds adversarial images. Parametrization, transforms and penalties decide how recognizable images
 are; see `experiments/text_to_image.py`.
+
+Source: lecture 000, last example.
 """
 
 import math
@@ -42,12 +45,12 @@ _MIN_WEIGHT, _MAX_WEIGHT = 1e-6, 1e6
 
 
 class Generated(NamedTuple):
-    """Images generated for prompts.
+    """Result of `generate`: an image for each prompt, and its similarity to the prompt's texts.
 
     Attributes:
-        images: (n, height, width, channels), in the range of the parametrization.
-        names: the prompts.
-        similarities: for each image, its cosine similarity to each text of its prompt.
+        images: (n, height, width, channels), with the pixel range of the parametrization.
+        names: the n prompts.
+        similarities: for each image a dict from the texts of its prompt to cosine similarities.
         seen: result of `visualize`: scores (weighted sums of similarities), history, ...
     """
 
@@ -57,7 +60,7 @@ class Generated(NamedTuple):
     seen: Visualization
 
     def __str__(self) -> str:
-        """Return a line for each image, with its prompt and similarities."""
+        """Return one line for each image: its prompt, and its similarity to each text of it."""
         rows = zip(self.names, self.similarities, strict=True)
         return "\n".join(
             f"{name}: " + ", ".join(f"{text} {cosine:.3f}" for text, cosine in row.items())
@@ -74,7 +77,7 @@ def generate(
     transforms: Sequence[Callable[[Array, jax.Array], Array]] = (),
     **options: Any,
 ) -> Generated:
-    """Generate images from text prompts by gradient ascent on their similarity.
+    """Generate images by gradient ascent on their similarity to text prompts.
 
     Args:
         towers: dual encoder.
@@ -82,17 +85,17 @@ def generate(
             texts as "a seven:1 | a one:-0.5", or a dict {"a seven": 1, "a one": -0.5}. The default
             weight is 1; use a dict for a text that ends in a colon and a number. Weights are
             relative to those of penalties; the largest must be 1e-6 to 1e6 in size.
-        image: parametrization of an image, from `visualization.covariance`, `fourier`, `pixels`,
-            ...
-        key: PRNG key.
+        image: parametrization of the image to optimize, such as `visualization.covariance(...)`,
+            `fourier(...)` or `pixels(...)`.
+        key: PRNG key, for initial images and transforms.
         transforms: functions (image, key) -> image applied before the encoder, as of `visualize`.
         options: other arguments of `visualization.visualize`: `steps`, `penalties`, `optimizer`,
             `start`, ...
 
     Raises:
         TypeError, ValueError: a prompt is invalid, a weight is not a finite number, weighted texts
-            cancel, the tokenizer refuses a text, towers are traced, or `visualize` refuses an
-            argument.
+            cancel, the tokenizer refuses a text, towers are traced (under `jax.jit`), or
+            `visualize` refuses an argument.
 
     >>> from diffprog.contrastive import text_tower, towers, words
     >>> from diffprog.models import cnn
@@ -125,17 +128,17 @@ def generate(
 
 
 def similar_to(towers: Towers, text: Prompt | Sequence[Prompt]) -> Objective:
-    """Objective of the weighted sum of cosine similarities to texts, Σ_k w_k cos(image, text_k).
+    """Objective for `visualize`: weighted cosine similarity to texts, Σ_k w_k cos(image, text_k).
 
-    It is an objective of `towers.image`, and can be combined with others.
+    Use it to visualize the image encoder `towers.image`. It can be added to other objectives.
 
     Args:
         towers: dual encoder.
-        text: prompts as of `generate`.
+        text: one prompt or a sequence of prompts, as of `generate`.
 
     Raises:
-        TypeError, ValueError: as `generate`. Evaluating the objective raises if the program's
-            outputs and the text features differ in length.
+        TypeError, ValueError: as `generate`. Evaluating the objective raises if the outputs of the
+            visualized network and the text features differ in length.
 
     >>> from diffprog.contrastive import text_tower, towers, words
     >>> from diffprog.models import cnn
@@ -195,7 +198,7 @@ def _parse_prompts(text: Any) -> tuple[dict[str, float], ...]:
 
 
 def _parse_prompt(name: str, prompt: Any) -> dict[str, float]:
-    """Return the weights of a prompt by text; weights of a repeated text are added."""
+    """Return a dict from the texts of a prompt to their weights; repeated texts are added up."""
     if isinstance(prompt, str):
         weighted_texts = [_parse_weighted_text(name, part.strip()) for part in prompt.split("|")]
     elif isinstance(prompt, Mapping):

@@ -22,13 +22,17 @@ PADDING = 0
 
 
 class Tokenizer(Protocol):
-    """Interface of tokenizers: hashable, compared by value, and a pytree without leaves."""
+    """Interface of tokenizers, which encode texts as rows of integer ids and decode them.
+
+    A tokenizer is hashable, compared by value, and a pytree without leaves, so that it can be part
+    of a dual encoder that is an argument of a jitted function.
+    """
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
-        """Encode each text as a row of ids; all rows have one length."""
+        """Encode each text as a row of integer ids; all rows have the same length."""
 
     def decode(self, ids: Integer[Any, "texts length"]) -> tuple[str, ...]:
-        """Decode rows of ids to texts."""
+        """Decode each row of ids to a text."""
 
 
 @jax.tree_util.register_static
@@ -39,9 +43,9 @@ class Pieces:
     Token k of the vocabulary has id k + 1; id 0 is padding.
 
     Attributes:
-        known: the vocabulary.
-        length: length of a row of ids.
-        between: separator of tokens in a text, " " or "".
+        known: tokens of the vocabulary, in the order of their ids.
+        length: number of ids in a row.
+        between: separator of tokens in a text, " " for words and "" for characters.
     """
 
     known: tuple[str, ...]
@@ -54,7 +58,7 @@ class Pieces:
         return 1 + len(self.known)
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
-        """Encode texts as ids; case, punctuation and repeated spaces are ignored.
+        """Encode each text as a row of ids; case, punctuation and repeated spaces are ignored.
 
         Raises:
             TypeError, ValueError: texts is not a sequence of texts, or a text has no token, more
@@ -80,7 +84,7 @@ class Pieces:
         return rows
 
     def decode(self, ids: Integer[Any, "texts length"]) -> tuple[str, ...]:
-        """Decode rows of ids to texts, without padding.
+        """Decode each row of ids to a text; padding is dropped.
 
         Raises:
             TypeError, ValueError: ids are not integers (texts, length) in 0 .. count - 1.
@@ -92,16 +96,16 @@ class Pieces:
         return tuple(self.between.join(self.known[k - 1] for k in row if k) for row in rows)
 
     def __str__(self) -> str:
-        """Return the vocabulary."""
+        """Return the tokens of the vocabulary, separated by spaces."""
         return " ".join(self.known)
 
 
 def words(texts: Sequence[str], *, length: int | None = None) -> Pieces:
-    """Tokenizer of the words that occur in some texts, in alphabetical order.
+    """Build a word tokenizer whose vocabulary is all words of `texts`, in alphabetical order.
 
     Args:
-        texts: texts with all words of the vocabulary.
-        length: length of a row of ids; default: that of the longest text.
+        texts: texts that contain every word of the vocabulary.
+        length: number of ids in a row; default: number of words of the longest text.
 
     Raises:
         TypeError, ValueError: texts is not a sequence of texts or has no word, or length is below
@@ -121,11 +125,11 @@ def words(texts: Sequence[str], *, length: int | None = None) -> Pieces:
 def characters(
     *, length: int = 64, alphabet: str = " 0123456789abcdefghijklmnopqrstuvwxyz"
 ) -> Pieces:
-    """Tokenizer of single characters, for texts of any words.
+    """Build a tokenizer whose tokens are single characters, so that any word can be encoded.
 
     Args:
-        length: length of a row of ids.
-        alphabet: distinct characters, lower-case letters, digits and the space.
+        length: number of ids in a row.
+        alphabet: vocabulary: distinct lower-case letters, digits and optionally the space.
 
     Raises:
         TypeError, ValueError: an argument is invalid.
@@ -147,7 +151,7 @@ def characters(
 
 
 def check_texts(name: str, texts: Any) -> Sequence[str]:
-    """Check that `texts` is a nonempty sequence of strings, and return it."""
+    """Check that `texts` is a nonempty sequence of strings, called `name` in errors; return it."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise TypeError(
             f"{name} must be a sequence of texts, got {type(texts).__name__}; "
@@ -162,7 +166,10 @@ def check_texts(name: str, texts: Any) -> Sequence[str]:
 
 
 def check_ids(ids: Any, count: int, lengths: range | None = None) -> Any:
-    """Check that `ids` are integers (batch, length) in 0 .. count - 1, and return them."""
+    """Check that `ids` are integers (batch, length) in 0 .. count - 1, and return them.
+
+    `lengths` are the lengths that are allowed; None for any.
+    """
     array = _validation.array("ids", ids)
     got = f"got {array.dtype}{list(array.shape)}"
     if not np.issubdtype(array.dtype, np.integer) or (lengths is None and array.ndim != 2):

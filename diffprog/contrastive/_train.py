@@ -47,7 +47,7 @@ def pretrain(
         images: finite floats (images, height, width, channels) in 0 .. 1.
         captions: for each image, all captions that describe it; a caption that is listed twice is
             sampled twice as often.
-        key: PRNG key of the order of images, the captions and the transforms.
+        key: PRNG key, for the order of images, the sampled captions and the transforms.
         epochs: number of passes over the images.
         batch_size: number of pairs in a batch.
         optimizer: optax optimizer; default: Adam with a cosine decay of the learning rate from
@@ -107,9 +107,12 @@ def pretrain(
 def make_loss(
     ids: Int[np.ndarray, "texts length"], transforms: Sequence[Any], dtype: Any = None
 ) -> Callable[..., Float[Array, "batch"]]:
-    """Return a loss function of a dual encoder and a batch of images, for `training.fit`.
+    """Return the contrastive loss (towers, images, caption_indices, key) -> (batch,).
 
-    It samples a caption for each image; `caption_indices` are rows of `ids`.
+    It is a loss for `training.fit`. It applies `transforms` to each image, and samples one of its
+    captions. `ids` are the token ids of all captions; `caption_indices` has for each image the
+    rows of its captions in `ids`, padded with -1. Both encoders compute in `dtype`; None keeps
+    that of the weights.
     """
     transform, table = compose(transforms), jnp.asarray(ids)
 
@@ -137,7 +140,7 @@ def make_loss(
 def sample_captions(
     caption_indices: Int[Array, "batch most"], key: jax.Array
 ) -> Int[Array, "batch"]:
-    """Sample one caption of each image uniformly; rows are padded with -1."""
+    """Return one entry of each row of `caption_indices`, sampled uniformly; -1 is padding."""
     counts = (caption_indices >= 0).sum(1)
     columns = jax.random.randint(key, counts.shape, 0, counts)
     return jnp.take_along_axis(caption_indices, columns[:, None], 1)[:, 0]
@@ -146,9 +149,10 @@ def sample_captions(
 def index_captions(
     towers: Towers, captions: Any, count: int
 ) -> tuple[Int[np.ndarray, "images most"], Int[np.ndarray, "texts length"]]:
-    """Return the indices of each image's captions, padded with -1, and the ids of all captions.
+    """Return the caption indices of each image, and the token ids of all distinct captions.
 
-    Captions shared by several images have one index.
+    `captions` has a list of texts for each of `count` images. Caption indices are rows of the ids,
+    (images, largest number of captions), padded with -1.
     """
     if isinstance(captions, str) or not isinstance(captions, Sequence):
         raise TypeError(

@@ -21,7 +21,7 @@ class Classified(NamedTuple):
 
     Attributes:
         labels: predicted class of each image, an index into `names`.
-        probabilities: softmax of the scaled similarities.
+        probabilities: of the classes for each image, softmax of the scaled similarities.
         names: names of the classes.
     """
 
@@ -80,13 +80,13 @@ def zero_shot(
 
 
 class Retrieval(NamedTuple):
-    """Recall at k of image-text retrieval.
+    """Result of `retrieval`: recall at k, in both directions.
 
     Attributes:
-        texts: image-to-text recall by k: fraction of images with a matching text among the k most
-            similar texts.
-        images: text-to-image recall by k: fraction of texts with a matching image among the k most
-            similar images.
+        texts: dict from k to the image-to-text recall: fraction of images with a matching text
+            among the k most similar texts.
+        images: dict from k to the text-to-image recall: fraction of texts with a matching image
+            among the k most similar images.
     """
 
     texts: dict[int, float]
@@ -106,10 +106,10 @@ def retrieval(
     Args:
         towers: dual encoder.
         images: finite floats (images, height, width, channels) in 0 .. 1.
-        texts: texts to retrieve.
+        texts: sequence of texts.
         true: True at (i, j) if text j matches image i; None if text i matches image i alone. Images
-            without a matching text, and texts without a matching image, are not queries.
-        among: values of k; a k above the number of candidates counts as all of them.
+            without a matching text, and texts without a matching image, do not count.
+        among: values of k; a k above the number of candidates stands for all of them.
 
     Raises:
         TypeError, ValueError: towers, images or texts are invalid, `true` has another shape or no

@@ -1,4 +1,4 @@
-"""Load pretrained vision transformers and ResNets as programs of images in 0 .. 1."""
+"""Load pretrained vision transformers and ResNets as functions of images with values in 0 .. 1."""
 
 from diffprog.pretrained._preprocessing import Pretrained
 from diffprog.pretrained._resnet import load_resnet

@@ -1,11 +1,12 @@
-"""Pixel normalization and class names of a checkpoint, and the program that includes them.
+"""Pixel normalization and class names of a checkpoint, and models that normalize their input.
 
-A checkpoint expects pixels normalized as its preprocessor_config.json states, with x in 0 .. 1 and
-the rescale factor f of bytes:
+A checkpoint expects pixels normalized as its preprocessor_config.json states. There mean and
+deviation are for pixels 255 f x, with x in 0 .. 1 and the rescale_factor f, usually 1 / 255:
 
     (255 f x - mean) / deviation
 
-The normalization is part of the program, so that gradients are with respect to images in 0 .. 1.
+The loaded program (a callable whose arrays are pytree leaves) includes the normalization, so that
+gradients are with respect to images in 0 .. 1.
 """
 
 import math
@@ -28,10 +29,10 @@ class Pretrained(NamedTuple):
     """Image classifier loaded from a checkpoint.
 
     Attributes:
-        program: images (batch, *shape) in 0 .. 1 -> logits (batch, classes), or features if the
-            checkpoint has no classifier.
+        program: callable, images (batch, *shape) in 0 .. 1 -> logits (batch, classes), or features
+            if the checkpoint has no classifier.
         classes: names of the classes, in the order of the logits; empty without a classifier.
-        shape: (height, width, channels) of an image.
+        shape: (height, width, channels) of the images that the network was trained on.
     """
 
     program: Program
@@ -40,11 +41,11 @@ class Pretrained(NamedTuple):
 
 
 class Normalization(NamedTuple):
-    """Normalization (x - mean) / deviation of images x in 0 .. 1.
+    """Pixel normalization of a checkpoint: (x - mean) / deviation of images x in 0 .. 1.
 
     Attributes:
-        mean: (channels,).
-        deviation: (channels,), positive.
+        mean: mean of each channel, (channels,).
+        deviation: standard deviation of each channel, (channels,), positive.
         image_size: side of the images the network was trained on; 224 if it is not stated.
     """
 
@@ -59,13 +60,13 @@ class Normalization(NamedTuple):
         shape: tuple[int | None, ...],
         dtype: Any,
     ) -> Program:
-        """Return the program that normalizes images in 0 .. 1 and applies a network.
+        """Return a program that normalizes images in 0 .. 1 and then applies a network.
 
         Args:
-            apply: `apply(params, x)` of the network, with x normalized.
+            apply: `apply(params, x)`, the output of the network for normalized images x.
             params: parameters of the network.
-            shape: (height, width, channels) of an image; None for a side of any length.
-            dtype: dtype that images are cast to.
+            shape: (height, width, channels) that images must have; None for a side of any length.
+            dtype: dtype to which images are cast.
         """
 
         def normalize_and_apply(params: dict[str, Any], images: Images) -> Array:
@@ -78,9 +79,10 @@ class Normalization(NamedTuple):
 
 
 def read_normalization(folder: Path, channels: int) -> Normalization:
-    """Read mean and deviation of the pixels from preprocessor_config.json.
+    """Read the pixel normalization from the preprocessor_config.json of a checkpoint.
 
-    Newer versions of `transformers` call the file processor_config.json.
+    Newer versions of `transformers` call the file processor_config.json. `channels` is the number
+    of channels of the images.
     """
     files = [folder / f"{name}_config.json" for name in ("preprocessor", "processor")]
     file = next((file for file in files if file.is_file()), files[0])
@@ -129,7 +131,7 @@ def _read_image_size(file: Path, config: Mapping[str, Any]) -> int:
 
 
 def read_class_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Read the names of the classes, in the order of the logits."""
+    """Read the class names from the content of config.json, in the order of the logits."""
     # With neither entry `transformers` assumes two classes, LABEL_0 and LABEL_1.
     count, names = config.get("num_labels", 2), config.get("id2label")
     if names is None and isinstance(count, int) and count >= 0:

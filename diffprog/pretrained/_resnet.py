@@ -1,7 +1,8 @@
 """Load a residual network saved by `transformers`, for images of any size.
 
-A layer is a convolution followed by a batch norm. With its statistics m and v fixed, the batch norm
-is affine in each channel, so the two are loaded as one convolution with a bias:
+A layer is a convolution with kernel W followed by a batch norm with scale g and shift b. With fixed
+mean m and variance v the batch norm is affine in each channel, so the two are loaded as one
+convolution with a bias:
 
     g (W * x - m) / sqrt(v + epsilon) + b  =  (W s) * x + (b - m s),    s = g / sqrt(v + epsilon)
 
@@ -9,7 +10,8 @@ A block adds two layers (basic) or three (bottleneck) to its input,
 
     x <- relu(x + layer(relu(layer(x))))
 
-The first block of a stage has a stride, and one more layer on its input if the shape changes.
+The first block of a stage may have a stride. If a block changes the shape, its input x is added
+after one more layer, the shortcut.
 """
 
 import functools
@@ -47,7 +49,7 @@ _REDUCTION = 4  # of the channels within a bottleneck
 
 
 class Convolution(NamedTuple):
-    """Convolution followed by a batch norm: its name in the checkpoint, and its sizes."""
+    """Description of a convolution with batch norm: its name in the checkpoint, and its sizes."""
 
     name: str
     inputs: int
@@ -57,7 +59,10 @@ class Convolution(NamedTuple):
 
 
 class ResidualBlock(NamedTuple):
-    """Residual block: name of its node, layers, and shortcut layer if the shape changes."""
+    """Description of a residual block: name, layers, and shortcut layer if the shape changes.
+
+    The output of the block is tapped as a node (a named intermediate value) with the name `node`.
+    """
 
     node: str
     layers: tuple[Convolution, ...]
@@ -65,7 +70,7 @@ class ResidualBlock(NamedTuple):
 
 
 class ConvBatchNorm(NamedTuple):
-    """Parameters of a convolution and of the batch norm that follows it, or their specs."""
+    """Parameters of a convolution and its batch norm; or, to load them, a `TensorSpec` for each."""
 
     kernel: Any
     scale: Any
@@ -77,14 +82,16 @@ class ConvBatchNorm(NamedTuple):
 def load_resnet(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Pretrained:
     """Load a residual network saved by ResNetForImageClassification or ResNetModel.
 
-    Nodes, for stages s = 0, 1, ... and their blocks k = 0, 1, ...: "stem", after the first
-    convolution and relu; "stage<s>.block<k>", the output of the block; "stage<s>.block<k>.conv<i>",
-    the pre-activation of its layer i; "pooled", the mean over the image, (batch, channels); and
-    "logits". The program returns the logits, or "pooled" if the checkpoint is a ResNetModel or has
-    no classes. It takes images of any size.
+    The loaded program returns the logits, or "pooled" if the checkpoint is a ResNetModel or has no
+    classes. It takes images of any size.
+
+    Its nodes (named intermediate values), for stages s = 0, 1, ... and their blocks k = 0, 1, ...,
+    are "stem", after the first convolution and relu; "stage<s>.block<k>", the output of the block;
+    "stage<s>.block<k>.conv<i>", the pre-activation of its layer i; "pooled", the mean over the
+    image, (batch, channels); and "logits".
 
     Args:
-        folder: holds config.json, preprocessor_config.json (pixel normalization), and
+        folder: folder with config.json, preprocessor_config.json (pixel normalization), and
             model.safetensors or model.safetensors.index.json with the files it names. Blocks may
             be basic or bottlenecks.
         dtype: float dtype of weights and computation, whatever the checkpoint's.
@@ -186,7 +193,7 @@ def _specs(layer: Convolution) -> ConvBatchNorm:
 
 
 def _fold_batch_norms(params: Any) -> Any:
-    """Replace each `ConvBatchNorm` in a pytree by the params of a convolution with a bias."""
+    """Replace each `ConvBatchNorm` in a pytree by the parameters of one convolution with bias."""
 
     def fold(node: Any) -> Any:
         if not isinstance(node, ConvBatchNorm):

@@ -28,13 +28,14 @@ _MAX_LISTED = 12  # tensors listed in an error message, for each kind of differe
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """Tensor of a checkpoint that becomes one array of the params.
+    """Specification of a checkpoint tensor that is loaded as an array of the parameters.
 
     Attributes:
         name: name of the tensor in the checkpoint.
         shape: shape of the tensor in the checkpoint.
-        transform: function from the tensor to the array of the params.
-        min_dtype: dtype that the array has at least, as in `jnp.promote_types`; None for no limit.
+        transform: function that maps the tensor to the array, such as a transposition.
+        min_dtype: the array's dtype is promoted with this, as by `jnp.promote_types`; None: it is
+            not promoted.
     """
 
     name: str
@@ -44,7 +45,7 @@ class TensorSpec:
 
 
 def import_optional(package: str) -> Any:
-    """Import a package of the optional dependencies "pretrained"."""
+    """Import a package that is installed with the extra: pip install 'diffprog[pretrained]'."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -63,7 +64,7 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object."""
+    """Return the content of a JSON file that holds one object."""
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent}: expected a file {file.name}, found none")
     try:
@@ -78,7 +79,10 @@ def read_json(file: Path) -> dict[str, Any]:
 def open_checkpoint(
     folder: str | os.PathLike[str], dtype: Any, model_type: str
 ) -> tuple[Path, Any, dict[str, Any]]:
-    """Check the arguments of a loader; return the folder's path, the dtype and config.json."""
+    """Check the arguments of a loader; return folder path, dtype and content of config.json.
+
+    `model_type` is the architecture that config.json must state.
+    """
     folder, dtype = check_folder(folder), check_dtype(dtype)
     config = read_json(folder / "config.json")
     if (found := config.get("model_type")) != model_type:
@@ -89,7 +93,7 @@ def open_checkpoint(
 
 
 def read_number(file: Path, content: Mapping[str, Any], name: str) -> float:
-    """Read a positive finite number from the content of a JSON file."""
+    """Return the entry `name` of a JSON file's `content`, a positive finite number."""
     value = content.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{file}: expected {name} to be a finite number above 0, found {value!r}")
@@ -97,7 +101,7 @@ def read_number(file: Path, content: Mapping[str, Any], name: str) -> float:
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> Any:
-    """Check that `dtype` is a float dtype that JAX supports as it is configured, and return it."""
+    """Check that `dtype` is a float dtype that JAX supports, float64 only with x64; return it."""
     try:
         checked = None if dtype is None else jnp.dtype(dtype)
     except TypeError:
@@ -112,14 +116,15 @@ def check_dtype(dtype: Any, name: str = "dtype") -> Any:
 
 
 def load_params(folder: Path, specs: Any, dtype: Any, *, unused: Iterable[str] = ()) -> Any:
-    """Load the params that `specs` describes from a checkpoint, as NumPy arrays.
+    """Load parameters from a checkpoint, as a pytree of NumPy arrays like `specs`.
 
     Args:
-        folder: holds model.safetensors, or model.safetensors.index.json and the files it names.
-        specs: params with a `TensorSpec` in place of each array that is loaded; other arrays are
-            returned as they are.
+        folder: folder with model.safetensors, or with model.safetensors.index.json and the files it
+            names.
+        specs: pytree of the parameters, with a `TensorSpec` in place of each array to load; other
+            arrays are only cast to `dtype`.
         dtype: dtype of the arrays.
-        unused: suffixes of names of tensors to ignore.
+        unused: tensors of the checkpoint are ignored if their name ends in one of these.
 
     Raises:
         FileNotFoundError: the folder has none of these files, or one of them is missing.
@@ -149,7 +154,10 @@ def load_params(folder: Path, specs: Any, dtype: Any, *, unused: Iterable[str] =
 
 
 def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Return the open file of each tensor by the tensor's name."""
+    """Open the safetensors files of a folder; return a dict from tensor names to their open files.
+
+    The files are closed with `stack`.
+    """
     safetensors = import_optional("safetensors")
     tensors = {}
     for path in _find_files(folder):
@@ -162,7 +170,7 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 
 def _find_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder: a single one, or those that its index names."""
+    """Return the paths of a folder's safetensors files: a single one, or those of its index."""
     if (folder / _SINGLE_FILE).is_file():
         return [folder / _SINGLE_FILE]
     if (folder / _INDEX).is_file():
@@ -196,7 +204,11 @@ def _check_tensors(
     files: Mapping[str, Any],
     unused: tuple[str, ...],
 ) -> None:
-    """Check that the files hold exactly the tensors expected, floats of the expected shapes."""
+    """Check that the files hold exactly the tensors of `shapes`, as floats of these shapes.
+
+    `files` has the open file of each tensor by name. Other tensors are ignored if their name ends
+    in one of `unused`.
+    """
     found = {
         name: file.get_slice(name)
         for name, file in files.items()

@@ -42,12 +42,13 @@ _UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token")
 def load_vit(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Pretrained:
     """Load a vision transformer saved by ViTForImageClassification or ViTModel.
 
-    The nodes of the program are those of `models.vit`: "patches", "tokens", "block<k>",
-    "block<k>.attention", "block<k>.hidden", "pooled" and "logits". It returns the logits, or
-    "pooled", the normalized class token, if the checkpoint is a ViTModel or has no classes.
+    The loaded program returns the logits, or "pooled", the normalized class token, if the
+    checkpoint is a ViTModel or has no classes. Its nodes (named intermediate values) are those of
+    `models.vit`: "patches", "tokens", "block<k>", "block<k>.attention", "block<k>.hidden", "pooled"
+    and "logits".
 
     Args:
-        folder: holds config.json, preprocessor_config.json (pixel normalization), and
+        folder: folder with config.json, preprocessor_config.json (pixel normalization), and
             model.safetensors or model.safetensors.index.json with the files it names.
         dtype: float dtype of weights and computation, whatever the checkpoint's.
 

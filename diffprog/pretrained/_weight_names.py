@@ -1,4 +1,4 @@
-"""Config entries and tensor names of transformers, as the `transformers` library saves them.
+"""Read the sizes of transformers, and name their tensors, as the `transformers` library saves them.
 
 Matrices are stored as (outputs, inputs), like those of `backprop.affine`. The kernel of the patch
 embedding is stored as (width, channels, rows, columns); `models.vit` takes it as a matrix whose
@@ -32,7 +32,7 @@ VIT_BASE = {
 
 
 class TransformerConfig(NamedTuple):
-    """Arguments of `models.transformer`."""
+    """Sizes, activation and epsilon of a transformer: the arguments of `models.transformer`."""
 
     width: int
     depth: int
@@ -61,7 +61,7 @@ class PatchConfig(NamedTuple):
 
 
 def read_transformer_config(folder: Path, config: Mapping[str, Any]) -> TransformerConfig:
-    """Read the sizes, activation and epsilon of a transformer from its config."""
+    """Read the sizes, activation and epsilon of a transformer from a checkpoint's config."""
     file, activation = folder / "config.json", config["hidden_act"]
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(
@@ -92,7 +92,10 @@ def read_patch_config(folder: Path, config: Mapping[str, Any]) -> PatchConfig:
 
 
 def read_size(folder: Path, config: Mapping[str, Any], name: str, *, least: int = 1) -> int:
-    """Read an integer of at least `least`, or the sides of a square as a list of two equal ones."""
+    """Return the entry `name` of a checkpoint's config, an integer of at least `least`.
+
+    The entry may also be a list of two equal integers, the sides of a square.
+    """
     size = config[name]
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
@@ -108,13 +111,14 @@ def read_size(folder: Path, config: Mapping[str, Any], name: str, *, least: int 
 def transformer_specs(
     prefix: str, names: Mapping[str, str], config: TransformerConfig, *, qkv_bias: bool = True
 ) -> dict[str, Any]:
-    """Return the tensor specs of the params of `models.transformer`.
+    """Return the params of `models.transformer` with a `TensorSpec` in place of each array.
 
     Args:
         prefix: name of the list of blocks in the checkpoint.
-        names: names of a block's layers in the checkpoint, by their names in `models.transformer`.
+        names: dict from the names of a block's layers in `models.transformer` to those in the
+            checkpoint.
         config: sizes of the transformer.
-        qkv_bias: whether query, key and value have biases; otherwise they are zero.
+        qkv_bias: whether query, key and value have biases in the checkpoint; otherwise they are 0.
     """
 
     def specs(layer: str, stored: str) -> dict[str, Any]:
@@ -132,13 +136,20 @@ def transformer_specs(
 
 
 def norm_specs(name: str, width: int) -> dict[str, Any]:
-    """Return the tensor specs of the params of `backprop.layer_norm`."""
+    """Return the params of `backprop.layer_norm` with a `TensorSpec` in place of each array.
+
+    `name` is the name of the layer in the checkpoint.
+    """
     names = {"scale": f"{name}.weight", "shift": f"{name}.bias"}
     return {param: TensorSpec(stored, (width,)) for param, stored in names.items()}
 
 
 def affine_specs(name: str, inputs: int, outputs: int, *, bias: bool = True) -> dict[str, Any]:
-    """Return the tensor specs of the params of `backprop.affine`; without `bias` it is zero."""
+    """Return the params of `backprop.affine` with a `TensorSpec` in place of each array.
+
+    `name` is the name of the layer in the checkpoint. Without `bias` it has none, and the bias of
+    the params is an array of zeros.
+    """
     return {
         "weight": TensorSpec(f"{name}.weight", (outputs, inputs)),
         "bias": TensorSpec(f"{name}.bias", (outputs,)) if bias else np.zeros(outputs),
@@ -148,7 +159,11 @@ def affine_specs(name: str, inputs: int, outputs: int, *, bias: bool = True) -> 
 def patch_specs(
     name: str, patches: PatchConfig, width: int, *, bias: bool = True
 ) -> dict[str, Any]:
-    """Return the tensor specs of a patch embedding; without `bias` it is zero."""
+    """Return the params of a patch embedding with a `TensorSpec` in place of each array.
+
+    `name` is the name of the layer in the checkpoint. Without `bias` it has none, and the bias of
+    the params is an array of zeros.
+    """
     shape = (width, patches.channels, patches.patch, patches.patch)
     flatten = lambda kernel: np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1)
     specs = affine_specs(name, patches.channels * patches.patch**2, width, bias=bias)

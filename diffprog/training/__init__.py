@@ -1,4 +1,4 @@
-"""Training: gradient descent on parameters over minibatches, with zeroth to second-order rules."""
+"""Train parameters on minibatches: `fit`, second-order optimizers, zeroth-order gradients."""
 
 from diffprog.training._fit import Fit, fit
 from diffprog.training._second_order import gauss_newton, newton_cg, random_search

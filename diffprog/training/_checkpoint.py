@@ -1,12 +1,13 @@
 """Checkpoints of a training run, saved in the background by orbax.
 
-    folder/STEP/arrays       parameters and optimizer state, those of the best epoch, and the costs
+    folder/STEP/arrays       parameters and optimizer state, both after the latest step and after
+                             the best epoch; and the costs of all steps
     folder/STEP/metadata     position in the data, metrics, fingerprint of the run, and checksums
 
 A run continues from the latest checkpoint. Since the batch and the PRNG key of a step depend on its
-number alone, it ends with the same bits as without the interruption. Orbax renames a checkpoint
-when it is complete, so a kill while saving leaves the one before. Orbax does not verify the arrays
-that it reads, so checksums do.
+number alone, the run ends with the same bits as without the interruption. Orbax renames a
+checkpoint when it is complete, so if the process is killed while saving, the previous checkpoint is
+still there. Orbax does not verify the arrays that it reads, so this module compares a checksum.
 """
 
 import json
@@ -31,11 +32,12 @@ _PAUSE_FACTOR = 20
 
 
 class Checkpoints:
-    """Checkpoints of one run in a folder.
+    """Saves and restores the checkpoints of one training run in a folder.
 
     Args:
-        folder: created if it does not exist.
-        fingerprint: what identifies the run, as JSON values by name.
+        folder: folder of the checkpoints; created if it does not exist.
+        fingerprint: values that identify the run, as a JSON dict; `restore` refuses a checkpoint
+            with other values.
 
     Raises:
         ImportError: orbax is not installed.
@@ -60,7 +62,9 @@ class Checkpoints:
         self.close = self._manager.close  # waits until all is written
 
     def restore(self, start: TrainingState) -> TrainingState:
-        """Return the state in the latest checkpoint, sharded like `start`; `start` if none exists.
+        """Return the training state in the latest checkpoint, or `start` if there is none.
+
+        Its arrays get the sharding of those in `start`.
 
         Raises:
             ValueError: the checkpoint is damaged, or of another run.
@@ -103,7 +107,10 @@ class Checkpoints:
         return TrainingState(position, state, (costs,), metrics, metadata["evaluated_at"], best)
 
     def save(self, state: TrainingState, *, force: bool = False) -> None:
-        """Start to save a state in the background, unless it is too soon after the last save."""
+        """Save a training state in the background, unless the last save was too recent.
+
+        `force` saves it however recent the last save was.
+        """
         step = state.position.steps
         if step == self._manager.latest_step() or not (force or self._is_due()):
             return
@@ -135,9 +142,9 @@ class Checkpoints:
 
 
 def make_fingerprint(state: State, **others: Any) -> dict[str, Any]:
-    """Return a JSON dict by which a checkpoint of another run is recognized.
+    """Return a JSON dict that identifies a run by its initial state and `others`.
 
-    It holds dtype and shape of each array of the initial state, their checksum, and `others`.
+    It has dtype and shape of each array of the state, their checksum, and `others`.
     """
     arrays = {
         f"state {name}": f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named_leaves(state)
@@ -146,7 +153,10 @@ def make_fingerprint(state: State, **others: Any) -> dict[str, Any]:
 
 
 def checksum(tree: Any) -> int:
-    """Return a 32-bit checksum of a pytree: names and bits of all its arrays, sharded or not."""
+    """Return a 32-bit checksum of the names and bits of all arrays in a pytree.
+
+    It does not depend on how the arrays are sharded.
+    """
     leaves = _named_leaves(tree)
     sums = distributed.fetch([_bit_sum(leaf) for _, leaf in leaves])
     named = [(name, int(total)) for (name, _), total in zip(leaves, sums, strict=True)]
@@ -155,7 +165,10 @@ def checksum(tree: Any) -> int:
 
 @jax.jit
 def _bit_sum(leaf: Any) -> jax.Array:
-    """Sum the bits of all entries with odd weights, so that a change of one entry changes it."""
+    """Return a 32-bit checksum of an array: the sum of the bits of its entries with odd weights.
+
+    A change of a single entry changes the sum.
+    """
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf

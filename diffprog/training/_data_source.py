@@ -1,7 +1,7 @@
 """Interface between training data and the training loop.
 
-A `DataSource` divides the data of a run into segments: consecutive steps that the engine runs
-without interruption. Between two segments, the loop evaluates metrics and saves checkpoints.
+A `DataSource` divides a training run into segments: consecutive steps that run without
+interruption. Between two segments, the training loop evaluates metrics and saves checkpoints.
 `_sampler` makes a data source from arrays in memory, `_prefetch` from an iterable of batches.
 """
 
@@ -18,12 +18,12 @@ Batch = tuple[Any, ...]
 
 
 class DataPosition(NamedTuple):
-    """Position of a run in its data.
+    """Position of a training run in its data, from which the run can be continued.
 
     Attributes:
         steps: number of batches used so far.
-        epoch: number of completed passes through an iterable.
-        batch: number of batches used of the current pass.
+        epoch: number of completed passes through an iterable; 0 for arrays in memory.
+        batch: number of batches used of the current pass; 0 for arrays in memory.
     """
 
     steps: int = 0
@@ -32,10 +32,10 @@ class DataPosition(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """Input of one step: its number and its batch.
+    """Input of one training step: its number and its batch.
 
     Attributes:
-        step: number k of the step.
+        step: number of the step, from 0.
         batch: indices (batch,) of examples in memory, None for all examples; or, with an iterable,
             the batch itself.
     """
@@ -45,13 +45,14 @@ class StepInput(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Consecutive steps of a run and their inputs.
+    """Consecutive training steps that run without interruption, and their inputs.
 
     Attributes:
-        xs: one `StepInput` of stacked arrays, which may be longer than `steps`; or a list of them.
+        xs: inputs of the steps: a list of `StepInput`, or one `StepInput` whose arrays have the
+            step as leading axis, which may be longer than `steps`.
         steps: number of steps.
         examples: number of examples in these steps.
-        end: position after the last step.
+        end: position in the data after the last step.
         ends_epoch: whether an epoch ends with the last step.
     """
 
@@ -67,9 +68,10 @@ class DataSource(NamedTuple):
 
     Attributes:
         steps: number of steps of the run; None if it is not known in advance.
-        segments: `segments(position)` iterates over the segments after a position.
-        get_batch: `get_batch(step_input)` returns the batch of a step and its weights or None.
-        fingerprint: `fingerprint()` returns what identifies the data, as JSON values by name.
+        segments: `segments(position)` iterates over the segments after a position in the data.
+        get_batch: `get_batch(step_input)` returns the batch of a step, and the weights of its
+            examples or None.
+        fingerprint: `fingerprint()` returns values that identify the data, as a JSON dict.
     """
 
     steps: int | None
@@ -79,7 +81,10 @@ class DataSource(NamedTuple):
 
 
 def validate_arrays(name: str, data: Any) -> Batch:
-    """Check that `data` is a tuple of finite arrays of one length, and return it as JAX arrays."""
+    """Check that `data` is a tuple of finite arrays with leading axes of equal length.
+
+    They may be pytrees of arrays. Returns them as JAX arrays; errors call them `name`.
+    """
     if not isinstance(data, tuple) or not data:
         raise TypeError(
             f"{name} must be a tuple of arrays such as (x, y), got {type(data).__name__}"

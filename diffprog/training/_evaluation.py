@@ -1,4 +1,4 @@
-"""Evaluation between epochs: loss and metrics on held-out data, and early stopping."""
+"""Evaluation after each epoch: loss and metrics on held-out data, and early stopping."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from diffprog.training._step_loss import Loss, takes_key
 
 
 class Evaluator(NamedTuple):
-    """Evaluator of metrics on held-out data.
+    """Evaluates loss and metrics on held-out data, and decides on early stopping.
 
     Attributes:
-        metrics: functions of (params, *held_out) by name, "loss" included; empty without held-out
-            data.
+        metrics: dict from names to functions of (params, *held_out), with the loss as "loss"; empty
+            without held-out data.
         held_out: the held-out data.
         patience: number of epochs without improvement after which to stop; None for no limit.
     """
@@ -28,7 +28,10 @@ class Evaluator(NamedTuple):
     patience: int | None
 
     def evaluate(self, state: TrainingState) -> TrainingState:
-        """Add the metrics of the current parameters, unless they have been evaluated already."""
+        """Return the training state with the metrics of its parameters added.
+
+        If they have been added already, the state is returned unchanged.
+        """
         if not self.metrics or state.evaluated_at == state.position.steps:
             return state
         values = {
@@ -38,14 +41,14 @@ class Evaluator(NamedTuple):
         return state.add_metrics(values, track_best=self.patience is not None)
 
     def is_patience_exhausted(self, state: TrainingState) -> bool:
-        """Check whether the loss has not improved for `patience` epochs."""
+        """Return whether the held-out loss has not improved for `patience` epochs."""
         if self.patience is None:
             return False
         best_epoch = 0 if state.best is None else state.best.epoch
         return len(state.metrics.get("loss", ())) - best_epoch >= self.patience
 
     def validate_metrics(self, params: Any) -> None:
-        """Check, without running it, that each metric returns one number or one per example."""
+        """Check that each metric returns one number or one per example; it is traced, not run."""
         for name, metric in self.metrics.items():
             output = _call.eval_shape(metric, params, self.held_out)
             count = len(jax.tree.leaves(self.held_out)[0])
@@ -67,7 +70,11 @@ def make_evaluator(
     metrics: Mapping[str, Callable[..., Any]] | None,
     patience: int | None,
 ) -> Evaluator:
-    """Build the evaluator of the loss and the metrics on held-out data."""
+    """Build an `Evaluator` of the loss and of other metrics on held-out data.
+
+    `metrics` maps names to functions of (params, *held_out). `patience` is the number of epochs
+    without improvement after which to stop; None for no early stopping.
+    """
     if held_out is None:
         if metrics or patience is not None:
             raise ValueError("held_out must be given with metrics or patience, got None")

@@ -2,9 +2,10 @@
 
     θ_{k+1} = update(θ_k, d/dθ J(θ_k, batch_k)),      J = mean of the loss over the batch
 
-`descent` takes the steps. `fit` builds its inputs: a cost from the user's loss (`_step_loss`),
-batches from the data (`_sampler`, `_prefetch`) and the sharding of the arrays. `_loop` runs the
-steps, and between them evaluates metrics (`_evaluation`) and saves checkpoints (`_checkpoint`).
+θ are the parameters, and `update` is that of an optax optimizer. `diffprog.descent` does the steps.
+`fit` builds their inputs: a cost J from the user's loss (`_step_loss`), batches from the data
+(`_sampler`, `_prefetch`) and the sharding of the arrays. `_loop` runs the steps, and between them
+evaluates metrics (`_evaluation`) and saves checkpoints (`_checkpoint`).
 """
 
 import contextlib
@@ -37,11 +38,12 @@ class Fit(NamedTuple):
 
     Attributes:
         params: the last parameters; with `patience`, those with the lowest held-out loss.
-        history: "cost", (steps,), the cost of each step on its batch; and by name (epochs,), the
-            metrics on the held-out data after each epoch, including "loss".
+        history: dict with "cost", (steps,), the cost of each step on its batch; and, with held-out
+            data, "loss" and each metric by its name, (epochs,), their values after each epoch.
         steps: total number of updates.
-        state: state of the engine after the last step, from which another `fit` can continue.
-        best: epoch of `params`, counted from 1; None for the last.
+        state: parameters and optimizer state after the last step; pass it as `params` to another
+            `fit` to continue.
+        best: epoch of `params`, counted from 1; None if they are the last parameters.
         ending: "steps" if all steps were taken, "until" if the cost no longer changed, "patience"
             if the held-out loss no longer fell, "nonfinite" if the cost was NaN or infinite,
             "interrupted" by the keyboard.
@@ -94,11 +96,10 @@ def fit(
         batch_size: from 1 to the number of examples, the default; None with an iterable.
         epochs: number of passes through the data; exclusive with `steps`.
         steps: number of updates; exclusive with `epochs`.
-        until: stop before a step whose cost differs by at most this from the previous one, the
-            rule of lecture 004.
-        held_out: arrays like `data`, on which to evaluate after each epoch.
-        metrics: functions `metric(params, *held_out)` by name, each to a number or one number per
-            example, which are averaged. The loss is always evaluated.
+        until: stop when the costs of two consecutive steps differ by at most this.
+        held_out: tuple of arrays like `data`, on which the loss is evaluated after each epoch.
+        metrics: dict from names to functions `metric(params, *held_out)`, evaluated with the loss.
+            Each returns a number, or one number per example, which are averaged.
         patience: stop if the held-out loss has not fallen for this many epochs, and return the
             parameters with the lowest.
         weights: (examples,), weight >= 0 of each example in the mean.
@@ -108,16 +109,16 @@ def fit(
             and means keep theirs.
         mesh: devices among which each batch is divided, from `distributed.mesh()`. The result is
             that of one device up to rounding.
-        partition: `partition(path, shape_and_dtype) -> PartitionSpec`, which shards parameters too,
-            by paths such as "affine1/weight", and the optimizer state like them. By default
-            parameters are replicated.
+        partition: `partition(path, shape_and_dtype) -> PartitionSpec`, the sharding of each
+            parameter, given its path such as "affine1/weight"; the optimizer state is sharded
+            alike. By default parameters are replicated.
         checkpoint: folder in which to save the run, and from which to continue it: a run that was
             killed ends with the same bits as one that was not. Needs the extra `checkpoint`. Code
             is not compared: use the same loss, optimizer and metrics.
-        progress: whether to show a progress bar; None for long runs in a terminal only.
+        progress: whether to show a progress bar; None shows it for long runs on a terminal.
 
     Returns:
-        A `Fit`. A nonfinite cost and Ctrl-C end the training early, and do not raise.
+        The result as a `Fit`. A nonfinite cost or Ctrl-C ends the training early, without an error.
 
     Raises:
         TypeError, ValueError: an invalid argument; data that are empty or of different lengths;
@@ -206,7 +207,10 @@ def fit(
 def _shard(
     engine: descent.Descent, state: descent.State, mesh: Mesh, partition: Partition | None
 ) -> tuple[descent.Descent, descent.State]:
-    """Shard the state of a descent by a partition rule, and make every step keep the sharding."""
+    """Shard parameters and optimizer state by a partition rule; steps keep the sharding.
+
+    Returns the engine, which computes the training steps, and the sharded state.
+    """
     shardings = distributed.partition_shardings(mesh, partition, state.variable)
     params = jax.tree.map(distributed.put, state.variable, shardings)
     state = descent.State(params, distributed.match_shardings(params, state.optimizer))

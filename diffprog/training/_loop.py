@@ -1,8 +1,9 @@
 """Training loop: run a segment of steps, then evaluate, save and check whether to stop.
 
-No step waits for the rest: the engine runs about half a second of steps at a time, and the loop
-acts between two of these chunks. The state after a segment is saved only when the first cost after
-it is finite too; otherwise its last step led to the nonfinite cost and is undone.
+The engine (`diffprog.descent`) runs the steps of a segment in chunks of about half a second. All
+other work is done between two chunks, so that no single step waits for it. The state after a
+segment is saved only when the first cost after it is known to be finite. If that cost is not
+finite, the last step of the segment led to it and is undone.
 """
 
 import time
@@ -30,7 +31,12 @@ def train(
     until: float | None,
     progress: bool | None,
 ) -> tuple[TrainingState, Ending]:
-    """Run a training from `state` to its end; return the last state and why it ended."""
+    """Train from `state` to the end of the run; return the last state and why it ended.
+
+    `engine` computes the steps, `source` gives their inputs, and `evaluator` evaluates metrics and
+    decides on early stopping. Without `checkpoints` nothing is saved. `until` and `progress` are
+    as of `fit`; the reason for the end is as in `Fit.ending`.
+    """
     unsaved: TrainingState | None = None
     previous: tuple[TrainingState, Segment] | None = None
     first_chunk = 1
@@ -91,7 +97,10 @@ def train(
 def _run_segment(
     engine: descent.Descent, state: descent.State, segment: Segment, steps: int, **options: Any
 ) -> Iterator[descent.Result]:
-    """Run the first `steps` steps of a segment in chunks."""
+    """Run the first `steps` steps of a segment from `state`; iterate over results of its chunks.
+
+    `options` are those of `descent.run_in_chunks`.
+    """
     if steps == 0:
         return iter(())
     xs = iter(segment.xs[:steps]) if isinstance(segment.xs, list) else segment.xs
@@ -101,7 +110,10 @@ def _run_segment(
 def _undo_step(
     engine: descent.Descent, state: TrainingState, before: TrainingState, segment: Segment
 ) -> TrainingState:
-    """Undo the last step of a segment, by repeating the segment without that step."""
+    """Return the training state `state` with the last step of `segment` undone.
+
+    The other steps of the segment are run again from `before`, the state in which it started.
+    """
     earlier = before.state
     for result in _run_segment(engine, earlier, segment, segment.steps - 1):
         earlier = result.state

@@ -1,8 +1,8 @@
 """Batches from an iterable, for data larger than memory.
 
 An epoch is one pass through the iterable, which determines the order of the examples. A thread
-reads ahead: it moves batches to the devices while earlier steps are computed. The memory of the
-batches that wait is bounded, whatever the length of the data.
+reads ahead: it moves batches to the devices while earlier steps are computed. The number of batches
+read ahead is bounded, so the memory does not grow with the length of the data.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ _MAX_GROUP_BYTES, _MAX_GROUP_BATCHES, _MAX_GROUP_SECONDS = 2**27, 256, 1.0
 
 
 class BatchStream(NamedTuple):
-    """Stream of batches from an iterable.
+    """Divides the batches of an iterable into segments of training steps.
 
     Attributes:
         batches: `batches(epoch)` is an iterable of the batches of that epoch.
-        epochs: number of passes; None for as many as the steps need.
-        steps: number of steps; None for as many as the passes give.
+        epochs: number of passes through the iterable; None for as many as `steps` needs.
+        steps: number of steps of the run; None for as many as there are batches in `epochs` passes.
         mesh: devices among which each batch is divided; None for one device.
     """
 
@@ -40,7 +40,7 @@ class BatchStream(NamedTuple):
     mesh: Mesh | None
 
     def segments(self, position: DataPosition) -> Iterator[Segment]:
-        """Iterate over groups of consecutive batches, from a position in the data on.
+        """Iterate over the segments of the run, groups of consecutive batches, after a position.
 
         To resume in the middle of an epoch, its earlier batches are read and dropped.
         """
@@ -94,7 +94,10 @@ def from_iterable(
     steps: int | None,
     mesh: Mesh | None,
 ) -> DataSource:
-    """Build a data source of an iterable of batches, or of a function epoch -> iterable."""
+    """Build a data source from an iterable of batches or a function epoch -> iterable, for `fit`.
+
+    `weights` and `batch_size` must be None; the other arguments are as of `fit`.
+    """
     if isinstance(data, list) and data and all(hasattr(part, "shape") for part in data):
         raise TypeError(
             "data must be a tuple of arrays such as (x, y) or an iterable of batches, "
@@ -126,7 +129,10 @@ def from_iterable(
 
 
 def _group(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-    """Group batches into lists of 1, 2, 4, ..., limited in number, bytes and reading time."""
+    """Group consecutive batches into lists of 1, 2, 4, ... batches, up to a maximal length.
+
+    A list ends earlier if its batches have many bytes or took long to read.
+    """
     most = 1
     while group := list(itertools.islice(batches, 1)):
         size, start_time = _nbytes(group[0]), time.monotonic()
@@ -145,7 +151,10 @@ def _nbytes(batch: Batch) -> int:
 
 @contextlib.contextmanager
 def _read_ahead(source: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Iterate over `source` in a thread: one item is in use, one waits, and one is being read."""
+    """Context manager: an iterator over `source`, which a thread reads ahead of its use.
+
+    At most three items are in memory: one in use, one waiting, and one being read.
+    """
     waiting: queue.Queue[tuple[str, Any]] = queue.Queue(1)
     closed = threading.Event()
 

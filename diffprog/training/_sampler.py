@@ -1,13 +1,14 @@
 """Minibatches of arrays in memory, sampled without replacement.
 
-Concatenate one permutation of all N examples per epoch. Batch k is the k-th block of B of them:
+The examples are ordered by one random permutation of all N for each epoch. Batch k is the k-th
+block of B examples in this order:
 
     order = permutation(fold_in(key, 0)), permutation(fold_in(key, 1)), ...
     batch_k = order[k B : (k + 1) B]
 
 Each epoch uses every example once, for any B, and all batches have one shape. Batch k depends on
-the key and k alone, so a resumed run gets the batches that it would have got. A batch of all N
-examples keeps their order.
+the key and k alone, so a resumed run gets the batches that it would have got. If B = N, a batch is
+all examples in their original order.
 """
 
 import functools
@@ -37,15 +38,15 @@ _MIN_SEGMENT_STEPS = 1024
 
 
 class Sampler(NamedTuple):
-    """Sampler of minibatches, without replacement, from examples in memory.
+    """Samples indices of minibatches, without replacement, from examples in memory.
 
     Attributes:
-        examples: number of examples, N.
-        batch_size: B.
-        steps: number of batches.
+        examples: number of examples in memory.
+        batch_size: number of examples in a batch.
+        steps: number of batches in the run.
         key: PRNG key of the permutations.
         mesh: devices on which the indices are replicated; None for one device.
-        split_at_epochs: whether each segment ends with an epoch.
+        split_at_epochs: whether the run is divided into segments at the end of each epoch.
     """
 
     examples: int
@@ -56,7 +57,7 @@ class Sampler(NamedTuple):
     split_at_epochs: bool = False
 
     def segments(self, position: DataPosition) -> Iterator[Segment]:
-        """Iterate over the segments of the run after a position."""
+        """Iterate over the segments of the run (consecutive steps) after a position in the data."""
         steps_until = lambda epochs: -(-epochs * self.examples // self.batch_size)
         length = steps_until(1)
         if not self.split_at_epochs:
@@ -78,7 +79,7 @@ class Sampler(NamedTuple):
             done = stop
 
     def step_inputs(self, start: int, stop: int) -> StepInput:
-        """Return the stacked inputs of the steps `start` to `stop` - 1."""
+        """Return the inputs of steps `start` to `stop` - 1, as arrays with leading axis step."""
         indices = None
         if self.batch_size < self.examples:
             first, last = start * self.batch_size, stop * self.batch_size
@@ -101,7 +102,12 @@ def from_arrays(
     *,
     split_at_epochs: bool,
 ) -> DataSource:
-    """Build a data source of arrays, which are kept on the devices."""
+    """Build a data source of minibatches of arrays, which are kept on the devices, for `fit`.
+
+    `data`, `weights`, `batch_size`, `epochs` and `steps` are as of `fit`. `key` is the key of the
+    permutations. `options` give the mesh, and `accumulate`, which must divide the batch size. With
+    `split_at_epochs` each segment of steps ends with an epoch.
+    """
     data, mesh = validate_arrays("data", data), options.mesh
     count = len(jax.tree.leaves(data)[0])
     size = count if batch_size is None else _validation.integer("batch_size", batch_size, low=1)

@@ -4,6 +4,9 @@
     gauss_newton     d = -(Jᵀ H_L J + λ I)⁻¹ g,         J = dz/dθ of the outputs z, H_L = d²L/dz²
     random_search    θ + σ ε, accepted if the cost does not increase
 
+J is the cost with respect to the parameters θ, g its gradient, and L the loss as a function of the
+outputs z of the network. d is the update of θ, λ the damping and ε normal noise.
+
 No matrix is formed: conjugate gradients need only products H v, the derivative of the gradient
 along v. They stop at a direction of nonpositive curvature, so that d is a descent direction; the
 Gauss-Newton matrix of a convex L has none. Each rule is an optax transformation. A line search
@@ -34,11 +37,16 @@ def newton_cg(
 
         d = -(H + λ I)⁻¹ g
 
+    g and H are gradient and Hessian of the cost, d is the update of the parameters.
+
     Args:
         damping: λ >= 0.
         iterations: maximum number of conjugate gradient iterations, each of one Hessian-vector
             product.
         tolerance: stop when the norm of the residual is at most this times that of the gradient.
+
+    Returns:
+        An optax optimizer, for `training.fit` or `diffprog.descent`.
 
     Raises:
         TypeError, ValueError: a number out of its range.
@@ -75,12 +83,18 @@ def gauss_newton(
 
         d = -(Jᵀ H_L J + λ I)⁻¹ g           for the cost loss(outputs(θ, x), x)
 
+    g is the gradient of the cost, J the Jacobian of the outputs with respect to the parameters θ,
+    H_L the Hessian of the loss with respect to the outputs, and d the update of the parameters.
+
     Args:
         outputs: `outputs(params, x) -> z`, the outputs of the network; x is the batch of the step.
         loss: `loss(z, x)`, a float scalar, convex in z.
         damping: λ >= 0.
         iterations: maximum number of conjugate gradient iterations.
         tolerance: stop when the norm of the residual is at most this times that of the gradient.
+
+    Returns:
+        An optax optimizer, for `training.fit` or `diffprog.descent`.
 
     Raises:
         TypeError, ValueError: a function that is not callable, a number out of its range.
@@ -111,17 +125,22 @@ def gauss_newton(
 
 
 class RandomSearchState(NamedTuple):
-    """State of random search: the PRNG key of the next trial."""
+    """Optimizer state of random search: the PRNG key of the next random step."""
 
     key: jax.Array
 
 
 def random_search(key: jax.Array, *, scale: float = 0.01) -> optax.GradientTransformationExtraArgs:
-    """Random search (Rastrigin, 1963): accept θ + σ ε, ε normal, if the cost does not increase.
+    """Random search (Rastrigin, 1963): accept random steps that do not increase the cost.
+
+    A step from parameters θ goes to θ + σ ε with normal noise ε, or is rejected and stays at θ.
 
     Args:
-        key: PRNG key.
+        key: PRNG key of the noise.
         scale: σ > 0, in units of the parameters.
+
+    Returns:
+        An optax optimizer, for `training.fit` or `diffprog.descent`.
 
     Raises:
         TypeError, ValueError: not a key, scale <= 0.
@@ -164,7 +183,10 @@ def random_search(key: jax.Array, *, scale: float = 0.01) -> optax.GradientTrans
 
 
 class _CGState(NamedTuple):
-    """State of conjugate gradients; `is_convex` if the last curvature was positive."""
+    """State of a conjugate gradient iteration, for parameters as pytrees.
+
+    `is_convex` tells whether the curvature along the last direction was positive.
+    """
 
     solution: Any
     residual: Any
@@ -177,7 +199,11 @@ class _CGState(NamedTuple):
 def _conjugate_gradients(
     damping: float, iterations: int, tolerance: float
 ) -> Callable[[MatrixVectorProduct, Any], Any]:
-    """Build a solver (v -> H v, g) -> d of (H + λ I) d = -g, truncated at negative curvature."""
+    """Build a conjugate gradient solver of (H + λ I) d = -g, as a function (v -> H v, g) -> d.
+
+    λ is `damping`. The solver stops at nonpositive curvature, after `iterations` iterations, or
+    when the residual is at most `tolerance` times the norm of g.
+    """
     damping = _validation.number("damping", damping, low=0)
     iterations = _validation.integer("iterations", iterations, low=1)
     tolerance = _validation.number("tolerance", tolerance, above=0)

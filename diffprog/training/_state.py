@@ -1,4 +1,4 @@
-"""State of a training run: all that is needed to continue it, and so what a checkpoint saves."""
+"""State of a training run: everything that a checkpoint saves to continue the run."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,10 @@ from diffprog.training._data_source import DataPosition
 
 
 class Best(NamedTuple):
-    """Epoch with the lowest held-out loss, that loss, and the engine's state after the epoch."""
+    """Epoch with the lowest held-out loss, counted from 1; its loss; and the state after it.
+
+    The state is the parameters and the optimizer state.
+    """
 
     epoch: int
     loss: float
@@ -22,10 +25,10 @@ class TrainingState(NamedTuple):
     Attributes:
         position: position in the data.
         state: parameters and optimizer state.
-        costs: costs of the steps so far, as consecutive arrays.
-        metrics: values of each metric, one per epoch.
-        evaluated_at: number of steps before the last evaluation of the metrics.
-        best: snapshot of the best epoch so far; None before the first, or without `patience`.
+        costs: costs of all steps so far, as arrays to concatenate.
+        metrics: dict from the name of each metric to its values, one per epoch.
+        evaluated_at: number of steps that had been taken when the metrics were last evaluated.
+        best: best epoch so far; None before the end of the first, or without early stopping.
     """
 
     position: DataPosition
@@ -36,14 +39,17 @@ class TrainingState(NamedTuple):
     best: Best | None = None
 
     def advance(self, result: Result) -> "TrainingState":
-        """Return the training state after a chunk of steps, given the engine's result."""
+        """Return the training state after a chunk of steps, given the result of these steps."""
         position = self.position._replace(steps=self.position.steps + result.steps)
         return self._replace(
             position=position, state=result.state, costs=(*self.costs, result.costs)
         )
 
     def add_metrics(self, values: dict[str, float], *, track_best: bool) -> "TrainingState":
-        """Return the training state with the metrics of one more epoch."""
+        """Return the training state with the values of the metrics after one more epoch.
+
+        With `track_best` it also becomes the best epoch if its "loss" is the lowest so far.
+        """
         metrics = {name: (*self.metrics.get(name, ()), value) for name, value in values.items()}
         best = self.best
         if track_best and values["loss"] < (np.inf if best is None else best.loss):
@@ -51,6 +57,6 @@ class TrainingState(NamedTuple):
         return self._replace(metrics=metrics, evaluated_at=self.position.steps, best=best)
 
     def history(self) -> dict[str, Any]:
-        """Return the costs of all steps and the values of each metric, as arrays by name."""
+        """Return a dict of arrays: "cost", of each step; and each metric by name, of each epoch."""
         costs = np.concatenate(self.costs) if self.costs else np.zeros(0)
         return {"cost": costs} | {name: np.array(values) for name, values in self.metrics.items()}

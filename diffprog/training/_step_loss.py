@@ -2,9 +2,9 @@
 
     J(θ, k) = Σ_i w_i L(θ, x_i, y_i, ...) / Σ_i w_i            over the examples i of batch k
 
-The loss is a function (params, *batch) that returns a scalar, which is used as it is, or one value
-per example, which are averaged with their weights. If it has an argument `key`, it gets a new PRNG
-key in each step.
+θ are the parameters and w_i the weights of the examples. The user's loss L is a function
+(params, *batch) that returns one value per example, which are averaged with their weights, or a
+scalar, which is used as it is. If it has an argument `key`, it gets a new PRNG key in each step.
 
     accumulate = n       computes the batch in n parts, one after another, and keeps the
                          intermediate values of only one of them
@@ -30,7 +30,7 @@ Loss = Callable[..., Float[Array, ""] | Float[Array, "batch"]]
 
 
 class ComputeOptions(NamedTuple):
-    """Options for computing a loss, as in the module's docstring; a mesh divides each batch."""
+    """Options `accumulate`, `remat`, `compute_dtype` and `mesh` of `fit`: how to compute a loss."""
 
     accumulate: int = 1
     remat: bool = False
@@ -39,7 +39,7 @@ class ComputeOptions(NamedTuple):
 
 
 def takes_key(loss: Loss) -> bool:
-    """Check whether a loss has an argument `key`."""
+    """Return whether a loss function has an argument `key`."""
     try:
         return "key" in inspect.signature(loss).parameters
     except ValueError:  # some builtins have no signature
@@ -49,7 +49,12 @@ def takes_key(loss: Loss) -> bool:
 def step_cost(
     loss: Loss, source: DataSource, weighted: bool, options: ComputeOptions, key: jax.Array
 ) -> Callable[[Any, StepInput], Float[Array, ""]]:
-    """Build the cost function of a step, (params, step_input) -> J."""
+    """Build the cost function of a training step: (params, step_input) -> scalar cost of its batch.
+
+    `source` gives the batch of a step. `weighted` tells whether examples have weights; the loss
+    must then return one value per example. `key` is the key from which the loss gets those of the
+    steps.
+    """
     parts, get_batch = options.accumulate, source.get_batch
 
     def part_cost(
@@ -102,10 +107,9 @@ def step_cost(
 def pass_batch_as_x(
     optimizer: optax.GradientTransformation, source: DataSource
 ) -> optax.GradientTransformationExtraArgs:
-    """Wrap an optimizer so that its extra argument `x` is the batch of examples.
+    """Wrap an optimizer, such as `gauss_newton`, so that its argument `x` is the batch of examples.
 
-    A training step receives a `StepInput`, from which `source` gets the batch. `gauss_newton`
-    evaluates the outputs of the network on it.
+    Without this it would be the `StepInput` of the step, from which `source` gets the batch.
     """
     update = optax.with_extra_args_support(optimizer).update
     names, get_batch = descent.extra_arguments(update), source.get_batch

@@ -3,6 +3,7 @@
     antithetic    g = 1/(2nσ) Σ_i (J(θ + σ ε_i) - J(θ - σ ε_i)) ε_i,      ε_i normal
     spsa          g = 1/n Σ_i (J(θ + c Δ_i) - J(θ - c Δ_i)) / (2c) Δ_i,   Δ_i random signs
 
+J is the cost, θ the parameters, n the number of samples, and σ or c the size of the perturbations.
 The first is the estimate of evolution strategies, with mirrored pairs of samples. The mean of each
 is the gradient of a smoothed cost, J convolved with the noise, so J need not be differentiable.
 Each function returns a cost whose gradient under `jax.grad` is the estimate, so that
@@ -27,7 +28,11 @@ NoiseSampler = Callable[[jax.Array, tuple[int, ...], Any], Array]
 
 
 def antithetic(cost: Cost, *, samples: int = 16, scale: float = 0.01) -> Cost:
-    """Gradient estimate of evolution strategies with antithetic sampling (Salimans et al., 2017).
+    """Cost whose gradient is the estimate of evolution strategies (Salimans et al., 2017).
+
+        g = 1/(2nσ) Σ_i (J(θ + σ ε_i) - J(θ - σ ε_i)) ε_i,      ε_i normal
+
+    J(θ) is the cost at parameters θ. The pairs of samples are mirrored (antithetic sampling).
 
     Args:
         cost: `cost(params, *args)`, a float scalar. It is never differentiated.
@@ -35,8 +40,8 @@ def antithetic(cost: Cost, *, samples: int = 16, scale: float = 0.01) -> Cost:
         scale: σ > 0, in units of the parameters.
 
     Returns:
-        A function (params, *args, key) with the value of `cost` and the estimate as its gradient
-        with respect to `params`. It has no other gradients.
+        A function (params, *args, key) that returns the value of `cost`. Its gradient with respect
+        to `params` is the estimate g, with noise from `key`; other gradients are zero.
 
     Raises:
         TypeError, ValueError: a cost that is not callable, samples < 1, scale <= 0; in a call, a
@@ -53,7 +58,11 @@ def antithetic(cost: Cost, *, samples: int = 16, scale: float = 0.01) -> Cost:
 
 
 def spsa(cost: Cost, *, samples: int = 1, scale: float = 0.01) -> Cost:
-    """Gradient estimate by simultaneous perturbation (SPSA; Spall, 1992).
+    """Cost whose gradient is the simultaneous perturbation estimate (SPSA; Spall, 1992).
+
+        g = 1/n Σ_i (J(θ + c Δ_i) - J(θ - c Δ_i)) / (2c) Δ_i,   Δ_i random signs
+
+    J(θ) is the cost at parameters θ.
 
     Args:
         cost: `cost(params, *args)`, a float scalar. It is never differentiated.
@@ -62,8 +71,8 @@ def spsa(cost: Cost, *, samples: int = 1, scale: float = 0.01) -> Cost:
         scale: c > 0, in units of the parameters.
 
     Returns:
-        A function (params, *args, key) with the value of `cost` and the estimate as its gradient
-        with respect to `params`. It has no other gradients.
+        A function (params, *args, key) that returns the value of `cost`. Its gradient with respect
+        to `params` is the estimate g, with noise from `key`; other gradients are zero.
 
     Raises:
         TypeError, ValueError: a cost that is not callable, samples < 1, scale <= 0; in a call, a
