@@ -1,15 +1,15 @@
-"""Mark the edges of a graph whose hand-written derivative a gradient check has found wrong.
+"""Mark the edges of a graph whose hand-written derivative a gradient check found wrong.
 
-A finding of the check names an argument by its path in the check: "params['weight']" or "x" for a
-layer, the names of its arguments for a function. The traced function may call the argument
-otherwise. It is matched with, in this order,
+A report of `diffprog.checks` holds one result, a `Finding`, for each array in the arguments of the
+checked function or layer. The traced function may call these arguments otherwise, so the path in a
+finding, "params['weight']", is matched with an array of the graph by the first rule that applies:
 
-    the argument of the same path
-    the only argument with the same paths inside: ['weight'] and ['bias'], or none for an array
-    the only argument whose path ends like the finding's, ['affine1']['weight']
+    same path                        "params['weight']"
+    only argument with such arrays   "p['weight']", if p alone consists of ['weight'] and ['bias']
+    only path with the same end      "p['hidden']['weight']"
 
-A finding of a layer in a network concerns edges that enter the scope of the layer: those from
-parameters that the path ends with or, if the path is that of an input, all other edges.
+A finding about a layer of a network marks the edges that enter the name scope of the layer: if it
+is about a parameter, those from arguments whose path ends like it; if about an input, the others.
 """
 
 import dataclasses
@@ -23,11 +23,16 @@ from diffprog.graph._types import Edge
 
 
 def mark_wrong_edges(graph: Graph, report: Any) -> Graph:
-    """Return the graph with `Edge.wrong` set on the edges that findings of a report call wrong.
+    """Return a copy of the graph with `Edge.wrong` set where a gradient check found an error.
+
+    Args:
+        graph: the computation graph.
+        report: a report of `diffprog.checks`. Each failed result in it, a `Finding`, marks the
+            edges that carry the argument which it is about.
 
     Raises:
         TypeError: `report` is not a report of `diffprog.checks`.
-        ValueError: a finding matches no edge, or several arguments.
+        ValueError: a failed result matches no edge, or several arguments.
     """
     findings = getattr(report, "findings", None)
     if findings is None:
@@ -50,14 +55,20 @@ def mark_wrong_edges(graph: Graph, report: Any) -> Graph:
 
 
 def _layers(finding: Any) -> list[str]:
-    """Return the layer of a finding as a list of nested scopes; empty for the whole network."""
+    """Return the names of the nested layers that a check's finding is about, outermost first.
+
+    The list is empty if the finding is about a function or the whole network.
+    """
     return [layer for layer in finding.layer.split("/") if layer not in ("", "the whole net")]
 
 
 def _argument_matcher(
     finding: Any, findings: Iterable[Any], graph: Graph
 ) -> Callable[[Edge], bool]:
-    """Return a function that checks whether an edge leaves the argument that a finding names."""
+    """Return a predicate on edges: does the edge leave the argument that a finding is about?
+
+    `findings` are all results of the gradient check, `finding` is the failed one.
+    """
     arguments = [node for node in graph.nodes if node.kind == "argument"]
     names = [node.name for node in arguments if node.adjoint is not None]
     paths = [other.path for other in findings if other.layer == finding.layer]
@@ -78,13 +89,13 @@ def _match_argument(path: str, paths: list[str], names: list[str]) -> str | None
 
 
 def _split(path: str) -> tuple[str, str]:
-    """Split a path into the name of the argument and the rest: "params", "['weight']"."""
+    """Split a path "params['weight']" into its argument and the rest, "params" and "['weight']"."""
     root = re.split(r"[\[.]", path)[0]
     return root, path[len(root) :]
 
 
 def _structures(paths: Iterable[str]) -> dict[str, set[str]]:
-    """Return the set of paths inside each argument, by name of the argument."""
+    """Return for each argument the set of paths in it, {"params": {"['weight']", "['bias']"}}."""
     structures: dict[str, set[str]] = defaultdict(set)
     for root, suffix in map(_split, paths):
         structures[root].add(suffix)
@@ -92,10 +103,10 @@ def _structures(paths: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Callable[[Edge], bool]:
-    """Return a predicate on edges: does the edge enter the layer of a gradient check's finding?
+    """Return a predicate on edges: does the edge carry a finding's array into the layer?
 
-    The edge must carry the argument whose gradient the finding is about. `findings` are all those
-    of the check; they tell the params of the layer from its input.
+    `finding` is a failed result of a gradient check, about a parameter or an input of a layer.
+    `findings` are all results of the check; they tell the parameters of the layer from its input.
     """
     layers, (root, suffix) = _layers(finding), _split(finding.path)
     of_layer = [_split(other.path) for other in findings if other.layer == finding.layer]
@@ -115,16 +126,16 @@ def _layer_matcher(finding: Any, findings: Iterable[Any], graph: Graph) -> Calla
 
 
 def _is_parameter(name: str, suffix: str) -> bool:
-    """Check whether an argument can be the layer parameter whose path is `suffix`.
+    """Check whether the argument `name` can be the layer parameter whose path is `suffix`.
 
-    The name of the argument then ends with the path. A layer whose params are a single array has
-    the empty path, which any array nested in an argument can be.
+    It can if its name ends with that path. A layer whose parameters are a single array has the
+    empty path, which matches any array inside an argument.
     """
     return name.endswith(suffix) if suffix else name != _split(name)[0]
 
 
 def _in_scope(scope: str, layers: list[str]) -> bool:
-    """Check whether a scope contains the layers in this order."""
+    """Check whether a scope, "Net/Block/Dense", contains the names `layers` in this order."""
     parts = iter(scope.split("/"))
     return all(layer in parts for layer in layers)
 

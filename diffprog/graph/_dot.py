@@ -9,9 +9,9 @@ from diffprog.graph._types import Edge, Node
 
 
 def to_dot(nodes: Sequence[Node], edges: Sequence[Edge]) -> str:
-    """Return a `digraph` whose nodes show name, value and adjoint and whose edges show derivatives.
+    """Return DOT text in which nodes show name, value and adjoint, and edges local derivatives.
 
-    The text depends only on the nodes and edges: equal graphs give equal bytes.
+    The text depends only on the nodes and edges: equal graphs give equal text.
     """
     ids = {node.name: f"n{index}" for index, node in enumerate(nodes)}
     shapes = {node.name: node.value.shape for node in nodes}

@@ -1,11 +1,13 @@
-"""Run a jaxpr on values and record every operation in order, those of sub-jaxprs included.
+"""Evaluate a jaxpr and record every operation in order, including those of nested jaxprs.
+
+A box is a function that is recorded as a single operation. Nested jaxprs are recorded as follows:
 
     jit, remat              inlined
-    cond                    the branch taken
-    scan, fori_loop         unrolled if short
+    cond                    only the branch taken
+    scan, fori_loop         unrolled if short, else a single operation
     while                   unrolled for as many steps as its condition holds
-    custom derivatives      one box with its rule, unless expanded
-    functions of jax.nn     one box, unless expanded; inlined where f takes derivatives itself
+    custom derivatives      a box whose derivative is the custom rule, unless expanded
+    functions of jax.nn     a box, unless expanded; inlined where the function takes derivatives
 
 Values that depend on no argument are computed but not recorded.
 """
@@ -28,16 +30,16 @@ _MAX_WHILE_STEPS = 10_000
 
 
 class RecordedOperation(NamedTuple):
-    """Operation that was run on values, with its inputs and outputs.
+    """Operation of a traced function that was evaluated, with its inputs and outputs.
 
     Attributes:
-        op, label, scope, kind: those of the nodes of its outputs, see `Node`.
+        op, label, scope, kind: as in `Node`, for the nodes that are its outputs.
         run: differentiable function from inputs to outputs.
         inputs: values of its inputs.
-        sources: index of each input in `Recorder.values`, None for a constant that is no node.
+        sources: index of each input in `Recorder.values`; None for a constant without a node.
         outputs: index of each output in `Recorder.values`.
-        builtin: name of the primitive or `jax.nn` function; "" for a function of the user, about
-            which nothing is known even if it has the name of one.
+        builtin: name of the primitive or `jax.nn` function; "" for a user's function, whose
+            derivative has no known structure.
     """
 
     op: str
@@ -52,22 +54,24 @@ class RecordedOperation(NamedTuple):
 
 
 class TracedValue(NamedTuple):
-    """Value and its index in `Recorder.values`; the index is None if it depends on no argument."""
+    """Value of a traced function, and its index in `Recorder.values` (None if not recorded)."""
 
     value: Any
     id: int | None = None
 
 
 class Recorder:
-    """Record of the values and operations of a run, filled while the run goes on.
+    """Values and operations of a traced function, recorded while it is evaluated.
 
     Attributes:
         values: all recorded values, constants and arguments first.
-        taps: (name, number of earlier taps of that name) of tapped values, by index in `values`.
-        tap_counts: number of taps by name.
+        taps: (name, number of earlier values of that name) of each value that is named with `tap`,
+            by index in `values`.
+        tap_counts: for each name given with `tap`, the number of values with that name so far.
         operations: recorded operations, in the order they were run.
         computed: indices of the values that are outputs of operations.
-        boxes: names of the functions that are, or without `expanded` would be, recorded as a box.
+        boxes: names of the functions recorded as a single operation (a box), and of those that are
+            not only because they are in `expanded`.
         expanded: names of functions whose bodies are recorded instead of a box.
         max_scan: length of the longest scan to unroll.
     """
@@ -82,7 +86,7 @@ class Recorder:
         self.expanded, self.max_scan = expanded, max_scan
 
     def add_value(self, value: Any) -> TracedValue:
-        """Append a value to `values`, and return it with its index."""
+        """Append a value to `self.values`, and return it with its index."""
         self.values.append(value)
         return TracedValue(value, len(self.values) - 1)
 
@@ -96,7 +100,11 @@ class Recorder:
         kind: str = "operation",
         builtin: str | None = None,
     ) -> list[TracedValue]:
-        """Run `function` on the operands, and record it if one of them is a recorded value."""
+        """Return `function(*operands)`; record the operation if an operand is a recorded value.
+
+        `op`, `scope`, `label` and `kind` are those of the nodes of its outputs (see `Node`);
+        `builtin` is as in `RecordedOperation`, default `op`.
+        """
         inputs = tuple(operand.value for operand in operands)
         sources = tuple(operand.id for operand in operands)
         results = function(*inputs)
@@ -118,14 +126,14 @@ def flatten_program(
     recorder: Recorder,
     scope: str = "",
 ) -> list[TracedValue]:
-    """Run a jaxpr on traced values, record its operations, and return its outputs.
+    """Evaluate a jaxpr on traced values, record its operations, and return its outputs.
 
     Args:
-        program: the jaxpr, with sub-jaxprs.
-        constants: values of the arrays that it closes over.
+        program: the jaxpr, which may contain others.
+        constants: values of the arrays that the jaxpr closes over.
         arguments: values of its arguments.
-        recorder: the record to extend.
-        scope: name scope in which it is called.
+        recorder: the `Recorder` to which values and operations are added.
+        scope: name scope in which the jaxpr is called.
     """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
@@ -186,9 +194,11 @@ def _run_equation(
 def _run_call(
     equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
 ) -> list[TracedValue]:
-    """Run the call of a function, recorded as one box or by the operations of its body.
+    """Evaluate an equation that calls a function, record it, and return its outputs.
 
-    Boxes are the functions with a custom derivative and those of `jax.nn`, unless expanded.
+    A function with a custom derivative or of `jax.nn` is recorded as a single operation, a box,
+    unless it is in `recorder.expanded`. Of other functions, the operations in the body are
+    recorded.
     """
     primitive = equation.primitive.name
     name, is_nn = _jax_nn_calls.called_function(equation)
@@ -266,7 +276,10 @@ def _unroll_while(
 def _tap(
     equation: JaxprEqn, operands: list[TracedValue], recorder: Recorder, scope: str
 ) -> list[TracedValue]:
-    """Record the name of a tapped value; first copy an argument, or a value with a name already."""
+    """Record the name that an equation of `tap` gives to its operand, and return the named value.
+
+    An argument, or a value that already has a name, is copied first, so that a node has one name.
+    """
     name, index = _jaxpr.tap_name(equation), operands[0].id
     if index not in recorder.computed or index in recorder.taps:
         operands = recorder.run("name", as_function([equation]), operands, scope, "copy")

@@ -1,4 +1,4 @@
-"""Short text and colors for operations, numbers and arrays: "× 2", "[0.22 0.26]", "norm 3.1"."""
+"""Short texts and colors for graph drawings: operations "× 2", arrays "[0.22 0.26]"."""
 
 import math
 from typing import Any
@@ -45,12 +45,12 @@ _INFIX = {"+", "−", "×", "÷", ">", "≥", "<", "≤", "=", "≠", "power", "
 
 
 def operation_label(op: str, params: dict[str, Any], constants: dict[int, Any]) -> str:
-    """Return the symbol of a JAX primitive, with its constant operand if it has one.
+    """Return an operation in short notation: its symbol, with its constant operand if it has one.
 
     Args:
-        op: name of the primitive.
-        params: parameters of its equation.
-        constants: operands that are not nodes, by position.
+        op: name of the JAX primitive.
+        params: parameters of its equation in the jaxpr.
+        constants: values of the operands that have no node in the graph, by position.
 
     >>> operation_label("mul", {}, {0: 2.0}), operation_label("integer_pow", {"y": 3}, {})
     ('2 ×', '^3')
@@ -84,7 +84,10 @@ def symbol(op: str) -> str:
 
 
 def node_title(node: Node) -> str:
-    """Return the title of a node: an argument's or constant's name, else "tap = operation"."""
+    """Return the title of a node: the name of an argument or constant, else the operation.
+
+    A value that is named with `tap` has the title "name = operation".
+    """
     if node.kind in ("argument", "constant"):
         return node.name
     return f"{node.tap} = {node.label}" if node.tap else node.label
@@ -111,6 +114,9 @@ def format_number(value: Any, digits: int = 4) -> str:
 def format_array(array: Any, max_size: int = 9, max_columns: int = 3) -> str:
     """Format an array: its entries, one row per line, if it is small, else its shape and norm.
 
+    A matrix is small if it has at most `max_size` entries and `max_columns` columns; a vector may
+    have 4 entries. Large arrays of integers are shown as shape and dtype.
+
     >>> format_array(np.array([0.22, 0.26])), format_array(np.ones((256, 10)))
     ('[0.22 0.26]', '256×10, norm 50.6')
     """
@@ -130,16 +136,17 @@ def format_array(array: Any, max_size: int = 9, max_columns: int = 3) -> str:
 
 
 def format_shape(shape: tuple[int, ...]) -> str:
-    """Format a shape as "256×10", the shape () as "scalar"."""
+    """Format a shape as "256×10"; the empty shape () gives "scalar"."""
     return "×".join(map(str, shape)) if shape else "scalar"
 
 
 def format_local(local: Any, target: tuple[int, ...]) -> str:
-    """Format a local derivative: its entries, its diagonal or its norm.
+    """Format the local derivative of an edge: its entries if they are few, its diagonal or norm.
 
     Args:
-        local: an array of the target's shape followed by the source's, a `Summary` or None.
-        target: shape of the target. Rows of the printed matrix belong to the target.
+        local: d target / d source, an array of the target's shape followed by the source's, or a
+            `Summary`. None gives "".
+        target: shape of the target. The printed matrix has a row for each entry of the target.
 
     >>> format_local(np.diag([2.0, 2.0]), (2,)), format_local(np.ones((2, 9)), (2,))
     ('2·I', 'norm 4.24')

@@ -1,11 +1,13 @@
 """Computation graph as a plain value: nodes, edges, the paths between nodes, and gates.
 
 A node h holds its value and its adjoint dJ/dh, where J is the scalar output. An edge from a to b
-holds the local derivative db/da and the flow dJ/db db/da that it sends back. Two sums make up
-backpropagation (the influence diagram of lecture 004):
+holds the local derivative db/da and the flow dJ/db db/da, its contribution to the adjoint of a.
+Adjoints and total derivatives are sums over edges and over paths:
 
-    dJ/da = Σ flows of the edges a -> b                                multiply by edges, add edges
-    db/da = Σ over the paths from a to b of the product of their edges             add paths
+    dJ/da = Σ over the edges that leave a of their flows
+    db/da = Σ over the paths from a to b of the product of the local derivatives along the path
+
+A gate is a node that is a sum, a maximum or a product. Source: lecture 004, influence diagrams.
 """
 
 import dataclasses
@@ -40,6 +42,8 @@ class Path(NamedTuple):
 class Gate(NamedTuple):
     """Node that is a sum, maximum or product, with the adjoint that it passes to each operand.
 
+    Below, y is the value of the node, a that of an operand, and J the output of the graph.
+
     Attributes:
         node: name of the node.
         kind: "distributor" (sum: each operand receives the adjoint), "router" (maximum, minimum:
@@ -48,7 +52,7 @@ class Gate(NamedTuple):
         upstream: adjoint dJ/dy of the node.
         sources: names of its operands that are nodes.
         values: values of these operands.
-        locals: local derivatives dy/da with respect to these operands a.
+        locals: local derivatives dy/da with respect to these operands.
         flows: dJ/dy dy/da, what each of these operands receives.
     """
 
@@ -99,7 +103,7 @@ class Graph:
 
     @functools.cached_property
     def _out_and_in(self) -> tuple[dict[str, list[Edge]], dict[str, list[Edge]]]:
-        """Two dicts by name of a node: the edges that leave it, and the edges that enter it."""
+        """Edges that leave each node and edges that enter it: two dicts by name of the node."""
         leaving, entering = defaultdict(list), defaultdict(list)
         for edge in self.edges:
             leaving[edge.source].append(edge)
@@ -107,7 +111,7 @@ class Graph:
         return dict(leaving), dict(entering)
 
     def out_edges(self, name: str) -> tuple[Edge, ...]:
-        """Return the edges that leave a node, one for each operand slot that its value fills."""
+        """Return the edges that leave a node, one for each use of its value as an operand."""
         return tuple(self._out_and_in[0].get(self[name].name, ()))
 
     def in_edges(self, name: str) -> tuple[Edge, ...]:
@@ -115,9 +119,9 @@ class Graph:
         return tuple(self._out_and_in[1].get(self[name].name, ()))
 
     def paths(self, a: str, b: str | None = None) -> list[Path]:
-        """Return every path from a to b with its derivative; they add up to the total db/da.
+        """Return every path from node a to node b with its derivative; the sum of these is db/da.
 
-        Edges without a derivative (of integers and keys) are not followed. A path through a cut of
+        Edges without a derivative (of integers and random keys) are not followed. A path through
         `stop_gradient` has derivative zero.
 
         Args:
@@ -159,11 +163,12 @@ class Graph:
         return [edge for edge in self.out_edges(name) if edge.local is not None]
 
     def gates(self) -> list[Gate]:
-        """Return the sums, maxima, minima and products, and how each passes on its adjoint.
+        """Return a `Gate` for each sum, maximum, minimum and product of two values in the graph.
 
-        A sum is a "distributor": it passes its adjoint to every operand. A maximum is a "router":
-        it passes it to the largest operand or entry only. A product is a "switcher": each operand
-        receives it times the other operand. The `flows` of a gate are what its operands receive.
+        A gate shows how a node passes its adjoint to its operands. A sum is a "distributor": every
+        operand receives the adjoint. A maximum is a "router": only the largest operand or entry
+        does. A product is a "switcher": each operand receives the adjoint times the other operand.
+        The `flows` of a gate are what its operands receive.
 
         Source: lecture 003, gates.
 
@@ -188,7 +193,10 @@ class Graph:
         return to_dot(self.nodes, self.edges)
 
     def _count_paths(self, b: str) -> dict[str, int]:
-        """Return the number of paths from each node to b, the sum over the targets of its edges."""
+        """Return the number of paths from each node to node b, by name of the node.
+
+        Edges without a derivative (of integers and random keys) do not count.
+        """
         counts = dict.fromkeys(self._by_name, 0) | {b: 1}
         for node in reversed(self.nodes):
             if node.name != b:
@@ -197,7 +205,10 @@ class Graph:
         return counts
 
     def _walk(self, a: str, b: str, counts: dict[str, int]) -> Iterator[tuple[Edge, ...]]:
-        """Yield the edges of every path from a to b, depth first."""
+        """Yield every path from node a to node b as a tuple of edges, depth first.
+
+        `counts` is the number of paths from each node to b; nodes without one are not visited.
+        """
         stack: list[tuple[str, tuple[Edge, ...]]] = [(a, ())]
         while stack:
             name, edges = stack.pop()
@@ -209,7 +220,10 @@ class Graph:
 
 
 def _multiply_edges(edges: tuple[Edge, ...], start: Node, end: Node) -> Path:
-    """Return the path along `edges`, with the product of their derivatives, as in reverse mode."""
+    """Return the path from node `start` to node `end` along `edges`, with its derivative.
+
+    The local derivatives are multiplied from the end to the start, as in reverse mode.
+    """
     rows = np.eye(end.value.size, dtype=end.value.dtype).reshape(-1, *end.value.shape)
     for edge in reversed(edges):
         if isinstance(edge.local, Summary):

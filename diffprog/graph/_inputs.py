@@ -17,12 +17,13 @@ _NUMBERS = (np.bool_, np.number, jax.dtypes.extended)
 
 
 def named_leaves(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the arrays in the arguments of f by path, as "params['weight']", in `jax.tree` order.
+    """Return the arrays in the arguments of f as a dict by path, such as "params['weight']".
 
-    Functions among the leaves, such as a module's activation, are left out.
+    The order is that of `jax.tree`. Functions among the leaves, such as a module's activation, are
+    left out.
 
     Raises:
-        TypeError: f does not take these arguments, or a leaf is no array of numbers.
+        TypeError: f does not take these arguments, or a leaf is not an array of numbers.
         ValueError: an array is not finite, or an integer is too large for JAX.
     """
     arrays = {}
@@ -68,9 +69,10 @@ def _require_array(name: str, leaf: Any) -> None:
 
 
 def constant_names(f: Callable[..., Any], constants: list[Any]) -> list[str]:
-    """Return the names under which f holds constants in its closure, globals or pytree leaves.
+    """Return the variable name of each of the arrays `constants` that f closes over.
 
-    A constant that is in none of them is called "constant".
+    Names are looked up in the closure and the globals of a function, or in the pytree leaves of a
+    module. An array that is not found there is called "constant".
     """
     function = inspect.unwrap(f)
     variables: list[tuple[str, Any]] = [] if inspect.isfunction(function) else [("", f)]

@@ -1,14 +1,14 @@
 """Frobenius norms of local derivatives that are too large to be stored, computed on demand.
 
-Most operations have a derivative J with structure, which gives the norm in one pass:
+Most operations have a Jacobian J with structure, which gives the norm in one backward pass:
 
-    one entry in each column      ||J|| = ||1ᵀJ||, the norm of the vector of column sums
-    entries 0 and 1               ||J||² = sum of the column sums
-    product with another factor   every entry of J is an entry of that factor
+    one nonzero entry in each column   ||J|| = ||1ᵀJ||, the norm of the vector of column sums
+    entries 0 and 1                    ||J||² = sum of the column sums
+    product with another factor        every nonzero entry of J is an entry of that factor
 
 Otherwise J is computed row by row or, if it is too large for that, its norm is estimated from
-random signs s, as E ||sᵀJ||² = ||J||² (Hutchinson, 1989). The estimate of ||J||² from n probes has
-a relative standard error of at most √(2/n), that of ||J|| about half of it.
+random vectors s of signs ±1, as E ||sᵀJ||² = ||J||² (Hutchinson, 1989). The estimate of ||J||² from
+n vectors has a relative standard error of at most √(2/n), that of ||J|| about half of it.
 """
 
 import functools
@@ -56,14 +56,17 @@ Pull: TypeAlias = Callable[[Any], Any]
 
 
 def is_diagonal(operation: RecordedOperation, inputs: list[Any], output: Any) -> bool:
-    """Check whether an operation is elementwise and its inputs have the shape of its output."""
+    """Check whether an operation has a diagonal derivative with respect to each of the inputs.
+
+    It has if it is elementwise and the inputs have the shape of its output.
+    """
     return operation.builtin in _ELEMENTWISE and all(x.shape == output.shape for x in inputs)
 
 
 def jacobian_norms(
     operation: RecordedOperation, slots: list[int], output: Any, pull: Pull
 ) -> list[Summary]:
-    """Return shape and norm of the derivative of `output` with respect to each of the given inputs.
+    """Return a `Summary` of the derivative of `output` with respect to each input at `slots`.
 
     Args:
         operation: the operation that computes `output`.
@@ -103,14 +106,21 @@ def jacobian_norms(
 
 
 def _factor_norm(operation: RecordedOperation, slot: int) -> float:
-    """Return the norm of a product's derivative with respect to the factor at `slot`."""
+    """Return the norm of the derivative of a product with respect to its factor at `slot`.
+
+    The product may be elementwise, of matrices, or a convolution.
+    """
     factors = [x**2 for x in operation.inputs]
     factors[slot] = ones(factors[slot])
     return math.sqrt(_float64(operation.run(*factors)[0]).sum())
 
 
 def _estimate_squared_norms(output: Any, pull: Pull) -> np.ndarray:
-    """Estimate the squared norm of the derivative of `output` with respect to each input."""
+    """Estimate the squared norm of the derivative of `output` with respect to each input.
+
+    The estimates use random vectors of signs (Hutchinson, 1989). `pull` maps an adjoint of
+    `output` to the adjoints of the inputs.
+    """
     rng = np.random.default_rng(0)
     signs = (rng.choice([-1, 1], output.shape).astype(output.dtype) for _ in range(_PROBES))
     squares = [[np.sum(_float64(adjoint) ** 2) for adjoint in pull(s)] for s in signs]
@@ -127,5 +137,5 @@ def unit_rows(output: Any) -> np.ndarray:
 
 
 def ones(array: Any) -> np.ndarray:
-    """Return ones like `array`, by NumPy because JAX would compile a program for each shape."""
+    """Return NumPy ones of the shape and dtype of `array`; JAX would compile for each shape."""
     return np.ones(array.shape, array.dtype)

@@ -1,8 +1,8 @@
-"""Find the calls of `jax.nn` functions in a jaxpr, so that each call can be shown as one box.
+"""Find the calls of `jax.nn` functions in a jaxpr, so that each call can be shown as one node.
 
 JAX traces some of these functions into a call equation (`silu`, `relu`) and inlines others
-(`softmax`, `gelu`, `logsumexp`). An inlined call is a run of equations that were traced while the
-same function of `jax.nn` was active, according to the tracebacks of the equations.
+(`softmax`, `gelu`, `logsumexp`). An inlined call is recognized as consecutive equations whose
+tracebacks contain the same call of a function of `jax.nn`.
 """
 
 import functools
@@ -22,19 +22,21 @@ CUSTOM_RULE_PRIMITIVES = frozenset(("custom_jvp_call", "custom_vjp_call", "custo
 
 
 class EquationGroup(NamedTuple):
-    """Equations of one inlined call of a `jax.nn` function; or a single equation, with name ""."""
+    """Equations of one inlined call of the `jax.nn` function `name`; or one equation, name ""."""
 
     equations: list[JaxprEqn]
     name: str = ""
 
 
 class _NNCall(NamedTuple):
-    """Call of a `jax.nn` function in the traceback of an equation, with the stack frames.
+    """Call of a `jax.nn` function, found in the traceback of an equation.
+
+    Equations belong to the same call if name and callers agree.
 
     Attributes:
         name: name of the function.
-        callers: frames of its callers.
-        frames: frames of the call itself and of the functions that it calls.
+        callers: stack frames of its callers.
+        frames: stack frames of the call itself and of the functions that it calls.
     """
 
     name: str
@@ -49,8 +51,8 @@ def group_nn_calls(
 
     Args:
         jaxpr: the jaxpr.
-        scope: name scope in which it is called.
-        expanded: names of functions whose equations are not grouped.
+        scope: name scope in which the jaxpr is called.
+        expanded: names of `jax.nn` functions whose equations are not grouped.
         boxes: set to which the names of all `jax.nn` functions found are added.
     """
     group: list[JaxprEqn] = []
@@ -73,14 +75,17 @@ def group_nn_calls(
 
 
 def is_derivative(scope: str) -> bool:
-    """Check whether a name scope belongs to a derivative that the program itself takes."""
+    """Check whether a name scope is that of a derivative taken by the traced function."""
     return "jvp(" in scope
 
 
 def _active_nn_call(
     equation: JaxprEqn, expanded: frozenset[str], boxes: set[str]
 ) -> _NNCall | None:
-    """Return the outermost call of an unexpanded `jax.nn` function in an equation's traceback."""
+    """Return the outermost call of a `jax.nn` function in an equation's traceback, or None.
+
+    Functions in `expanded` are skipped. The names of the functions found are added to `boxes`.
+    """
     traceback = equation.source_info.traceback
     if traceback is None or equation.primitive.name in CUSTOM_RULE_PRIMITIVES:
         return None
@@ -96,7 +101,10 @@ def _active_nn_call(
 
 
 def called_function(equation: JaxprEqn) -> tuple[str, bool]:
-    """Return the name of the function that an equation calls and whether it is in `jax.nn`."""
+    """Return the name of the function that an equation calls, and whether it is in `jax.nn`.
+
+    The name is "" if the function has none.
+    """
     inner = sub_jaxprs(equation)[0]
     debug_info = getattr(inner, "jaxpr", inner).debug_info
     name = equation.params.get("name") or debug_info.func_name or ""
@@ -106,7 +114,7 @@ def called_function(equation: JaxprEqn) -> tuple[str, bool]:
 
 @functools.cache
 def _nn_functions() -> frozenset[tuple[str, str]]:
-    """Return (file, name) of the functions of `jax.nn`."""
+    """Return (file, name) of each function of `jax.nn`, to recognize them in tracebacks."""
     functions = [inspect.unwrap(getattr(jax.nn, name)) for name in dir(jax.nn) if name[0] != "_"]
     codes = [function.__code__ for function in functions if inspect.isfunction(function)]
     return frozenset((c.co_filename, c.co_name) for c in codes if hasattr(jax.nn, c.co_name))
@@ -119,7 +127,11 @@ def count_reads(jaxpr: Jaxpr) -> Counter[Any]:
 
 
 def group_boundary(equations: list[JaxprEqn], reads: Counter[Any]) -> tuple[list[Any], list[Any]]:
-    """Return the inputs of a group of equations, and those of its variables that others read."""
+    """Return two lists of variables: the inputs and the outputs of a group of equations.
+
+    The outputs are the variables of the group that are read outside of it; `reads` counts how
+    often each variable is read in the whole jaxpr.
+    """
     own = dict.fromkeys(variable for equation in equations for variable in equation.outvars)
     inside = Counter(_variables(atom for equation in equations for atom in equation.invars))
     operands = [variable for variable in inside if variable not in own]

@@ -4,7 +4,7 @@ The function is traced twice. Side effects show as
 
     effects that JAX records                    debug prints, callbacks
     a traced value that outlives its trace      stored in a list, an attribute or a global
-    another program the second time             a counter or a random number in the computation
+    a different jaxpr the second time           a counter or a random number in the computation
 
 Other side effects, such as `print` or a counter that no result depends on, do not change the graph
 and are not detected; nor are those of a function under `jit`, which JAX does not run again.
@@ -151,7 +151,10 @@ def _require_float_scalar(returned: Any) -> None:
 
 
 def _describe_outputs(container: str, leaves: dict[str, Any]) -> str:
-    """Describe the outputs of f and how to select one of them, preferably a float scalar."""
+    """Describe the outputs of f in an error message, and how to select one, preferably a float.
+
+    `container` is the name of the type that f returns, `leaves` are the outputs in it by path.
+    """
     if not leaves:
         return f"{container} without a number in it; return what is to be differentiated"
     floats = [path for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.floating)]

@@ -1,9 +1,10 @@
 """Reverse pass over recorded operations: adjoints of all values and local derivatives of all edges.
 
-From the last operation to the first, an operation with inputs a_i and outputs b_k turns the
-adjoints dJ/db_k, which are complete by then, into flows dJ/db_k db_k/da_i. The adjoint of a value
-is the sum of the flows that reach it. As in JAX, an adjoint that no flow has reached is a symbolic
-zero that is never multiplied, so that zero times an infinite derivative does not give NaN.
+Operations are visited from the last to the first. One with inputs a_i and outputs b_k turns the
+adjoints dJ/db_k of its outputs, which are complete by then, into flows dJ/db_k db_k/da_i, where J
+is the scalar output. The adjoint of a value is the sum of the flows that reach it. As in JAX, an
+adjoint that no flow has reached is a symbolic zero that is never multiplied, so that zero times an
+infinite derivative does not give NaN.
 """
 
 import functools
@@ -41,18 +42,23 @@ class LocalDerivative(NamedTuple):
 
 
 def is_differentiable(value: Any) -> bool:
-    """Check whether a value is real or complex, so that it has an adjoint."""
+    """Check whether a value is floating-point or complex: only such values have an adjoint."""
     return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
 
 
 def reverse_pass(
     operations: Sequence[RecordedOperation], values: Sequence[Any], output: int
 ) -> tuple[dict[int, Any], list[list[LocalDerivative]]]:
-    """Differentiate `values[output]` with respect to all values that recorded operations use.
+    """Differentiate `values[output]` with respect to all values that the operations use.
+
+    Args:
+        operations: recorded operations in the order of evaluation.
+        values: values of their inputs and outputs, see `Recorder.values`.
+        output: index of the scalar to differentiate.
 
     Returns:
-        The adjoints by index of the value, without those that are zero, and the local derivatives
-        of each operation.
+        A pair: a dict of adjoints by index of the value, without those that are zero; and for each
+        operation a list of its local derivatives.
     """
     adjoints: dict[int, Any] = {output: ones(values[output])}
     derivatives: list[list[LocalDerivative]] = []
@@ -71,7 +77,11 @@ def reverse_pass(
 def _differentiate(
     operation: RecordedOperation, outputs: list[Any], adjoints: list[Any]
 ) -> list[LocalDerivative]:
-    """Return the derivatives of an operation, given its outputs and their adjoints (None for 0)."""
+    """Return the derivative of each output of an operation with respect to each of its inputs.
+
+    `outputs` are the values of the outputs, `adjoints` their adjoints, None for zero. Inputs and
+    outputs that are integers or random keys are left out.
+    """
     slots = [
         slot
         for slot, source in enumerate(operation.sources)
@@ -96,7 +106,10 @@ def _differentiate(
 
 
 def _vjp(operation: RecordedOperation, slots: list[int], positions: list[int]) -> Pull:
-    """Return the VJP function of an operation, for some of its outputs and some of its inputs."""
+    """Return the VJP of an operation.
+
+    It maps a list of adjoints of the outputs at `positions` to those of the inputs at `slots`.
+    """
 
     def run(*inputs: Any) -> list[Any]:
         given = list(operation.inputs)
@@ -128,7 +141,11 @@ def _pull_input(pull: Pull, dtype: Any, place: int, adjoint: Any) -> np.ndarray:
 def _local_derivatives(
     operation: RecordedOperation, slots: list[int], output: Any, pull: Pull
 ) -> list[Any]:
-    """Return the derivative of `output` with respect to each given input, a `Summary` if large."""
+    """Return the derivative of `output` with respect to each input at `slots` of an operation.
+
+    Each is an array or, if it is large or complex, a `Summary`. `pull` maps an adjoint of `output`
+    to the adjoints of these inputs.
+    """
     inputs = [operation.inputs[slot] for slot in slots]
     if any(jnp.iscomplexobj(array) for array in (output, *inputs)):
         return [Summary((*output.shape, *value.shape), lambda: math.nan) for value in inputs]

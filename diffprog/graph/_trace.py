@@ -27,34 +27,35 @@ def trace(
     unroll: int = 32,
     against: Any = None,
 ) -> Graph:
-    """Trace J = f(*args) to a graph of values h, their adjoints dJ/dh and local derivatives.
+    """Return the computation graph of J = f(*args): values h, adjoints dJ/dh, local derivatives.
 
     f is run once on the given values, operation by operation. `jit` and remat are inlined, `cond`
     shows the branch taken, short scans and all `while` loops are unrolled (so a `while` has a
     derivative here). A function with a custom derivative is one node whose derivative is its
-    rule; a function of `jax.nn` is one node too. `stop_gradient` is a cut, with local derivative
-    zero. Operations that do not lead to the output are left out; arguments never are.
+    rule; a function of `jax.nn` is one node too. `stop_gradient` has local derivative zero.
+    Operations that do not lead to the output are left out; arguments never are.
 
     f must be pure. It is traced twice, and refused if a debug print or callback, a traced value
-    that it stores, or a different program in the second trace shows that it is not.
+    that it stores, or a different jaxpr in the second trace shows that it is not.
 
     Args:
         f: a pure JAX function that returns one float scalar.
         args: pytrees of arrays and numbers. Functions among their leaves, such as the activation
             of a module, are kept as they are.
-        expand: names of boxes to expand, "softmax". An expanded function with a custom derivative
-            shows the derivatives of its body instead of its rule.
+        expand: names of functions, such as "softmax", whose operations are shown instead of one
+            node. A function with a custom derivative then has the derivative of its body instead of
+            its rule.
         unroll: length of the longest scan to unroll, default 32; a longer one is one node.
-        against: a report of `diffprog.checks`. Edges whose hand-written derivative it finds wrong
-            are marked: those that leave the argument of a finding, identified by its path or, if f
-            calls it otherwise, by its structure; or those that enter the scope with the name of
-            the finding's layer.
+        against: a report of `diffprog.checks`. Edges whose hand-written derivative the check found
+            wrong are marked in `Edge.wrong`. The arguments in the report are identified with those
+            of f by path or, if f calls them otherwise, by structure; layers by their name scope.
 
     Raises:
         TypeError: f is not callable, not written in JAX, not pure or not differentiable; or it
-            does not take these arguments, or they are no arrays.
-        ValueError: f does not return one float scalar; an argument is not finite; no box has a
-            name in `expand`; or a finding concerns no argument or layer, or several.
+            does not take these arguments, or they are not arrays.
+        ValueError: f does not return one float scalar; an argument is not finite; `expand` names a
+            function that f does not call; or an error in the report matches no argument or layer of
+            f, or several.
 
     Source: lecture 003, computation graphs; lecture 004, influence diagrams.
 
@@ -85,10 +86,10 @@ def trace(
 def _build_graph(
     recorder: Recorder, constants: dict[int, str], arguments: dict[int, str], output: Any
 ) -> Graph:
-    """Return the graph of the arguments of f and of the recorded values that its output J needs.
+    """Build the graph of the arguments of f and the recorded values that its output J depends on.
 
     Args:
-        recorder: values and operations of a run of f.
+        recorder: values and operations recorded while f was evaluated.
         constants, arguments: names of constants and arguments by index in `recorder.values`.
         output: index of J in `recorder.values`.
     """
@@ -123,7 +124,11 @@ def _build_graph(
 def _live_operations(
     output: int, operations: list[RecordedOperation]
 ) -> tuple[list[RecordedOperation], set[int]]:
-    """Return the operations that `output` depends on, in order, and the indices that they read."""
+    """Return the operations that a value depends on, and the indices of the values that they read.
+
+    `output` is the index of the value. The operations are a list in order of evaluation, the
+    indices a set that includes `output`.
+    """
     live, used = {output}, []
     for operation in reversed(operations):
         if not live.isdisjoint(operation.outputs):
@@ -141,9 +146,10 @@ def _node_names(
 ) -> dict[int, str]:
     """Return a unique name for each node, by index of its value.
 
-    An argument keeps its path. A tap keeps its name or, if that is used several times or is the
-    name of an argument, gets a number as in `diffprog.nodes`, "h#0". Other nodes have the name of
-    their operation, with a number if it is not unique, "mul:0".
+    An argument keeps its path. A value named with `tap` keeps that name or, if it is used several
+    times or is the name of an argument, gets a number, "h#0". Other nodes have the name of their
+    operation, with a number if it is not unique, "mul:0". `leaves` are the indices of arguments
+    and constants, `producers` the operations that compute the other values.
     """
     fixed = dict(arguments)
     reserved = set(arguments.values())
@@ -166,7 +172,10 @@ def _node_names(
 def _edges(
     operation: RecordedOperation, derivatives: list[LocalDerivative], names: dict[int, str]
 ) -> Iterator[Edge]:
-    """Yield the edges from the operands of an operation to its outputs, where both have a name."""
+    """Yield the edges from the operands of an operation to its outputs.
+
+    `names` are the names of the nodes by index; values without a name have no edges.
+    """
     by_ends = {(derivative.slot, derivative.output): derivative for derivative in derivatives}
     for k, index in enumerate(operation.outputs):
         for slot, source in enumerate(operation.sources):

@@ -17,8 +17,9 @@ class Summary:
     """Shape and Frobenius norm of a local derivative too large to be stored.
 
     Attributes:
-        shape: the shape of the target followed by that of the source.
-        measure: computes the norm, at the cost of a few backward passes through the operation.
+        shape: shape of the derivative d target / d source: that of the target of an edge followed
+            by that of its source.
+        measure: function that computes the norm, by a few backward passes through the operation.
         exact: True if the norm is computed, False if it is estimated from 16 random probes, with a
             standard error of at most 18 percent.
     """
@@ -35,19 +36,19 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """Node of a computation graph: a value h and its adjoint dJ/dh.
+    """Node of a computation graph: a value h and its adjoint dJ/dh, where J is the output.
 
     Attributes:
-        name: path of an argument, "params['weight']"; or name of a tap, with a number as in
-            `diffprog.nodes` if it is used several times, "h#0"; or name of the operation, with a
-            number if it is not unique, "mul:0".
+        name: unique name. That of an argument is its path, "params['weight']"; that of a value
+            named with `tap` this name, with a number if it is used several times, "h#0"; that of
+            others the operation, with a number if it is not unique, "mul:0".
         op: "argument", "constant" (an array that the function closes over), a JAX primitive such
-            as "mul", or the name of the function of a box.
+            as "mul", or the name of a function that is shown as one node, such as "softmax".
         value: the array h that was computed.
         adjoint: dJ/dh, of the same shape; None for integers, booleans and random keys.
         label: the operation in short notation, "× 2" for a product with the number 2.
         scope: named scopes and steps of unrolled loops in which it was computed, "Net/Dense_0".
-        tap: the name that a tap gave it, "" if none did.
+        tap: the name given with `tap`, or "".
         kind: "argument", "constant", "operation", "box" (a function shown as one node) or "rule"
             (a box with a custom derivative rule).
     """
@@ -73,8 +74,8 @@ class Edge:
         slot: position of the source among the operands of the target.
         local: d target / d source, an array of the target's shape followed by the source's; a
             `Summary` if that is large; None if source or target is an integer, a boolean or a
-            key. For a custom rule that is not linear in the adjoint (gradient clipping, say),
-            which no array can represent, it is the rule applied to ones; `flow` is exact.
+            random key. A custom rule that is not linear in the adjoint (gradient clipping, say)
+            has no such array: `local` is then the rule applied to ones, and `flow` is exact.
         flow: adjoint of the target times `local`: the contribution of this edge to the adjoint of
             the source; None if `local` is None.
         pull: function that multiplies any adjoint of the target with `local`; None if `local` is.
@@ -99,7 +100,7 @@ def is_x64_enabled() -> bool:
 
 
 def preserve_x64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `function` so that it always runs with the current 64-bit setting of JAX."""
+    """Wrap `function` so that it always runs with the 64-bit setting that JAX has now."""
     enabled = is_x64_enabled()
 
     def wrapped(*args: Any) -> Any:

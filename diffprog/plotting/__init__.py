@@ -1,6 +1,7 @@
-"""Figures and HTML pages of results; nothing is shown on screen, no global state is changed.
+"""Figures and HTML pages of results, such as training curves, images, attacks and graphs.
 
-Functions take arrays and return a matplotlib `Figure` or write one HTML file.
+Functions take arrays or results of the library and return a matplotlib `Figure`, return HTML or
+write an HTML file. Nothing is shown on screen and no global state of matplotlib is changed.
 """
 
 from diffprog.plotting._attributions import draw_attributions

@@ -81,7 +81,7 @@ def _normalized_map(name: str, attribution: Any, images: Any) -> np.ndarray:
 
 
 def _break_line(name: str) -> str:
-    """Break a long name between two words into lines of about equal length."""
+    """Break a name that is long and has several words into two lines of about equal length."""
     words = name.split(" ")
     if len(name) <= _MAX_NAME or len(words) == 1:
         return name

@@ -14,12 +14,12 @@ COLORS = ("#1f6fb2", "#c8741a", "#3a8f5c", "#8a5fb0", "#b8475f", "#5d6670")
 
 
 def cycle_colors(count: int) -> list[str]:
-    """Return `count` colours, repeating after the sixth."""
+    """Return a list of `count` colours of the palette, which repeats after the sixth."""
     return [COLORS[k % len(COLORS)] for k in range(count)]
 
 
 def make_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Create a figure with one pair of axes and horizontal grid lines."""
+    """Return a new figure and its one pair of axes, with horizontal grid lines."""
     figure, (axes,) = make_panels(1, xlabel, ylabel, height=3.4, width=6.4)
     axes.grid(axis="y", color=FRAME, linewidth=0.5, alpha=0.7)
     return figure, axes
@@ -28,7 +28,10 @@ def make_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 def make_panels(
     count: int, xlabel: str, ylabel: str, *, height: float, width: float = 5.8
 ) -> tuple[Figure, list[Axes]]:
-    """Create a figure of panels side by side with one y-axis; `width` is that of a single panel."""
+    """Return a new figure and its `count` axes, panels side by side that share the y-axis.
+
+    Sizes are in inches. `width` is the width of the figure if there is only one panel.
+    """
     figsize = (width if count == 1 else min(4.2 * count, 10.4), height)
     figure = Figure(figsize=figsize, layout="constrained")
     panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
@@ -42,7 +45,7 @@ def make_panels(
 
 
 def finish_panel(axes: Axes, title: str, *, legend: bool, legend_below: bool = False) -> None:
-    """Add the title of a panel and its legend, inside the panel or below it."""
+    """Add the title of a panel and, if `legend` is true, a legend inside or below it."""
     axes.set_title(title, fontsize=9.5, color=INK)
     if not legend:
         return
@@ -55,7 +58,7 @@ def finish_panel(axes: Axes, title: str, *, legend: bool, legend_below: bool = F
 
 
 def validate_mapping(name: str, value: Any, content: str) -> None:
-    """Check that `value` is a nonempty dict; error messages call its contents `content`."""
+    """Check that `value` is a nonempty dict; the error message calls its contents `content`."""
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"{name} must be a dict of {content}, at least one, got {value!r:.60}")
 

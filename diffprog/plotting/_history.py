@@ -1,4 +1,4 @@
-"""Figures of curves: training history, quantities over a variable, robust accuracy."""
+"""Figures of curves: loss of a training run, quantities over a variable, robust accuracy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -142,7 +142,7 @@ def draw_accuracy(
 
 
 def make_accuracy_axes(norm: str) -> tuple[Figure, Axes]:
-    """Create empty axes for robust accuracy in percent (y) against perturbation radius (x)."""
+    """Return a new figure and axes for robust accuracy in percent (y) against radius ε (x)."""
     radius = f"perturbation radius ε ({norm})" if norm else "perturbation radius ε"
     figure, axes = make_axes(radius, "robust accuracy")
     axes.set_ylim(-0.03, 1.03)
@@ -151,7 +151,7 @@ def make_accuracy_axes(norm: str) -> tuple[Figure, Axes]:
 
 
 def _plot_curves(axes: Axes, curves: Mapping[str, tuple[Any, Any]], scale: str) -> None:
-    """Plot (x, y) curves given by name, with a legend if there are several."""
+    """Plot (x, y) curves given as a dict by name, with a legend if there are several."""
     axes.set_yscale(scale)
     colors = cycle_colors(len(curves))
     for k, ((name, (x, y)), color) in enumerate(zip(curves.items(), colors, strict=True)):

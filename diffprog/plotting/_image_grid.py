@@ -27,7 +27,14 @@ _CHARACTER_WIDTH = 0.062  # at the font size of the note
 
 
 class ImageGrid(NamedTuple):
-    """Figure for a grid of images (tiles); margin, tile size and title height are in inches."""
+    """Figure with a grid of tiles, in each of which an image can be drawn, with a title above it.
+
+    Attributes:
+        figure, axes: the figure and its one pair of axes, measured in inches.
+        margin: space for row names to the left of the grid, in inches.
+        width, height: size of a tile in inches.
+        title_height: space for a title above each tile, in inches.
+    """
 
     figure: Figure
     axes: Axes
@@ -66,7 +73,11 @@ class ImageGrid(NamedTuple):
 def make_image_grid(
     rows: int, columns: int, aspect: float, *, note: str, has_titles: bool, margin: float = _EDGE
 ) -> ImageGrid:
-    """Create an empty grid for images with height / width = `aspect`, and a note below it."""
+    """Create an empty grid for images with height / width = `aspect`, with a note below it.
+
+    `margin` is the space for row names to the left of the grid, in inches; `has_titles` says
+    whether to leave space for a title above each image.
+    """
     tile = min(max(_FIGURE_WIDTH / columns - _GAP, _MIN_TILE), _MAX_TILE)
     title_height = _TITLE_HEIGHT if has_titles else 0.0
     width = margin + columns * (tile + _GAP)
@@ -85,7 +96,8 @@ def make_image_grid(
 def to_rgb(name: str, images: Any, bounds: tuple[float, float] | None) -> np.ndarray:
     """Check images (batch, height, width, 1 or 3), and return them as RGB images in [0, 1].
 
-    Black and white are the bounds or, if None, the smallest and largest value of each image.
+    `bounds` are the values (low, high) that become black and white; if None, these are the
+    smallest and the largest value of each image.
     """
     _validation.floating(name, images, rank=4)
     _validation.batch(**{name: images})

@@ -1,7 +1,7 @@
 """Figures of images, and of adversarial examples beside their originals.
 
-A note below each figure says which values are black and white: a range chosen from the data would
-make the same values look different.
+A note below each figure says which pixel values are black and white. These are not chosen from the
+data by default, because the same value would then look different in different images.
 """
 
 import math
@@ -139,7 +139,10 @@ def draw_adversarial(
 
 
 def _choose_columns(count: int) -> int:
-    """Return the columns of a grid of `count` images about twice as wide as high, well filled."""
+    """Return how many columns make a grid of `count` images about twice as wide as high.
+
+    Among these numbers, one that leaves few places in the last row empty is preferred.
+    """
     ideal = (2 * count) ** 0.5
     return min(
         range(math.ceil(ideal / 1.5), math.floor(ideal * 1.5) + 1),

@@ -49,8 +49,8 @@ def draw_traces(
         ylabel: label of the shared y-axis.
         scales: scales of the x-axis and the y-axis, "linear" or "log", which needs values above
             0; default both "log".
-        groups: names of curves that share a colour and differ in their dashes, by group; default a
-            colour for each curve.
+        groups: lists of names of curves, by name of the group. The curves of a group have the same
+            colour and different dashes. Default: a colour for each curve.
 
     Raises:
         TypeError: an element of panels is not a `Panel`; a curve is not a pair of float arrays.
@@ -93,7 +93,10 @@ def draw_traces(
 def _curve_styles(
     names: list[str], groups: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, Any]]:
-    """Return the style of each curve by name: groups differ in colour, their curves in dashes."""
+    """Return the style of each curve by name, as keyword arguments of matplotlib's `plot`.
+
+    `groups` are lists of names; the curves of a group share a colour and differ in their dashes.
+    """
     positions = {
         name: (("group", group), k)
         for group, members in groups.items()

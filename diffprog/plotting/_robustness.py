@@ -22,9 +22,9 @@ def draw_robustness(report: "Report | Mapping[str, Report]") -> Figure:
 
     A falling line shows the robust accuracy against all attacks together, with its confidence band.
     A point with an error bar shows the accuracy under one attack at its radius: a point high above
-    the line is an attack that misses what others find. The line needs a minimum-norm attack;
-    without one, a point at ε = 0 shows the clean accuracy instead. Attacks with one radius per
-    example have no point.
+    the line is an attack that misses adversarial examples which others find. The line is drawn if
+    a minimum-norm attack was run; otherwise a point at ε = 0 shows the clean accuracy. Attacks with
+    a different radius for each example have no point.
 
     Args:
         report: report of `adversarial.evaluate`, or several by name, with the same norm.
@@ -83,7 +83,10 @@ def _validate_reports(report: Any) -> dict[str, Any]:
 
 
 def _axis_end(report: Any) -> float:
-    """Return the right end of the x-axis, beyond every radius and nearly all distances."""
+    """Return the right end of the x-axis of a robustness figure, for one evaluation report.
+
+    It lies beyond the radius of every attack and nearly all distances of adversarial examples.
+    """
     distance = report.worst.distance[np.isfinite(report.worst.distance)]
     distance = distance[distance > 0]
     radii = (one.epsilon for one in report.outcomes if one.epsilon is not None)

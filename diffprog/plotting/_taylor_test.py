@@ -1,4 +1,4 @@
-"""Figure of a Taylor test: remainders over step sizes on logarithmic axes."""
+"""Figure of a Taylor test of a gradient: remainders over step sizes on logarithmic axes."""
 
 from typing import Any
 

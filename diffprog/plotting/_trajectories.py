@@ -1,4 +1,4 @@
-"""Figures of descent in two variables, of gradients as points, and of convergence rates."""
+"""Figures of optimizer trajectories in two variables, point sets and convergence rates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -89,7 +89,7 @@ def draw_clouds(
 ) -> Figure:
     """Plot sets of points in the plane, such as the gradients of single examples and of batches.
 
-    The last set is drawn on top. The fewer points a set has, the larger they are.
+    The last set is drawn on top. The fewer points a set has, the larger they are drawn.
 
     Args:
         clouds: sets of points (points, 2) by name, finite.
@@ -137,7 +137,7 @@ def draw_rates(
         x, y: grid of hyper-parameters, increasing arrays (columns,) and (rows,).
         rates: rates at the grid points, (rows, columns), by title of the panel; >= 0, finite.
         xlabel, ylabel: labels of the axes.
-        border: stability boundary (x, y), drawn as a dashed line; default none.
+        border: stability boundary, a pair of arrays (x, y), drawn as a dashed line; default none.
         marks: points (x, y) to mark, by name; default none.
 
     Raises:

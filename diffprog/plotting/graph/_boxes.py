@@ -1,4 +1,7 @@
-"""Write the labels of boxes and edges in a drawing of a graph, and lay them out in layers."""
+"""Boxes and links in the drawing of a graph: their labels, sizes and layout in layers.
+
+A link is a line between two boxes; it stands for one edge of the graph or for several.
+"""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -17,14 +20,14 @@ Link: TypeAlias = tuple[str, str, Edge | None]
 
 
 class LabeledBox(NamedTuple):
-    """Texts and sizes of a box that stands for a node or a group of nodes.
+    """Box in the drawing of a graph, for a node or a group of nodes, without its position.
 
     Attributes:
-        name: name of the node, of the last node in a group.
+        name: name of the node; of the last node in a group.
         kind: kind of the box, as in `Box`.
         label: text in the box, the operation.
         label_size: font size of the label.
-        value, adjoint: texts beside the wire.
+        value, adjoint: the node's value and adjoint as text, written beside the wire.
         size: (width, height) of the box.
         wire: length of the wire, the line from the box to where its edges begin.
     """
@@ -40,12 +43,12 @@ class LabeledBox(NamedTuple):
 
 
 class Arrangement(NamedTuple):
-    """Boxes and link labels of a drawing, with their layout.
+    """Drawing of a graph before it is rendered: boxes, labels of the links, and their layout.
 
     Attributes:
-        boxes: boxes by the key of their group.
-        labels: (text, color, kind of spline) of each link.
-        layout: positions of boxes and links.
+        boxes: boxes by key, the index of their group as a string.
+        labels: (text, color, `kind` of the `Spline`) of each link.
+        layout: positions of the boxes and links.
         downward: True if edges run down, False if they run to the right.
     """
 
@@ -56,10 +59,12 @@ class Arrangement(NamedTuple):
 
 
 def link_groups(graph: Graph, groups: Sequence[NodeGroup]) -> list[Link]:
-    """Return the links to draw between the boxes of groups.
+    """Return the links, lines between boxes, that stand for the edges between groups of nodes.
 
-    Between two groups of one node there is a link for each edge. Other pairs of groups have one
-    link for all their edges, with the edge that is marked wrong if there is one.
+    A link is (key of the source group, key of the target group, edge), where a key is the index of
+    a group as a string. Two groups of a single node each have one link for every edge between
+    them. Other pairs of groups have one link for all their edges; its edge is None or, if one is
+    marked as wrong, that edge.
     """
     home = {node.name: key for key, group in enumerate(groups) for node in group.nodes}
     links: dict[tuple[int, int, int], Edge | None] = {}
@@ -77,7 +82,11 @@ def link_groups(graph: Graph, groups: Sequence[NodeGroup]) -> list[Link]:
 def arrange(
     graph: Graph, groups: Sequence[NodeGroup], links: Sequence[Link], max_width: float
 ) -> Arrangement:
-    """Lay out the groups from left to right if that fits into `max_width`, else downward."""
+    """Lay out groups and links from left to right, or downward if that is wider than `max_width`.
+
+    Returns the boxes, the labels of the links, and their positions. Lengths are in points (1/72
+    inch).
+    """
     labels = [_edge_label(graph, edge) for _, _, edge in links]
     ends = [(a, b) for a, b, _ in links]
     for downward in (False, True):
@@ -117,7 +126,7 @@ def _labeled_box(graph: Graph, group: NodeGroup, downward: bool) -> LabeledBox:
 
 
 def _group_label(group: NodeGroup) -> str:
-    """Return the text in the box of a group: its scope or its operations, and how many nodes."""
+    """Return the text in the box of a group: its scope or operations, and its number of nodes."""
     computed = [node for node in group.nodes if node.kind not in ("argument", "constant")]
     counts = {"operation": len(computed), "argument": len(group.nodes) - len(computed)}
     numbers = [f"{n} {word}{'s' * (n > 1)}" for word, n in counts.items() if n]
@@ -132,7 +141,10 @@ def _group_label(group: NodeGroup) -> str:
 
 
 def _footprint(box: LabeledBox, downward: bool) -> Coordinates:
-    """Return the space that a box, its wire and its texts take, (along, across) the edges."""
+    """Return the size of a box with its wire and texts, (along, across) the edges.
+
+    `downward` is True if the edges run down, False if they run to the right.
+    """
     width, height = box.size
     texts = [text_extent(text, VALUE_SIZE) for text in (box.value, box.adjoint)]
     if downward:
@@ -141,7 +153,10 @@ def _footprint(box: LabeledBox, downward: bool) -> Coordinates:
 
 
 def _edge_label(graph: Graph, edge: Edge | None) -> tuple[str, str, str]:
-    """Return (text, color, kind of spline) of a link; None is a link for several edges."""
+    """Return (text, color, `kind` of the `Spline`) of a link, given the edge that it stands for.
+
+    The edge is None if the link stands for several.
+    """
     if edge is None:
         return "", _format.FAINT, "edge"
     local = _format.format_local(edge.local, graph[edge.target].value.shape)

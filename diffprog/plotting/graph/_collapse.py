@@ -1,9 +1,13 @@
-"""Collapse the nodes of a large graph into groups that are drawn as one box.
+"""Partition the nodes of a large graph into groups, each of which is drawn as one box.
 
-A group is a run of nodes that were computed one after another, so groups never depend on each other
-in a cycle. Groups follow the scopes, from the full scope to ever shorter ones; without scopes the
-taps, with a group ending at each tap; without either they have equal length. An argument that only
-one group uses belongs to that group.
+A group consists of nodes that were computed one after another, so that groups never depend on each
+other in a cycle. These partitions are tried until the number of groups is small enough:
+
+    by name scope        the full scope, then only its outer levels
+    by named values      each group ends at a value that is named with `tap`
+    by number            groups of equally many nodes
+
+An argument that only one group uses belongs to that group.
 """
 
 import functools
@@ -20,7 +24,8 @@ class NodeGroup(NamedTuple):
     """Nodes of a graph that are drawn as one box.
 
     Attributes:
-        name: scope or tap of the nodes; for a single node the name of the node.
+        name: name of the node if there is only one; else what the nodes share, their name scope or
+            argument of the traced function, or the name (`tap`) of the last node; else "".
         nodes: at least one node, in order of computation.
     """
 
@@ -29,9 +34,10 @@ class NodeGroup(NamedTuple):
 
 
 def collapse(graph: Graph, most: int) -> list[NodeGroup]:
-    """Partition the nodes of a graph into at most `most` groups, in an order of computation.
+    """Partition the nodes of a graph into at most `most` groups, in order of computation.
 
-    Arguments that several groups use form groups of one or, if these are too many, larger ones.
+    An argument or constant that several groups use forms a group of its own or, if that makes too
+    many groups, one with others of the same argument of the traced function, or with all others.
     """
     if len(graph.nodes) <= most:
         return _singletons(graph.nodes)
@@ -57,12 +63,18 @@ def _group_by(nodes: Sequence[Node], key: Callable[[Node], str]) -> list[NodeGro
 
 
 def _root_argument(node: Node) -> str:
-    """Return the argument of f that a node is part of: "params" for "params['weight']"; or ""."""
+    """Return the argument of the traced function that a node belongs to, or "" if it is none.
+
+    This is "params" for the node "params['weight']".
+    """
     return re.split(r"[\[.]", node.name)[0] if node.kind == "argument" else ""
 
 
 def _groupings(graph: Graph, most: int) -> Iterator[list[NodeGroup]]:
-    """Yield partitions of the operations of a graph into groups, from fine to coarse."""
+    """Yield partitions of the operations of a graph into lists of groups, from fine to coarse.
+
+    `most` is the maximum number of boxes in the drawing; the first partitions may exceed it.
+    """
     computed = [node for node in graph.nodes if node.kind not in ("argument", "constant")]
     if not computed:
         yield []
@@ -91,7 +103,10 @@ def _common_scope(nodes: Sequence[Node]) -> str:
 
 
 def _split_at_taps(nodes: Iterable[Node]) -> Iterator[NodeGroup]:
-    """Yield groups of consecutive nodes, each of which ends at a tap and has its name."""
+    """Yield groups of consecutive nodes, each ending at, and named after, a `tap` in the model.
+
+    Nodes after the last named one form a group called "".
+    """
     group: list[Node] = []
     for node in nodes:
         group.append(node)
@@ -103,7 +118,10 @@ def _split_at_taps(nodes: Iterable[Node]) -> Iterator[NodeGroup]:
 
 
 def _assign_leaves(graph: Graph, groups: list[NodeGroup]) -> tuple[list[Node], list[NodeGroup]]:
-    """Add each argument and constant to the group that alone uses it; return (others, groups)."""
+    """Add each argument and constant that only one group uses to that group.
+
+    Returns (leaves, groups): the arguments and constants that are left, and the extended groups.
+    """
     index_of = {node.name: index for index, group in enumerate(groups) for node in group.nodes}
     shared: list[Node] = []
     private: dict[int, list[Node]] = {}

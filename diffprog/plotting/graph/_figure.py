@@ -34,14 +34,15 @@ _LINES = {
 def draw_graph(graph: Graph, *, most: int = 60) -> Figure:
     """Draw a computation graph with its values, adjoints and local derivatives.
 
-    The value h of a node and its adjoint dJ/dh are written along the wire that leaves it, the local
-    derivative on each edge. Small arrays are written in full, large ones as shape and norm. Long
-    graphs run downward. The figure is as large as the graph needs at a readable size.
+    The value h of a node and its adjoint dJ/dh are written along the line that leaves its box, the
+    local derivative on each edge. Small arrays are written in full, large ones as shape and norm.
+    Long graphs run downward. The figure is as large as the graph needs at a readable size.
 
     Args:
         graph: made by `diffprog.graph.trace`.
-        most: maximum number of boxes, at least 2, default 60. Larger graphs are drawn in groups of
-            nodes: by scope, from tap to tap, or by runs of operations.
+        most: maximum number of boxes, at least 2, default 60. In a larger graph, a box stands for a
+            group of nodes: those of a name scope, those up to the next value that is named with
+            `tap`, or equally many consecutive ones.
 
     Raises:
         TypeError: `graph` is not a `Graph`, or `most` is not an integer.

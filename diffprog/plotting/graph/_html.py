@@ -104,7 +104,7 @@ def _svg_lines(x: float, y: float, text: str, size: float, anchor: str, color: s
 
 
 def _panel(graph: Graph, node: Node) -> dict[str, Any]:
-    """Return the details that the page shows of a selected node, as JSON data."""
+    """Return what the page shows of a selected node (value, adjoint, edges), as a JSON dict."""
     suffix = {"rule": ", with its own derivative rule", "box": ", not expanded"}.get(node.kind, "")
     return {
         "op": node.op + suffix,
@@ -137,7 +137,7 @@ def _edge_data(graph: Graph, edge: Edge) -> dict[str, Any]:
 
 
 def _array_data(array: Any) -> dict[str, Any]:
-    """Return an array as JSON data: dtype and shape, with all entries or a summary of them."""
+    """Return an array as a JSON dict: dtype and shape, with all entries or a summary of them."""
     if not isinstance(array, np.ndarray):
         count = "random key" if np.ndim(array) == 0 else f"{format_shape(array.shape)} random keys"
         return {"summary": count}

@@ -1,12 +1,12 @@
 """Layered layout of a directed acyclic graph (Sugiyama, Tagawa and Toda, 1981).
 
-1. Layers: each node is as close to its targets as they allow; every edge leads to a later layer.
-2. Bends: an edge that spans several layers crosses each of them at a bend. All edges of one source
-   share these bends, which form its trunk.
+1. Layers: every edge leads to a later layer; each node is as close to its targets as that allows.
+2. Bends: an edge that spans several layers has a point, a bend, in each layer that it crosses. All
+   edges of one source share these points, which form its trunk.
 3. Order: nodes and bends of a layer are sorted by the mean position of their neighbours in the
    layer before, then after, in alternating sweeps. The order with the fewest crossings is kept.
-4. Positions: each moves towards the mean of its neighbours as far as the order and the sizes allow,
-   an isotonic regression for each layer.
+4. Positions: each node and bend moves towards the mean of its neighbours as far as the order and
+   the sizes allow, by isotonic regression in each layer.
 """
 
 import itertools
@@ -23,13 +23,13 @@ Key: TypeAlias = Hashable
 
 
 class Layout(NamedTuple):
-    """Positions of nodes and edges, as (along, across) the direction of the edges.
+    """Positions in a layered layout, as coordinates (along, across) the direction of the edges.
 
     Attributes:
-        places: for each node, the start of its box along the edges and its middle across them.
+        places: for each node, where its box starts along the edges and its middle across them.
         trunks: for each source node, the points at which its longest edge enters and leaves each
             layer that it crosses. Its shorter edges follow the same points.
-        trunk_counts: for each edge, the number of these points of its source that it passes.
+        trunk_counts: for each edge, how many points of the trunk of its source it follows.
         extent: size of the whole layout, (along, across).
     """
 
@@ -46,10 +46,11 @@ def layered_layout(
     *,
     between: float,
 ) -> Layout:
-    """Lay out a directed acyclic graph in layers.
+    """Return a layout of a directed acyclic graph in layers.
 
     Args:
-        sizes: size (along, across) of each node by key, sources before their targets.
+        sizes: size of each node (along, across the direction of the edges) by key, in an order in
+            which sources come before their targets.
         edges: pairs of keys (source, target).
         gaps: for each edge, the space that it needs before the layer of its target.
         between: space between neighbouring nodes of one layer.
@@ -81,7 +82,7 @@ def layered_layout(
 def length(
     sizes: Mapping[Key, Coordinates], edges: Sequence[tuple[Key, Key]], gaps: Sequence[float]
 ) -> float:
-    """Return the extent of the layout along its edges, without computing the rest of it."""
+    """Return the length of a `layered_layout` along its edges, without computing the rest."""
     return max(_layer_intervals(_assign_layers(sizes, edges), sizes, edges, gaps)[1])
 
 
@@ -102,7 +103,11 @@ def _assign_layers(nodes: Mapping[Key, Any], edges: Sequence[tuple[Key, Key]]) -
 def _bends(
     layer: Mapping[Key, int], edges: Sequence[tuple[Key, Key]]
 ) -> dict[Key, list[tuple[Key, int]]]:
-    """Return the bends of each source: a key (source, layer) for each layer its edges cross."""
+    """Return the bends of each source node, as a list of keys (source, layer).
+
+    A bend is the point at which edges of a source cross a layer. `layer` is the layer of each
+    node.
+    """
     last = dict[Key, int]()
     for source, target in edges:
         last[source] = max(last.get(source, 0), layer[target])
@@ -117,7 +122,11 @@ def _neighbours(
     layer: Mapping[Key, int],
     edges: Sequence[tuple[Key, Key]],
 ) -> dict[Key, list[Key]]:
-    """Return the neighbours of each node and bend in the layers before and after."""
+    """Return for each node and bend the list of its neighbours in the layers before and after.
+
+    `bends` are the points where the edges of each source cross a layer, `layer` is the layer of
+    each node.
+    """
     trunks = ([source, *trunk] for source, trunk in bends.items())
     pairs = [pair for trunk in trunks for pair in itertools.pairwise(trunk)]
     pairs += [
@@ -131,9 +140,11 @@ def _neighbours(
 
 
 def _order(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> list[list[Key]]:
-    """Sort the nodes of each layer by the mean position of their neighbours, in several sweeps.
+    """Reorder the nodes and bends in each layer so that few edges cross, and return the layers.
 
-    The order with the fewest crossings is returned.
+    In several sweeps they are sorted by the mean position of their neighbours. The order with the
+    fewest crossings is returned. A bend is a point where edges cross a layer; `rows` are the keys
+    of the nodes and bends in each layer.
     """
     best, fewest = rows, _crossings(rows, neighbours)
     for sweep in range(_SWEEPS):
@@ -161,7 +172,11 @@ def _sort_by_barycentre(
 
 
 def _crossings(rows: list[list[Key]], neighbours: dict[Key, list[Key]]) -> int:
-    """Count the pairs of edges between successive layers that cross each other."""
+    """Count the pairs of edges between successive layers that cross each other.
+
+    `rows` are the keys of the nodes and bends (points where edges cross a layer) in each layer, in
+    order; `neighbours` are the keys of the neighbours of each.
+    """
     total = 0
     for row, after in itertools.pairwise(rows):
         place = {key: k for k, key in enumerate(after)}
@@ -178,7 +193,16 @@ def _positions(
     breadth: dict[Key, float],
     between: float,
 ) -> dict[Key, float]:
-    """Return the position of each node and bend across the direction of the edges, from 0 on."""
+    """Return the coordinate of each node and bend across the direction of the edges, from 0 on.
+
+    A bend is a point where edges cross a layer.
+
+    Args:
+        rows: keys of the nodes and bends in each layer, in order.
+        neighbours: for each key, its neighbours in the layers before and after.
+        breadth: size of each node across the direction of the edges, 0 for bends.
+        between: space between neighbouring nodes of one layer.
+    """
     across: dict[Key, float] = {}
     distances = [
         [0.0, *((breadth[a] + breadth[b]) / 2 + between for a, b in itertools.pairwise(row))]
@@ -200,9 +224,10 @@ def _positions(
 
 
 def _separate(targets: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the positions nearest to `targets` whose differences are at least those of `offsets`.
+    """Return the positions p nearest to `targets` that are as far apart as `offsets`, or more.
 
-    Weighted isotonic regression of targets - offsets by the pool-adjacent-violators algorithm.
+    They minimize Σ weights (p - targets)² under p[i+1] - p[i] >= offsets[i+1] - offsets[i]. This
+    is isotonic regression of targets - offsets, by the pool-adjacent-violators algorithm.
     """
     pools: list[list[float]] = []
     for value, weight in zip(targets - offsets, weights, strict=True):
@@ -222,7 +247,10 @@ def _layer_intervals(
     edges: Sequence[tuple[Key, Key]],
     gaps: Sequence[float],
 ) -> tuple[list[float], list[float]]:
-    """Return the starts and the ends of all layers along the direction of the edges."""
+    """Return two lists: where each layer starts and ends, along the direction of the edges.
+
+    `layer` is the layer of each node, `gaps` the space that each edge needs before its target.
+    """
     count = max(layer.values()) + 1
     room, longest = [0.0] * count, [0.0] * count
     for (_, target), gap in zip(edges, gaps, strict=True):

@@ -1,4 +1,4 @@
-"""Primitives of a drawing: boxes, splines, text, and a grid to avoid overlap.
+"""Primitives of a graph drawing: boxes, splines, texts, and a grid to avoid overlap.
 
 All lengths are in points (1/72 inch), measured from the upper left corner.
 """
@@ -23,7 +23,7 @@ BoundingBox: TypeAlias = tuple[float, float, float, float]
 
 
 class Text(NamedTuple):
-    """Text of a drawing, in one or more lines.
+    """Text in the drawing of a graph, of one or more lines.
 
     Attributes:
         x, y: position of the anchor, a point of the text.
@@ -46,14 +46,14 @@ class Text(NamedTuple):
 
     @property
     def bounding_box(self) -> BoundingBox:
-        """Rectangle covered by the text."""
+        """Rectangle covered by the text: left, top, right, bottom."""
         width, height = text_extent(self.text, self.size)
         left, top = self.x - self.right * width, self.y - self.down * height
         return left, top, left + width, top + height
 
 
 class Box(NamedTuple):
-    """Box of a drawing, for a node or a group of nodes.
+    """Box in the drawing of a graph, for a node or a group of nodes, with its position.
 
     Attributes:
         name: name of the node, of the last node in a group.
@@ -75,24 +75,24 @@ class Box(NamedTuple):
 
     @property
     def bounding_box(self) -> BoundingBox:
-        """Rectangle covered by the box."""
+        """Rectangle covered by the box: left, top, right, bottom."""
         return self.x, self.y, self.x + self.width, self.y + self.height
 
     @property
     def corner_radius(self) -> float:
-        """Radius of the rounded corners."""
+        """Radius of the rounded corners of the box."""
         if self.text in SYMBOLS:
             return self.height / 2
         return {"box": 2.0, "rule": 2.0, "group": 5.0}.get(self.kind, self.height / 2.2)
 
 
 class Spline(NamedTuple):
-    """Cubic Bézier spline of a drawing.
+    """Line in the drawing of a graph: a cubic Bézier spline.
 
     Attributes:
         points: the start, then two control points and an end for each segment.
         kind: "wire" (the start that all edges of a box share), "edge", "none" (an edge without
-            derivative), "cut" or "wrong".
+            derivative), "cut" (of `stop_gradient`) or "wrong" (marked by a gradient check).
         name: name of the node that it leaves.
     """
 
@@ -112,18 +112,24 @@ class Scene(NamedTuple):
 
 
 class OccupancyGrid:
-    """Rectangles that are already occupied, indexed by grid cell for fast overlap queries."""
+    """Occupied rectangles of a drawing, to place labels where they overlap least with others.
+
+    The rectangles are indexed by grid cell, which makes overlap queries fast.
+    """
 
     def __init__(self) -> None:
         self.cells: dict[tuple[int, int], set[BoundingBox]] = defaultdict(set)
 
     def add(self, rectangle: BoundingBox) -> None:
-        """Mark a rectangle as occupied."""
+        """Add a rectangle (left, top, right, bottom) to the occupied ones."""
         for cell in _cells(rectangle):
             self.cells[cell].add(rectangle)
 
     def overlap(self, rectangle: BoundingBox) -> float:
-        """Return the total area that a rectangle shares with the occupied ones."""
+        """Return the total area that a rectangle shares with the occupied ones.
+
+        The rectangle is (left, top, right, bottom).
+        """
         neighbours = set().union(*(self.cells[cell] for cell in _cells(rectangle)))
         return sum(_intersection_area(rectangle, other) for other in neighbours)
 
@@ -138,7 +144,10 @@ def _intersection_area(a: BoundingBox, b: BoundingBox) -> float:
 
 
 def text_extent(text: str, size: float) -> Coordinates:
-    """Estimate (width, height) of a text from its number of characters and lines."""
+    """Estimate (width, height) of a text from its number of characters and lines.
+
+    `size` is the font size.
+    """
     if not text:
         return 0.0, 0.0
     lines = text.split("\n")
@@ -146,7 +155,10 @@ def text_extent(text: str, size: float) -> Coordinates:
 
 
 def legend(splines: list[Spline], boxes: list[Box], labels: list[Text], y: float) -> list[Text]:
-    """Return the legend of a drawing, a row at height `y`, for the colors and signs it uses."""
+    """Return the legend of a drawing: texts in a row at height `y` that explain colors and signs.
+
+    Signs that do not occur in the drawing are left out.
+    """
     entries = [
         ("value", VALUE, True),
         ("adjoint dJ/d·", ADJOINT, True),

@@ -1,8 +1,8 @@
 """Build the drawing of a computation graph that the figure and the HTML page share.
 
-A wire leaves the box of each node, with the node's value on one side and its adjoint on the other,
-as in lecture 003. Each branch of the wire carries the local derivative of the operation that it
-enters, as in the influence diagrams of lecture 004. Short graphs run to the right, long ones down.
+A line, the wire, leaves the box of each node, with the value of the node on one side and its
+adjoint on the other. It branches into the edges of the node; each shows the local derivative of the
+operation that it enters. Short graphs run to the right, long ones down. Source: lectures 003, 004.
 """
 
 import itertools
@@ -41,7 +41,10 @@ def build_scene(graph: Graph, most: int, *, max_width: float = _MAX_WIDTH) -> _p
 
 
 class _SceneBuilder:
-    """Builder of a drawing, from boxes and links in layout coordinates (along, across)."""
+    """Collects the boxes, splines and texts of a drawing.
+
+    Positions (along, across the edges) in the layout are converted to (x, y) in the drawing.
+    """
 
     def __init__(self, arrangement: Arrangement) -> None:
         self.arrangement, self.downward = arrangement, arrangement.downward
@@ -54,7 +57,10 @@ class _SceneBuilder:
         return MARGIN + x, MARGIN + y
 
     def add_box(self, box: LabeledBox, place: Coordinates) -> None:
-        """Add a box, the wire that leaves it, and the value and adjoint beside the wire."""
+        """Add a box, the line that leaves it, and its value and adjoint beside the line.
+
+        `place` is the position of the box (along, across the edges) in the layout.
+        """
         along, across = place
         width, height = box.size
         x, y = self._xy(along, across)
@@ -75,7 +81,7 @@ class _SceneBuilder:
         self.texts += [value, adjoint]
 
     def add_edges(self, links: Sequence[Link]) -> None:
-        """Add a spline and a label for each link; a label is placed where it overlaps least."""
+        """Draw the links, lines between boxes, each with a label where it overlaps least."""
         boxes, labels, layout, downward = self.arrangement
         entries = _entry_points(self.arrangement, links)
         occupied = OccupancyGrid()
@@ -114,7 +120,7 @@ class _SceneBuilder:
         occupied.add(label.bounding_box)
 
     def build(self) -> _primitives.Scene:
-        """Return the scene with a legend below the graph."""
+        """Return the finished drawing, with a legend below the graph."""
         width, height = self._xy(*self.arrangement.layout.extent)
         texts = self.texts + _primitives.legend(self.splines, self.boxes, self.texts, height + 16)
         right = max([width, *(text.bounding_box[2] for text in texts)]) + MARGIN
@@ -122,9 +128,10 @@ class _SceneBuilder:
 
 
 def _entry_points(arrangement: Arrangement, links: Sequence[Link]) -> list[float]:
-    """Return the position across the edges at which each link enters the box of its target.
+    """Return the position across the edges where each link enters the box of its target.
 
-    The links of a target enter side by side, in the order of the positions that they come from.
+    A link is a line between two boxes. The links of a target enter side by side, in the order
+    of the positions that they come from.
     """
     boxes, _, layout, downward = arrangement
     arriving = defaultdict(list)
