@@ -1,4 +1,4 @@
-"""Layers and networks with hand-written backward passes.
+"""Layers, losses and networks with hand-written backward passes.
 
 To add a layer, write a function that returns a `Layer`, export it here, and add a row to `LAYERS`
 in tests/backprop/test_layers.py.

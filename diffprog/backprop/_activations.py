@@ -1,7 +1,8 @@
-"""Activations: the elementwise ones of lecture 001, maxout, softmax and log-softmax.
+"""Activation layers: sigmoid, tanh, relu, leaky relu, elu, maxout, softmax and log-softmax.
 
-An elementwise y = f(z) has the diagonal Jacobian f'(z), so dz = dy f'(z). Each rule keeps the
-residual from which f' is cheapest: y for sigmoid, tanh, softmax and log-softmax, z for the others.
+An elementwise y = f(z) has the diagonal Jacobian f'(z), so dz = dy f'(z), where dz = dJ/dz and
+dy = dJ/dy. Each layer keeps the residual from which f' is cheapest: y for sigmoid, tanh, softmax
+and log-softmax, z for relu, leaky relu and elu.
 
 At a kink the derivative is that of `jax.nn`: 0 for relu at 0, 1 for leaky relu and elu at 0.
 """
@@ -26,7 +27,10 @@ def _activation(
     forward: Callable[[Values], tuple[Values, Values]],
     backward: Callable[[Values, Values], Values],
 ) -> Layer:
-    """Build a layer from z -> (y, residual) and (residual, dy) -> dz; z must be a float array."""
+    """Build an activation layer, which has no parameters and checks that z is a float array.
+
+    `forward` is z -> (y, residual) and `backward` is (residual, dy) -> dz.
+    """
 
     def checked_forward(z: Values) -> tuple[Values, Values]:
         _validation.floating("z", z)
@@ -36,7 +40,7 @@ def _activation(
 
 
 def _with_output_as_residual(f: Callable[[Values], Values]) -> Callable[..., tuple[Values, Values]]:
-    """Turn y = f(z) into a forward pass z -> (y, residual) whose residual is y."""
+    """Convert y = f(z) to a forward pass z -> (y, y): the output is its residual too."""
 
     def forward(z: Values) -> tuple[Values, Values]:
         y = f(z)
@@ -46,7 +50,7 @@ def _with_output_as_residual(f: Callable[[Values], Values]) -> Callable[..., tup
 
 
 def sigmoid() -> Layer:
-    """Sigmoid activation.
+    """Sigmoid activation layer.
 
         y = 1 / (1 + e^-z)
         dz = dy y (1 - y)
@@ -61,7 +65,7 @@ def sigmoid() -> Layer:
 
 
 def tanh() -> Layer:
-    """Hyperbolic tangent activation.
+    """Hyperbolic tangent activation layer.
 
         y = tanh z
         dz = dy (1 - y²)
@@ -75,7 +79,7 @@ def tanh() -> Layer:
 
 
 def relu(*, at_zero: float = 0.0) -> Layer:
-    """Rectified linear activation.
+    """Rectified linear activation layer (ReLU).
 
         y = max(z, 0)
         dz = dy where z > 0, at_zero dy where z = 0, else 0
@@ -102,7 +106,7 @@ def relu(*, at_zero: float = 0.0) -> Layer:
 
 
 def leaky_relu(slope: float = 0.1) -> Layer:
-    """Leaky rectified linear activation.
+    """Leaky rectified linear activation layer.
 
         y = max(slope z, z)
         dz = dy where z >= 0, else slope dy
@@ -127,7 +131,7 @@ def leaky_relu(slope: float = 0.1) -> Layer:
 
 
 def elu(alpha: float = 1.0) -> Layer:
-    """Exponential linear activation.
+    """Exponential linear activation layer (ELU).
 
         y = z where z >= 0, else α (e^z - 1)
         dz = dy where z >= 0, else dy α e^z
@@ -156,7 +160,7 @@ def elu(alpha: float = 1.0) -> Layer:
 
 
 def softmax() -> Layer:
-    """Softmax over the last axis.
+    """Layer of the softmax over the last axis.
 
         y_i = e^{z_i} / Σ_j e^{z_j}
         dz = y (dy - Σ_i dy_i y_i)
@@ -178,7 +182,7 @@ def softmax() -> Layer:
 
 
 def log_softmax() -> Layer:
-    """Logarithm of softmax over the last axis.
+    """Layer of the logarithm of the softmax over the last axis.
 
         y_i = z_i - log Σ_j e^{z_j}
         dz_j = dy_j - e^{y_j} Σ_i dy_i
@@ -198,12 +202,15 @@ def log_softmax() -> Layer:
 
 
 def softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
-    """Jacobian of softmax in numerator layout; symmetric, and its rows sum to 0.
+    """Return the Jacobian of softmax, computed from its output; it is symmetric, rows sum to 0.
 
         J_ij = ∂y_i / ∂z_j = y_i (δ_ij - y_j),    y = softmax(z)
 
     Args:
-        y: probabilities, the output of `softmax`.
+        y: probabilities (..., classes), the output of `softmax`.
+
+    Returns:
+        J (..., classes, classes), in numerator layout.
 
     Raises:
         TypeError: y is not a float array.
@@ -218,12 +225,16 @@ def softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
 
 
 def log_softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
-    """Jacobian of log-softmax in numerator layout; its rows sum to 0.
+    """Return the Jacobian of log-softmax, computed from the probabilities; its rows sum to 0.
 
         J_ij = ∂ log y_i / ∂z_j = δ_ij - y_j,    y = softmax(z)
 
     Args:
-        y: probabilities, the output of `softmax` (the exponential of the output of `log_softmax`).
+        y: probabilities (..., classes), the output of `softmax`, or the exponential of that of
+            `log_softmax`.
+
+    Returns:
+        J (..., classes, classes), in numerator layout.
 
     Raises:
         TypeError: y is not a float array.
@@ -239,12 +250,12 @@ def log_softmax_jacobian(y: Float[Array, "*batch n"]) -> Float[Array, "*batch n 
 def maxout(
     inputs: int, outputs: int, *, pieces: int = 2, initializer: Initializer | None = None
 ) -> Layer:
-    """Maxout: the maximum of several affine functions per unit.
+    """Maxout layer: each unit is the maximum of several affine functions, its pieces.
 
         y_i = max_p (w_pi x + b_pi)
 
-    The cotangent goes to the largest piece; ties share it equally. Lecture 001 has
-    max(w_1 x + b_1, w_2 x + b_2).
+    In the backward pass dy_i goes to the largest piece; ties share it equally. Lecture 001 has two
+    pieces, max(w_1 x + b_1, w_2 x + b_2).
 
     Params: those of `affine(inputs, outputs * pieces)`; row i * pieces + p is piece p of unit i.
 
@@ -254,7 +265,7 @@ def maxout(
     Args:
         inputs: length of x.
         outputs: number of units.
-        pieces: number of affine functions per unit, at least 2.
+        pieces: number of pieces per unit, at least 2.
         initializer: initializer of the weights, as for `affine`.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Affine layer z = W x + b of lectures 000 and 004, for a batch of rows x."""
+"""Affine (fully connected) layers z = W x + b, where each row of a batch is an input x.
+
+The bias b is a parameter of its own (`affine`) or a column of W (`extended_affine`).
+"""
 
 from typing import Any
 
@@ -23,8 +26,8 @@ def affine(
         z_i = Σ_j W_ij x_j + b_i
         dx = dz W,    dW = dzᵀ x,    db = Σ_batch dz
 
-    Params: `{"weight": (outputs, inputs), "bias": (outputs,)}`. dW has the shape of W; the
-    lectures' numerator layout has its transpose x dz.
+    Params: `{"weight": (outputs, inputs), "bias": (outputs,)}`. dW has the shape of W; in the
+    lectures' numerator layout it is transposed.
 
     Shapes: x and the residual x (batch, inputs), z (batch, outputs).
 
@@ -69,7 +72,7 @@ def affine(
 
 
 def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | None = None) -> Layer:
-    """Affine layer in extended notation: the bias is the weight of a constant input y_0 = 1.
+    """Affine layer whose bias is column 0 of the weight, the weight of a constant input 1.
 
         z_i = Σ_{j >= 0} w_ij y_j,    y = (1, x)
         dw = dzᵀ y,    dx = dz w without column 0
@@ -87,7 +90,7 @@ def extended_affine(inputs: int, outputs: int, *, initializer: Initializer | Non
     Raises:
         TypeError, ValueError: as for `affine`.
 
-    Source: lecture 004, extended notation.
+    Source: lecture 004, which calls this extended notation.
 
     >>> params = {"weight": jnp.array([[5.0, 1.0, -1.0]])}
     >>> extended_affine(2, 1).forward(params, jnp.array([[3.0, 2.0]]))[0]

@@ -1,7 +1,7 @@
 """Layers of a transformer: embedding, attention and the residual connection.
 
-Attention is made of products with a softmax between them (lecture 004's special cases 1 and 2). In
-the backward pass of a product each factor gets the cotangent times the other factor.
+Attention consists of matrix products and a softmax. In the backward pass of a product, the gradient
+of each factor is the cotangent times the other factor.
 """
 
 import math
@@ -22,7 +22,7 @@ Sequences = Float[Array, "batch length width"]
 
 
 def embedding(count: int, width: int, *, initializer: Initializer | None = None) -> Layer:
-    """Embedding: a row of a matrix for each integer id.
+    """Embedding layer: replace each integer id by a row of a weight matrix.
 
         y = W[ids]
         dW_r = Σ dy over all positions with id r
@@ -69,17 +69,19 @@ def embedding(count: int, width: int, *, initializer: Initializer | None = None)
 
 
 def attention(width: int, *, causal: bool = False, initializer: Initializer | None = None) -> Layer:
-    """Scaled dot-product self-attention with one head.
+    """Layer of scaled dot-product self-attention with one head.
 
         q = x W_qᵀ,    k = x W_kᵀ,    v = x W_vᵀ
-        a = softmax(q kᵀ / √width),    h = a v,    y = h W_oᵀ
+        s = q kᵀ,    a = softmax(s / √width),    h = a v,    y = h W_oᵀ
 
-    backward, with ds = a (da - Σ_j da_j a_j) / √width, each dW_i = dzᵀ x as in `affine`, and
+    The backward pass, with gradients of the matrices as in `affine` (dW_q = dqᵀ x, dW_o = dyᵀ h):
 
-        dh = dy W_o,    da = dh vᵀ,    dv = aᵀ dh,    dq = ds k,    dk = dsᵀ q
+        dh = dy W_o,    da = dh vᵀ,    dv = aᵀ dh
+        ds = a (da - Σ_j da_j a_j) / √width,    dq = ds k,    dk = dsᵀ q
         dx = dq W_q + dk W_k + dv W_v
 
-    Params: `{"query", "key", "value", "output"}`, each (width, width); there are no biases.
+    Params: a dict of W_q, W_k, W_v, W_o under "query", "key", "value", "output", each
+    (width, width); there are no biases.
 
     Shapes: x, y (batch, length, width); residuals (x, q, k, v, a, h), of the shape of x but for the
     attention weights a (batch, length, length).
@@ -143,12 +145,12 @@ def attention(width: int, *, causal: bool = False, initializer: Initializer | No
 
 
 def _weight_gradient(dz: Sequences, x: Sequences) -> Float[Array, "outputs inputs"]:
-    """Compute dW = dzᵀ x, summed over all positions of all sequences."""
+    """Return dW = dzᵀ x, the gradient of the matrix in z = x Wᵀ, summed over all positions."""
     return jnp.einsum("bli,blj->ij", dz, x)
 
 
 def residual(layer: Layer) -> Layer:
-    """Residual connection around a layer f.
+    """Return a layer f with a residual connection around it.
 
         y = x + f(x)
         dx = dy + dy ∂f/∂x

@@ -1,8 +1,8 @@
 """Convolution and pooling of images (batch, height, width, channels), fast on CPU and GPU.
 
-XLA rewrites the gradient of a convolution to the layout of its fast CPU kernel only at the top
-level of a program. In the body of a loop that gradient runs 10 to 100 times slower. So both
-gradients are written as ordinary convolutions:
+XLA on the CPU uses its fast kernel for the gradient of a convolution only at the top level of a
+compiled function; in the body of a loop the gradient runs 10 to 100 times slower. So both gradients
+are written as ordinary convolutions, which are always fast:
 
     dx = conv(dy dilated by the stride, W flipped with channels exchanged)
     dW = conv(x with examples as channels, dy dilated by the stride as the kernel)
@@ -36,7 +36,7 @@ def convolution(
     padding: Literal["SAME", "VALID"] = "SAME",
     initializer: Initializer | None = None,
 ) -> Layer:
-    """Convolution of images (cross-correlation, as the field calls it).
+    """Convolution layer for images (strictly, a cross-correlation: the kernel is not flipped).
 
         z[p, q, o] = Σ_{i, j, c} W[i, j, c, o] x[s p + i, s q + j, c] + b[o]
         dW[i, j, c, o] = Σ_{p, q} dz[p, q, o] x[s p + i, s q + j, c]
@@ -50,9 +50,10 @@ def convolution(
     Args:
         inputs: channels of x.
         outputs: channels of z.
-        window: side of the kernel.
+        window: side of the square kernel.
         stride: s, in both directions.
-        padding: "SAME" pads with zeros to ceil(side / s) rows and columns, "VALID" does not pad.
+        padding: "SAME" pads x with zeros so that z has ceil(side / s) rows and columns, "VALID"
+            does not pad.
         initializer: initializer of W, called with its shape; LeCun normal by default. b starts
             at 0.
 
@@ -99,8 +100,9 @@ class Geometry(NamedTuple):
     Attributes:
         strides: steps of the window.
         pads: numbers of zeros before and after the image; negative ones crop it.
-        dilation: distance of two pixels of the image, with zeros in between; 1 for none.
-        kernel_dilation: distance of two entries of the kernel, likewise.
+        dilation: distance at which neighbouring pixels of the image are placed, with zeros in
+            between; 1 for no dilation.
+        kernel_dilation: the same for neighbouring entries of the kernel.
         precision: precision of the products, as `lax.conv_general_dilated` takes it.
     """
 
@@ -112,7 +114,11 @@ class Geometry(NamedTuple):
 
 
 def fast_layout(rank: int) -> lax.ConvDimensionNumbers:
-    """Make the axis order of XLA's fast CPU convolution: NHWC images, HWIO kernels, any rank."""
+    """Return the axis order in which XLA's CPU convolution is fast, for arrays of a given rank.
+
+    Images are (batch, *sides, channels), kernels (*window, inputs, outputs). Returned is a
+    `lax.ConvDimensionNumbers`.
+    """
     images = (0, rank - 1, *range(1, rank - 1))
     return lax.ConvDimensionNumbers(images, (rank - 1, rank - 2, *range(rank - 2)), images)
 
@@ -122,7 +128,7 @@ def convolve(
     kernel: Float[Array, "*window inputs outputs"],
     geometry: Geometry,
 ) -> Array:
-    """Convolve in the axis order of `fast_layout`, over any number of spatial axes."""
+    """Convolve images (batch, *sides, inputs) with a kernel (*window, inputs, outputs)."""
     strides, pads, dilation, kernel_dilation, precision = geometry
     layout = fast_layout(x.ndim)
     return lax.conv_general_dilated(
@@ -131,7 +137,7 @@ def convolve(
 
 
 def input_gradient(kernel: Array, sides: tuple[int, ...], dz: Array, geometry: Geometry) -> Array:
-    """Compute dJ/dx of z = convolve(x, kernel, geometry).
+    """Return the input gradient dJ/dx of z = convolve(x, kernel, geometry).
 
     Args:
         kernel: kernel of the forward convolution.
@@ -148,7 +154,7 @@ def input_gradient(kernel: Array, sides: tuple[int, ...], dz: Array, geometry: G
 
 
 def kernel_gradient(window: tuple[int, ...], x: Array, dz: Array, geometry: Geometry) -> Array:
-    """Compute dJ/dW of z = convolve(x, W, geometry).
+    """Return the kernel gradient dJ/dW of z = convolve(x, W, geometry).
 
     Args:
         window: spatial shape of W.
@@ -170,7 +176,11 @@ def kernel_gradient(window: tuple[int, ...], x: Array, dz: Array, geometry: Geom
 def _dilated_extents(
     sides: tuple[int, ...], window: tuple[int, ...], outs: tuple[int, ...], geometry: Geometry
 ) -> list[tuple[int, int, int, int]]:
-    """Compute low padding and dilated lengths of image, kernel and output, per spatial axis."""
+    """Return for each spatial axis the padding before the image and three dilated lengths.
+
+    The lengths are those of the image, of the kernel and of the output, which is dilated by the
+    stride. `sides`, `window` and `outs` are their spatial shapes.
+    """
 
     def dilated(counts: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
         return [(count - 1) * step + 1 for count, step in zip(counts, dilation, strict=True)]
@@ -181,7 +191,10 @@ def _dilated_extents(
 
 
 def _materialize(operand: Array) -> Array:
-    """Keep XLA from folding a rearranged operand into a convolution on the CPU."""
+    """Return an array unchanged, which XLA on the CPU must then compute before it convolves it.
+
+    Without this, XLA folds the transposition of the array into the convolution, which is slow.
+    """
     # A GPU's convolution reads any layout.
     return lax.platform_dependent(
         operand, cpu=lax.optimization_barrier, default=lambda operand: operand
@@ -189,13 +202,13 @@ def _materialize(operand: Array) -> Array:
 
 
 def max_pool(window: int = 2) -> Layer:
-    """Maximum over each window x window patch.
+    """Max pooling layer: the maximum of each channel over each patch of window x window pixels.
 
         y = max x over the patch
         dx = dy at the maximum, else 0
 
-    Ties share the cotangent equally, as in `jnp.max`. Patches do not overlap; rows and columns left
-    over at the far edges are dropped.
+    If several pixels have the maximum, they share dy equally, as in `jnp.max`. Patches do not
+    overlap; rows and columns left over at the far edges are dropped.
 
     Shapes: x (batch, height, width, channels), y (batch, height // window, width // window,
     channels); residuals (x, y).
@@ -229,14 +242,15 @@ def max_pool(window: int = 2) -> Layer:
 
 
 def average_pool(window: int = 2) -> Layer:
-    """Mean over each window x window patch.
+    """Average pooling layer: the mean of each channel over each patch of window x window pixels.
 
         y = mean of x over the patch
         dx = dy / window²
 
     Patches do not overlap; rows and columns left over at the far edges are dropped.
 
-    Shapes: as for `max_pool`; the residual is an empty array of the shape of x but for the batch.
+    Shapes: x and y as for `max_pool`; the residual is an empty array (0, height, width, channels),
+    which tells the backward pass the shape of x.
 
     Args:
         window: side of a patch, at least 1.
@@ -264,7 +278,10 @@ def average_pool(window: int = 2) -> Layer:
 
 
 def _split_patches(x: Images, window: int) -> Patches:
-    """Split images into patches of window x window pixels; drop what is left over at the edges."""
+    """Split images into patches (batch, rows, window, columns, window, channels).
+
+    Rows and columns of pixels that do not fill a patch are dropped.
+    """
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
     covered = x[:, : rows * window, : columns * window]
@@ -272,7 +289,7 @@ def _split_patches(x: Images, window: int) -> Patches:
 
 
 def _join_patches(patches: Patches, shape: tuple[int, ...]) -> Images:
-    """Join patches to images of a given shape; pixels that no patch covers are 0."""
+    """Join patches, laid out as by `_split_patches`, to images of a shape; dropped pixels are 0."""
     batch, rows, window, columns, _, channels = patches.shape
     images = patches.reshape(batch, rows * window, columns * window, channels)
     margins = [(0, side - covered) for side, covered in zip(shape, images.shape, strict=True)]
@@ -280,11 +297,11 @@ def _join_patches(patches: Patches, shape: tuple[int, ...]) -> Images:
 
 
 def flatten() -> Layer:
-    """Flatten all axes but the batch, in row-major order.
+    """Layer that flattens all axes but the batch, in row-major order.
 
         y = x reshaped to (batch, n),    dx = dy reshaped to (batch, ...)
 
-    The residual is an empty array of the shape of x but for the batch.
+    The residual is an empty array (0, ...), which tells the backward pass the shape of x.
 
     >>> flatten().forward((), jnp.zeros((2, 3, 4)))[0].shape
     (2, 12)

@@ -1,4 +1,6 @@
-"""Gates: the elementary functions of computation graphs in lectures 003 and 004.
+"""Layers for the elementary operations of a computation graph: sum, product, maximum and copy.
+
+Lectures 003 and 004 call them gates:
 
     gate                        forward           backward
     add, the distributor        y = Σ_i x_i       dx_i = dy
@@ -6,8 +8,8 @@
     max, the router             y = max_i x_i     dx_i = dy where x_i is the maximum, else 0
     copy, the fan-out           y_i = x           dx = Σ_i dy_i
 
-Copy and add are each other's backward pass, so the adjoints of a value with several consumers are
-added.
+Copy and add are each other's backward pass, so the adjoints dJ/dx of a value x that is used several
+times are added.
 """
 
 import functools
@@ -29,7 +31,7 @@ Weights = dict[str, Array]
 
 
 def add() -> Layer:
-    """Sum of several inputs, the distributor.
+    """Layer that adds its inputs, n arrays of one shape; each of them gets the gradient dy.
 
         y = x_1 + ... + x_n,    dx_i = dy
 
@@ -47,7 +49,7 @@ def add() -> Layer:
 
 
 def multiply() -> Layer:
-    """Product of several inputs, the switcher: each input gets dy times the others.
+    """Layer that multiplies its inputs, n arrays of one shape, element by element.
 
         y = x_1 ... x_n,    dx_i = dy Π_{j != i} x_j
 
@@ -69,7 +71,7 @@ def multiply() -> Layer:
 
 
 def copy(count: int) -> Layer:
-    """Copies of one input, the fan-out.
+    """Layer that returns several copies of its input; the backward pass adds their cotangents.
 
         y_1 = ... = y_count = x,    dx = dy_1 + ... + dy_count
 
@@ -96,18 +98,19 @@ def copy(count: int) -> Layer:
 
 
 def max_over(subsets: Sequence[Sequence[int]]) -> Layer:
-    """Maximum over each of several subsets of the input, the router.
+    """Layer that returns the maximum over each of several subsets of the input's entries.
 
         y_j = max_{l in S_j} z_l
         dz_l = Σ_j dy_j over the subsets of which z_l is the maximum
 
-    Ties share the cotangent equally, as in `jnp.max`; lecture 004 gives it to one of the largest.
+    If several entries of a subset have the maximum, they share dy_j equally, as in `jnp.max`;
+    lecture 004 gives it to one of them.
 
     Shapes: z (batch, n), y (batch, subsets); residuals (z, y).
 
     Args:
-        subsets: S_1, S_2, ..., each a sequence of positions in z, from 0, without duplicates;
-            subsets may overlap.
+        subsets: S_1, S_2, ..., each a sequence of positions in z (from 0) without duplicates;
+            different subsets may overlap.
 
     Raises:
         TypeError: a position is not an integer; at `forward`, z is not a float array.
@@ -160,7 +163,7 @@ def _check_subsets(subsets: Any) -> list[list[int]]:
 
 
 def pairwise_product() -> Layer:
-    """Product of neighbouring pairs, the multiplicative layer of lecture 004.
+    """Layer that multiplies neighbouring entries of the input in pairs, as in lecture 004.
 
         y_i = z_{2i-1} z_{2i}
         dz_{2i-1} = dy_i z_{2i},    dz_{2i} = dy_i z_{2i-1}
@@ -184,16 +187,17 @@ def pairwise_product() -> Layer:
 
 
 def power_product(inputs: int, outputs: int, *, initializer: Initializer | None = None) -> Layer:
-    """Product of powers with trainable exponents, without division by z in the backward pass.
+    """Layer of products of powers of the inputs, with trainable exponents α.
 
         y_i = Π_l z_l^α_li
         dz_j = Σ_i dy_i α_ji z_j^(α_ji - 1) Π_{l != j} z_l^α_li
         dα_li = Σ_batch dy_i y_i ln z_l
 
     z may be 0 or negative where z^α is a finite real number: 0 to a power >= 0, a negative z to an
-    integer power. There the derivative with respect to α does not exist and is set to 0.
+    integer power. There the derivative with respect to α does not exist and is set to 0. The
+    backward pass does not divide by z.
 
-    Params: `{"alpha": (inputs, outputs)}`, indexed as in the lecture.
+    Params: `{"alpha": (inputs, outputs)}`.
 
     Shapes: z and the residual z (batch, inputs), y (batch, outputs).
 
@@ -236,7 +240,7 @@ def power_product(inputs: int, outputs: int, *, initializer: Initializer | None 
 
 
 def _product_of_others(factors: Float[Array, "batch inputs outputs"]) -> Array:
-    """Compute, for each factor, the product of all others along axis 1, without division."""
+    """For each entry, compute the product of all others along axis 1, without division."""
     one = jnp.ones_like(factors[:, :1])
     before = jnp.cumprod(jnp.concatenate([one, factors[:, :-1]], 1), 1)
     after = jnp.cumprod(jnp.concatenate([one, factors[:, :0:-1]], 1), 1)[:, ::-1]

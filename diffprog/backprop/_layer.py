@@ -1,12 +1,13 @@
-"""Layer: a function with a hand-written backward pass.
+"""`Layer`, a function with a hand-written backward pass, and its use with `jax.grad`.
 
-Lecture 000 draws a layer of a differentiable program as a box with three inputs, x_{l-1}, θ_l and
-dJ/dx_l, and three outputs,
+Lecture 000 draws layer l of a network as a box with three inputs, the value x_{l-1} of the layer
+before, the parameters θ_l and the cotangent dJ/dx_l of a loss J, and with three outputs,
 
     x_l = f_l(x_{l-1}, θ_l),    dJ/dx_{l-1} = dJ/dx_l ∂f_l/∂x_{l-1},    dJ/dθ_l = dJ/dx_l ∂f_l/∂θ_l.
 
-Here the box is a `Layer` of pure functions. `forward` passes intermediate values to `backward` as
-residuals. Cotangents are named dx, dy, dparams for dJ/dx, dJ/dy, dJ/dparams.
+Here the box is a `Layer`, a named tuple of the pure functions `init`, `forward` and `backward`.
+`forward` passes intermediate values to `backward` as residuals. dx, dy and dparams are short for
+dJ/dx, dJ/dy and dJ/dparams.
 """
 
 import functools
@@ -19,12 +20,12 @@ Params = Any  # a pytree of float arrays
 
 
 class Part(NamedTuple):
-    """A layer within a network.
+    """A layer within a network: its name, and where its inputs come from.
 
     Attributes:
-        name: name of the part in the network.
+        name: name of the layer in the network.
         layer: the layer.
-        sources: names of the parts or network inputs that the layer takes as input.
+        sources: names of the layers or network inputs whose values the layer takes as input.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A function with its hand-written backward pass. Inputs are batched on the leading axis.
+    """A function of params and x with its hand-written backward pass; inputs are batched.
 
     Attributes:
         init: `init(key) -> params`; `()` for a layer without parameters.
@@ -77,10 +78,10 @@ class Layer(NamedTuple):
 def layer_without_params(
     name: str, forward: Callable[[Any], tuple[Any, Any]], backward: Callable[[Any, Any], Any]
 ) -> Layer:
-    """Build a layer without parameters.
+    """Build a layer without parameters from its forward and its backward pass.
 
     Args:
-        name: name of the layer.
+        name: name of the layer in reports and error messages.
         forward: `forward(x) -> (y, residuals)`.
         backward: `backward(residuals, dy) -> dx`.
     """
@@ -93,7 +94,7 @@ def layer_without_params(
 
 
 def require_layer(name: str, value: Any) -> None:
-    """Raise TypeError unless the value is a `Layer`."""
+    """Raise TypeError unless `value` is a `Layer`; `name` is its name in the message."""
     if not isinstance(value, Layer):
         raise TypeError(f"{name} must be a Layer, got {type(value).__name__}")
 
@@ -101,8 +102,9 @@ def require_layer(name: str, value: Any) -> None:
 def differentiable(layer: Layer) -> Callable[[Params, Any], Any]:
     """Convert a layer to `f(params, x) -> y` whose gradient under `jax.grad` is its own `backward`.
 
-    A second derivative differentiates the hand-written rule; it is exact, because residuals are
-    functions of params and x. f has no forward mode (`jax.jvp`), but its gradient has.
+    A second derivative of f differentiates the layer's `backward`; it is exact, because residuals
+    are functions of params and x. Forward-mode differentiation (`jax.jvp`) works for the gradient
+    of f, but not for f itself.
 
     Raises:
         TypeError: layer is not a `Layer`.

@@ -1,7 +1,8 @@
-"""Results of `value_and_grads` in the notations of the lectures, for printing.
+"""Convert gradients from `value_and_grads` to the notations of the lectures, for printing.
 
-The lectures agree on the gradient but not on the notation: 001 propagates deltas of the opposite
-sign; 004 writes an overdot for the derivative of the divergence; 000 and 004 use numerator layout.
+The lectures write the same gradient in different notations: lecture 001 propagates deltas, of the
+opposite sign; 004 writes an overdot for the derivative of the loss; 000 and 004 use numerator
+layout, in which the gradient of a matrix is transposed.
 """
 
 import unicodedata
@@ -14,9 +15,12 @@ from diffprog.backprop._value_and_grads import Gradients
 
 
 def deltas(gradients: Gradients) -> dict[str, Any]:
-    """Return the deltas of lecture 001: δ = -dJ/dvalue of every network input and layer output.
+    """Return the deltas δ = -dJ/dvalue of every network input and layer output, by name.
 
-        dJ/dW = -δ x
+    Lecture 001 uses them for the gradient, dJ/dW = -δ x.
+
+    Args:
+        gradients: result of `value_and_grads`.
 
     >>> import jax.numpy as jnp
     >>> deltas(Gradients(jnp.float32(1), (), (), {}, {"net1": jnp.array([[-2.0]])}))
@@ -29,7 +33,12 @@ def deltas(gradients: Gradients) -> dict[str, Any]:
 
 
 def overdots(gradients: Gradients) -> dict[str, Any]:
-    """Return the adjoints under the names of lecture 004: ż1 is the derivative with respect to z1.
+    """Return the adjoints of a network under dotted names: ż1 is the derivative dJ/dz1.
+
+    This is the notation of lecture 004. The first letter of each name gets the dot.
+
+    Args:
+        gradients: result of `value_and_grads`, with the adjoint of every layer.
 
     >>> overdots(Gradients(1.0, (), (), {}, {"z1": 2.0, "y1": 3.0}))
     {'ż1': 2.0, 'ẏ1': 3.0}

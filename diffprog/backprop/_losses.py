@@ -1,11 +1,12 @@
-"""Losses of `diffprog.losses` as layers on (prediction, target), with the backward pass by hand.
+"""Losses as layers of a pair (prediction, target), with hand-written backward passes.
 
-For softmax or sigmoid under its matching divergence the Jacobian of the activation and the
-derivative of the logarithm cancel, and the gradient is the error y - d (source 002, question 2;
-lecture 004). So these losses take the logits z, and `forward` keeps y = softmax(z).
+The losses are those of `diffprog.losses`. Each returns one loss per example; `sum_over_examples`
+and `mean_over_examples` reduce these to a scalar.
 
-Each returns one loss per example; `sum_over_examples` and `mean_over_examples` reduce them to a
-scalar.
+For a softmax or sigmoid output y followed by cross-entropy or Kullback-Leibler divergence from a
+target d, the Jacobian of the activation and the derivative of the logarithm cancel, and the
+gradient with respect to the logits z is the error y - d (source 002, question 2; lecture 004). So
+these losses take the logits.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ Pair = tuple[Array, Array]
 
 
 def half_squared_error() -> Layer:
-    """Half the squared error per example.
+    """Loss layer: half the squared error of predictions y and targets t, per example.
 
         L = 1/2 Σ_k (y_k - t_k)²
         dy = dL (y - t),    dt = -dy
@@ -47,7 +48,7 @@ def half_squared_error() -> Layer:
 
 
 def softmax_cross_entropy() -> Layer:
-    """Cross-entropy of softmax(z) and integer labels, per example.
+    """Loss layer: cross-entropy of logits z and integer labels, per example.
 
         L = -log y_label,    y = softmax(z)
         dz = dL (y - onehot(label))
@@ -72,14 +73,14 @@ def softmax_cross_entropy() -> Layer:
 
 
 def softmax_kl() -> Layer:
-    """Kullback-Leibler divergence of softmax(z) from a one-hot or soft target d, per example.
+    """Loss layer: Kullback-Leibler divergence of softmax(z) from probabilities d, per example.
 
         L = Σ_k d_k log(d_k / y_k),    y = softmax(z),    0 log 0 := 0
         dz = dL (y Σ_k d_k - d)
         dd = dL (log(d / y) + 1); dL (-log y_k) where d_k = 0
 
-    Σ_k d_k = 1 is kept in dz, so that its derivative with respect to d is correct in every
-    direction.
+    The factor Σ_k d_k of dz is 1. It is kept so that the derivative of dz with respect to d is
+    correct.
 
     Shapes: x = (z, d), both (batch, classes), L (batch,), residuals (log y, d).
 
@@ -101,7 +102,7 @@ def softmax_kl() -> Layer:
 
 
 def sigmoid_kl() -> Layer:
-    """Kullback-Leibler divergence of the Bernoulli distribution sigmoid(z) from d, per example.
+    """Loss layer: Kullback-Leibler divergence of a probability sigmoid(z) from d, per example.
 
         L = d log(d / y) + (1 - d) log((1 - d) / (1 - y)),    y = sigmoid(z),    0 log 0 := 0
         dz = dL (y - d)
@@ -126,7 +127,7 @@ def sigmoid_kl() -> Layer:
 
 
 def sum_over_examples(loss: Layer) -> Layer:
-    """Sum of a per-example loss, the total loss of the lectures.
+    """Layer that returns the sum of a loss over all examples, a scalar.
 
         J = Σ_i L_i,    dL_i = dJ
 
@@ -147,7 +148,7 @@ def sum_over_examples(loss: Layer) -> Layer:
 
 
 def mean_over_examples(loss: Layer) -> Layer:
-    """Mean of a per-example loss, the empirical risk of lecture 004.
+    """Layer that returns the mean of a loss over all examples, a scalar (the empirical risk).
 
         J = 1/N Σ_i L_i,    dL_i = dJ / N
 
@@ -191,11 +192,11 @@ def _check_pair(x: Any) -> Pair:
 
 
 def _broadcast(dloss: PerExample, like: Array) -> Array:
-    """Append axes of length 1 to per-example values, up to the rank of `like`."""
+    """Reshape per-example values to (batch, 1, ..., 1), of the rank of `like`."""
     return dloss.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _derivative_of_d_log_d(d: Array) -> Array:
-    """Derivative log d + 1 of d log d; set to 0 at d = 0."""
+    """Return log d + 1, the derivative of d log d; 0 where d = 0."""
     # The inner `where` keeps second derivatives finite at d = 0.
     return jnp.where(d == 0, 0, jnp.log(jnp.where(d == 0, 1, d)) + 1)

@@ -1,11 +1,11 @@
-"""Networks: a chain or a directed acyclic graph of layers is again a layer.
+"""Networks: a chain or a directed acyclic graph of layers, which is again a layer.
 
-The forward pass evaluates the parts in topological order. The backward pass visits them in reverse
-order; each part turns its adjoint dJ/dy into those of its sources (lecture 000's recursion). A
-value with several consumers gets the sum of their adjoints (the copy gate of lecture 003, the
-distributed chain rule of lecture 004). All consumers of a part come before it in reverse order, so
-its adjoint is complete when it is visited: every part is visited once, whatever the number of
-paths.
+The forward pass evaluates the layers in topological order. The backward pass visits them in reverse
+order. The adjoint of a value y is the derivative dJ/dy of the loss. Each layer turns the adjoint of
+its output into those of its inputs (the recursion of lecture 000). If several layers use a value,
+its adjoint is the sum of those they return (the copy gate of lecture 003, the distributed chain
+rule of lecture 004). In reverse order they are all visited before the layer that computed the
+value, so its adjoint is complete by then: each layer is visited once, whatever the number of paths.
 """
 
 import collections
@@ -23,12 +23,12 @@ ByName = dict[str, Any]
 
 
 def chain(layers: Sequence[Layer]) -> Layer:
-    """Compose layers one after another.
+    """Compose layers one after another into a network, which is again a `Layer`.
 
         x_l = f_l(x_{l-1}, θ_l),    l = 1, 2, ...
 
-    Params: a tuple with one entry per layer. The parts are named by their layers and numbered:
-    "affine1", "relu1", "affine2".
+    Params: a tuple with one entry per layer. In the network the layers are named by their kind and
+    a number: "affine1", "relu1", "affine2".
 
     Args:
         layers: the layers, at least one; a network is a layer too.
@@ -66,9 +66,9 @@ def dag(
     output: str,
     inputs: Sequence[str] = ("x",),
 ) -> Layer:
-    """Compose layers in a directed acyclic graph.
+    """Compose layers into a network, a `Layer` whose connections form a directed acyclic graph.
 
-    A value with several consumers gets the sum of their adjoints.
+    A value may be the input of several layers; its gradient is the sum of theirs.
 
     Params: a dict with one entry per node.
 
@@ -127,7 +127,11 @@ def _make_part(name: str, node: Any) -> Part:
 
 
 def _check_graph(parts: dict[str, Part], output: str, inputs: tuple[str, ...]) -> None:
-    """Raise ValueError unless all names exist and the output depends on every node and input."""
+    """Raise ValueError if the nodes and inputs of a graph do not fit together.
+
+    All sources and the output must exist, names be unique, and the output depend on every node and
+    input.
+    """
     _validation.choice("output", output, parts)
     if not inputs or len({*inputs, *parts}) < len(inputs) + len(parts):
         raise ValueError(
@@ -153,7 +157,10 @@ def _check_graph(parts: dict[str, Part], output: str, inputs: tuple[str, ...]) -
 def _make_network(
     init: Callable[[jax.Array], Params], name: str, parts: tuple[Part, ...], inputs: tuple[str, ...]
 ) -> Layer:
-    """Build the network of parts in topological order; the last part is the output."""
+    """Build a network, which is a `Layer`, from its parts in topological order.
+
+    The output of the network is that of the last part; `inputs` are the names of the inputs.
+    """
 
     def forward(params: Params, x: Any) -> tuple[Any, ByName]:
         values, residuals = run_forward(net, params_by_name(net, params), x)
@@ -169,7 +176,11 @@ def _make_network(
 
 
 def run_forward(net: Layer, params: ByName, x: Any) -> tuple[ByName, ByName]:
-    """Run the forward pass of a network; return the values and the residuals of all parts."""
+    """Run the forward pass of a network and return all intermediate results.
+
+    Returns a dict of the values of all network inputs and layer outputs, and a dict of the
+    residuals of all layers, both by name. `params` is a dict by layer name.
+    """
     values, residuals = _inputs_by_name(net, x), {}
     for part in net.parts:
         try:
@@ -185,7 +196,12 @@ def run_forward(net: Layer, params: ByName, x: Any) -> tuple[ByName, ByName]:
 
 
 def run_backward(net: Layer, params: ByName, residuals: ByName, dy: Any) -> tuple[ByName, ByName]:
-    """Run the backward pass of a network; return the parameter gradients and the adjoints."""
+    """Run the backward pass of a network, with cotangent `dy` of its output.
+
+    Returns a dict of the parameter gradients of all layers, and a dict of the adjoints (derivatives
+    of the loss) of all network inputs and layer outputs, both by name. `params` and `residuals` are
+    dicts by layer name.
+    """
     dparams: ByName = {}
     adjoints: ByName = dict.fromkeys((*net.inputs, *(part.name for part in net.parts)))
     adjoints[net.parts[-1].name] = dy
@@ -222,12 +238,12 @@ def _inputs_by_name(net: Layer, x: Any) -> ByName:
 
 
 def select(values: ByName, names: tuple[str, ...]) -> Any:
-    """Return the value of a single name, or the tuple of the values of several names."""
+    """Return the value under a single name, or the tuple of values under several names."""
     return values[names[0]] if len(names) == 1 else tuple(values[name] for name in names)
 
 
 def params_by_name(net: Layer, params: Any) -> ByName:
-    """Convert the parameters of a network, a tuple or a dict, to a dict by part name."""
+    """Convert the parameters of a network, a tuple or a dict, to a dict by layer name."""
     names = [part.name for part in net.parts]
     if isinstance(params, Mapping) and set(params) == set(names):
         return dict(params)
@@ -241,7 +257,7 @@ def params_by_name(net: Layer, params: Any) -> ByName:
 
 
 def restore_structure(net: Layer, dparams: ByName, params: Any) -> Any:
-    """Convert gradients by part name to the structure of `params`, a dict or a tuple."""
+    """Return a dict of gradients by layer name as a tuple if `params` is one, else unchanged."""
     if isinstance(params, Mapping):
         return dparams
     return tuple(dparams[part.name] for part in net.parts)

@@ -4,11 +4,13 @@ Both norms standardize x over some axes, with its mean m and variance v over the
 
     h = (x - m) / √(v + ε),    y = scale h + shift.
 
-Mean and variance depend on every x, so the derivative has three terms. With dh = dy scale,
+Mean and variance depend on every element of x, so the derivative has three terms. With
+dh = dy scale,
 
     dx = (dh - mean(dh) - h mean(dh h)) / √(v + ε).
 
-This removes the components of dh along 1 and along h, the directions in which h cannot change.
+This removes the components of dh along the vector of ones and along h, the directions in which h
+cannot change.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,7 @@ Values = Float[Array, "batch *axes features"]
 
 
 def layer_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
-    """Layer normalization: standardize the features of each position, then scale and shift.
+    """Layer normalization: standardize the feature vector at each position, then scale and shift.
 
         h = (x - mean(x)) / √(var(x) + ε) over the features,    y = scale h + shift
         dx = (dh - mean(dh) - h mean(dh h)) / √(var(x) + ε),    dh = dy scale
@@ -55,8 +57,8 @@ def layer_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
 def batch_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
     """Batch normalization: standardize each feature over the batch, then scale and shift.
 
-    The formulas of `layer_norm` with mean and variance over all axes but the last. The statistics
-    are always those of the given batch.
+    The formulas are those of `layer_norm`, with mean and variance over all axes but the last. They
+    are always computed from the given batch: there are no running averages for evaluation.
 
     Params, shapes, Args: as for `layer_norm`.
 
@@ -84,7 +86,10 @@ def batch_norm(features: int, *, epsilon: float = 1e-5) -> Layer:
 def _norm(
     name: str, features: int, epsilon: float, axes_of: Callable[[Values], tuple[int, ...]]
 ) -> Layer:
-    """Build a layer that standardizes over the axes `axes_of(x)`, then scales and shifts."""
+    """Build a layer that standardizes x over the axes `axes_of(x)`, then scales and shifts it.
+
+    `name` is the layer's name, `features` the length of the last axis of x.
+    """
     _validation.integer("features", features, low=1)
     epsilon = _validation.number("epsilon", epsilon, above=0)
 
@@ -117,7 +122,7 @@ def _norm(
 
 
 def dropout(rate: float) -> Layer:
-    """Inverted dropout: set random elements to 0 and scale the others up, to keep the mean.
+    """Inverted dropout layer: set random elements to 0 and scale the others up, to keep the mean.
 
         y = x m / (1 - rate),    m_i = 0 with probability rate, else 1
         dx = dy m / (1 - rate)

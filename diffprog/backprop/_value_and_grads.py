@@ -1,4 +1,4 @@
-"""Loss and gradients of a network, with the value and the adjoint of every layer."""
+"""`value_and_grads`: loss and gradients of a network, with the results of every layer."""
 
 from typing import Any, NamedTuple
 
@@ -32,8 +32,9 @@ class Gradients(NamedTuple):
 def value_and_grads(net: Layer, loss: Layer, params: Params, x: Any, y: Any) -> Gradients:
     """Compute J = loss(net(params, x), y), its gradients, and values and adjoints of all layers.
 
-    It runs part by part, for inspection; under `jax.jit`, with net and loss closed over, it is as
-    fast as `jax.value_and_grad`.
+    The adjoint of a value is the derivative of J with respect to it. Layers are evaluated one after
+    another, for inspection; under `jax.jit`, with net and loss closed over, this is as fast as
+    `jax.value_and_grad`.
 
     Args:
         net: network made by `chain` or `dag`.
@@ -42,6 +43,9 @@ def value_and_grads(net: Layer, loss: Layer, params: Params, x: Any, y: Any) -> 
         params: parameters of the network, finite.
         x: input of the network, finite.
         y: target of the loss, finite.
+
+    Returns:
+        `Gradients` with the loss J, dJ/dparams, dJ/dx, and the values and adjoints by name.
 
     Raises:
         TypeError: net is not a network, or loss is not a `Layer`.

@@ -1,4 +1,9 @@
-"""Check gradients against autodiff and finite differences, by layer and element."""
+"""Check hand-written gradients against autodiff and finite differences.
+
+`check_layer` checks a layer's backward pass, `check_grad` a gradient function, and `check_net`
+every layer of a network. Each returns a `Report` that says for each array of the arguments whether
+its gradient is correct, and if not, which element is wrong and why. `slope_test` is a Taylor test.
+"""
 
 from diffprog.checks._check_layer import check_grad, check_layer
 from diffprog.checks._check_network import check_net

@@ -1,4 +1,9 @@
-"""Check the gradients of a layer or a function at two points, in float64 and in lower precision."""
+"""Check the gradient of a layer or a function: `check_layer` and `check_grad`.
+
+A gradient is compared in float64 at two points: at the arguments that the user passed (the given
+point) and at random ones (the generic point). If it is correct, its rounding error in lower
+precision is measured.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -39,7 +44,8 @@ def check_layer(layer: Layer, params: Any, x: Any, *, key: Array) -> Report:
     """Check a layer's backward pass against autodiff and finite differences of its forward pass.
 
     The gradients with respect to params and x are compared in float64, whatever the dtype of the
-    arrays, for a random cotangent of the output, at the given point and at a generic one. The
+    arrays, for a random cotangent of the output. They are compared at the given params and x, and
+    again at random values of both, where a mistake cannot be hidden by zeros or symmetry. The
     derivative of the backward pass is checked by a Hessian-vector product. The rounding error is
     measured in float32, bfloat16 and float16.
 
@@ -48,10 +54,11 @@ def check_layer(layer: Layer, params: Any, x: Any, *, key: Array) -> Report:
         params: parameters of the layer, any pytree. Float arrays are differentiated, others are
             held fixed.
         x: input of the layer, batch first, or a tuple of inputs.
-        key: PRNG key of the cotangent and the generic point.
+        key: PRNG key of the cotangent and of the random values of params and x.
 
     Returns:
-        A `Report` with one finding for each float leaf of params and x.
+        A `Report` with one `Finding` (verdict and worst element) for each float array of params
+        and x.
 
     Raises:
         TypeError: layer is not a `Layer`, or key is not a PRNG key.
@@ -81,12 +88,13 @@ def check_grad(
         grad_f: `grad_f(*args)`, the gradient under test, laid out as by `jax.grad(f, argnums)`;
             written in JAX or NumPy.
         args: arguments of f, any pytrees.
-        key: PRNG key of the generic point.
-        argnums: the argument that grad_f differentiates, or a tuple of them; then it returns a
-            tuple.
+        key: PRNG key of the random arguments at which the gradient is checked as well.
+        argnums: position of the argument with respect to which grad_f differentiates, or a tuple of
+            positions; then grad_f returns a tuple of gradients.
 
     Returns:
-        A `Report` with one finding for each float leaf of the differentiated arguments.
+        A `Report` with one `Finding` (verdict and worst element) for each float array of the
+        differentiated arguments.
 
     Raises:
         TypeError: f or grad_f is not callable, or key is not a PRNG key.
@@ -108,7 +116,10 @@ def check_grad(
 
 
 def _name_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Name the arguments by the parameters of f, or by number if f has no such signature."""
+    """Return a dict of the arguments of f by parameter name.
+
+    The keys are "args[0]", "args[1]", ... if f has no signature or has `*args`.
+    """
     try:
         names = list(inspect.signature(f).bind(*args).arguments)
     except (TypeError, ValueError):
@@ -119,7 +130,7 @@ def _name_arguments(f: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, A
 
 
 def _check(test: GradientUnderTest, key: Array) -> Report:
-    """Check the gradient under test in float64 at both points, then measure its precision."""
+    """Check a gradient at the given and at random arguments, then measure its rounding error."""
     require_variables(test.variables)
     _validation.key("key", key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -169,7 +180,10 @@ def _largest_eps(dtypes: list[str], default: float) -> float:
 def _check_leaf_at_both_points(
     given: TestPoint, generic: TestPoint | None, path: str, rng: np.random.Generator
 ) -> Finding:
-    """Check the gradient of one leaf at the given point and, if correct there, at the generic."""
+    """Check one array's gradient at the given arguments and then at random ones (`generic`).
+
+    `path` names the array. Returns one finding for both points.
+    """
     first = check_leaf(given, path, rng)
     if generic is None or not first.ok:
         return first
@@ -191,7 +205,11 @@ def _check_leaf_at_both_points(
 def _allow_narrow_gradient(
     finding: Finding, gradient_dtypes: list[str], unit_roundoff: float
 ) -> Finding:
-    """Turn "wrong" into "precision" if the rounding of the gradient's fixed dtypes explains it."""
+    """Change a verdict "wrong" to "precision" if rounding in low precision explains the error.
+
+    `gradient_dtypes` are the float dtypes below float64 in which the gradient function computes,
+    whatever the dtype of its arguments. `unit_roundoff` is that of the function.
+    """
     eps = _largest_eps(gradient_dtypes, 0.0)
     # The slack in the tolerance is for another formula in float64, not for a narrow dtype.
     tolerance = finding.tolerance * eps / unit_roundoff * ULPS / FORMULA_SLACK
@@ -205,9 +223,10 @@ def _allow_narrow_gradient(
 
 
 def _check_precision(test: GradientUnderTest, report: Report, dy: Any) -> Report:
-    """Add the measured rounding errors of a correct gradient to its report.
+    """Measure the rounding errors of a gradient that is correct, and return a report with them.
 
-    An error above its bound in the dtype that the user passed makes the verdict "precision".
+    The verdict on an array becomes "precision" if, in the dtype that the user passed, the error of
+    its gradient is above the rounding bound. `dy` is the cotangent of the output.
     """
     measurable = ("ok", "kink", "degenerate")
     paths = [finding.path for finding in report.findings if finding.verdict in measurable]

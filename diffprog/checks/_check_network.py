@@ -1,4 +1,4 @@
-"""Check the gradients of a network part by part, each at the inputs it gets in the network."""
+"""Check the gradients of a network layer by layer: `check_net`."""
 
 from typing import Any
 
@@ -15,22 +15,23 @@ from diffprog.checks._report import Report, merge_reports
 
 
 def check_net(net: Layer, params: Any, x: Any, *, key: Array) -> Report:
-    """Check every part of a network at the inputs that it gets there, then the whole network.
+    """Check the backward pass of every layer of a network, then of the network as a whole.
 
-    Each part gets its own random cotangent, so that a mistake downstream does not affect it. The
-    whole network is checked only if all parts are correct; a mistake there is in how it combines
+    A forward pass computes the input of each layer; there `check_layer` checks it with its own
+    random cotangent, so that a mistake in one layer does not affect the results of others. The
+    whole network is checked only if all layers are correct; a mistake there is in how it combines
     them.
 
     Args:
-        net: network made by `chain` or `dag`; its parts may be networks again. Other layers are
-            checked by `check_layer`.
+        net: network made by `chain` or `dag`; its layers may be networks, which are checked layer
+            by layer too. Any other layer is checked by `check_layer`.
         params: parameters of the network, as for `check_layer`.
         x: input of the network, as for `check_layer`.
-        key: PRNG key of the cotangents and the generic points.
+        key: PRNG key of the cotangents and of the random values, as for `check_layer`.
 
     Returns:
-        A `Report` with one finding for each float leaf of each part; `Finding.layer` names the
-        part.
+        A `Report` with one `Finding` (verdict and worst element) for each float array among the
+        parameters and inputs of each layer; `Finding.layer` names the layer.
 
     Raises:
         TypeError, ValueError: as for `check_layer`; also if layers do not fit together.
@@ -64,7 +65,7 @@ def _check_part(part: Part, params: Any, x: Any, key: Array) -> Report:
 
 
 def _add_layer_name(name: str, report: Report) -> Report:
-    """Add the name of a part before the layer, path or note of every entry of its report."""
+    """Return a report on one layer with the layer's name added to every finding and note."""
     findings = tuple(
         finding._replace(layer=f"{name}/{finding.layer}" if finding.layer else name)
         for finding in report.findings

@@ -1,4 +1,8 @@
-"""Find fixed float dtypes and nondeterminism in the jaxprs of a function and its gradient."""
+"""Find low-precision dtypes and nondeterminism in the jaxprs of a function and its gradient.
+
+A function that casts to float32 inside cannot be checked to float64 accuracy, and one whose jaxpr
+differs from trace to trace is random without a PRNG key. Both are reported by the gradient checks.
+"""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +16,7 @@ from diffprog.checks._gradient_function import GradientUnderTest, Variables, Wit
 
 
 class TraceProperties(NamedTuple):
-    """Fixed dtypes and nondeterminism of a function and its gradient under test.
+    """Low-precision dtypes in a function and in its gradient function, and whether they are random.
 
     Attributes:
         function_dtypes: float dtypes below float64 in which the function computes, for float64
@@ -28,7 +32,7 @@ class TraceProperties(NamedTuple):
 
 
 def trace_properties(test: GradientUnderTest, variables: Variables) -> TraceProperties:
-    """Trace a function and its gradient under test twice each."""
+    """Return the `TraceProperties` of a function and its gradient, by tracing each twice."""
     dy = test.function.output_shapes(variables)
     function_dtypes, varies = _trace_twice(test.function, variables)
     try:
@@ -39,7 +43,7 @@ def trace_properties(test: GradientUnderTest, variables: Variables) -> TraceProp
 
 
 def _trace_twice(f: WithConstants, *args: Any) -> tuple[list[str], bool]:
-    """List the narrow dtypes in a function's trace, and check if a second trace differs."""
+    """Return the float dtypes below float64 in f's jaxpr, and whether a second trace differs."""
     # A new function object each time, because JAX caches traces by function.
     first, second = (jax.make_jaxpr(lambda f, *args: f(*args))(f, *args) for _ in range(2))
     return _narrow_dtypes(first), not _same_program(first, second)
@@ -54,7 +58,7 @@ def _same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
 
 
 def _narrow_dtypes(program: ClosedJaxpr) -> list[str]:
-    """List the float dtypes below float64 among the outputs of all equations."""
+    """List the float dtypes below float64 in which a jaxpr computes, sorted by name."""
     outputs = [
         variable.aval
         for site in find_equations(program, lambda equation: True)
@@ -67,7 +71,7 @@ def _narrow_dtypes(program: ClosedJaxpr) -> list[str]:
 
 
 def bitwise_equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Check if two gradients, dicts of arrays by path, agree bit for bit."""
+    """Check if two gradients, given as dicts of arrays, are equal without any tolerance."""
     return a.keys() == b.keys() and all(
         np.array_equal(a[path], b[path], equal_nan=True) for path in a
     )

@@ -1,13 +1,14 @@
 """Diagnosis of a wrong gradient: compare it with the gradients that common mistakes would give.
 
 Some mistakes transform the correct gradient: a sign, a factor, a transposition. Others give the
-gradient of another function: with a weight transposed, with a kernel not flipped, with one path of
-a fan-out missing. For the last, every operand h of every operation is replaced by
+gradient of another function: with a weight transposed, a kernel not flipped, or one of the paths
+missing by which a value reaches the output. To simulate a missing path, every operand h of every
+operation in the computation graph is replaced by
 
     s h + (1 - s) stop_gradient(h),
 
-which keeps its value and multiplies the cotangent that flows back along this edge of the graph by
-s. The wrong gradient is compared with the gradients for which s is 0 at one edge and 1 elsewhere.
+with a scale s of its own. This keeps the value of h and multiplies the cotangent that the operation
+passes back to it by s. The wrong gradient is compared with those where one s is 0 and all others 1.
 """
 
 import functools
@@ -39,7 +40,10 @@ _MAX_EDGES, _MAX_JACOBIAN = 200, 1024
 
 
 class _Edge(NamedTuple):
-    """An edge of a computation graph: an operand of the equation at a path, by its position."""
+    """Edge of a computation graph: the use of a value as an operand of an equation of a jaxpr.
+
+    `path` says where the equation is in the jaxpr, `position` which of its operands is meant.
+    """
 
     path: Path
     equation: JaxprEqn
@@ -59,15 +63,17 @@ def diagnose(
     want: np.ndarray,
     wrong: np.ndarray,
 ) -> str:
-    """Describe the mistake in the gradient of one leaf.
+    """Explain in words why the gradient with respect to one array is wrong, for a report.
+
+    The text names the mistake, if a common one gives this gradient, and the wrong elements.
 
     Args:
         test: the function and its gradient under test.
         variables: float64 arguments of the function by path.
-        dy: cotangent.
-        path: path of the leaf.
-        got: wrong gradient of the leaf.
-        want: correct gradient of the leaf, of the same shape.
+        dy: cotangent of the function's output.
+        path: path of the array.
+        got: its wrong gradient.
+        want: its correct gradient, of the same shape.
         wrong: mask of the elements that differ by more than rounding.
     """
     # A mistake is recognized if it explains all but a thousandth of the error.
@@ -92,7 +98,7 @@ def diagnose(
 
 
 def diagnose_shape(got: tuple[int, ...], want: tuple[int, ...]) -> str:
-    """Describe the mistake in a gradient whose shape is not that of its leaf."""
+    """Describe how the shape `got` of a gradient differs from the shape `want` of its variable."""
     description = f"has shape {list(got)}, the leaf {list(want)}"
     if sorted(got) == sorted(want):
         return f"{description}: transposed"
@@ -105,7 +111,12 @@ def diagnose_shape(got: tuple[int, ...], want: tuple[int, ...]) -> str:
 def _transformations(
     got: np.ndarray, want: np.ndarray, sizes: set[int], matches: _Matches
 ) -> Iterator[str]:
-    """Yield each sign, factor, transposition or flip that turns `want` into the wrong gradient."""
+    """Yield a description of each simple transformation of the correct gradient into the wrong one.
+
+    Tried are zero, the sign, a factor, transpositions and flips. `got` is the wrong gradient and
+    `want` the correct one. `sizes` are lengths of batch axes, which may explain a factor.
+    `matches(g)` tells if an array g equals the wrong gradient.
+    """
     if not got.any():
         yield "detached: the gradient is zero"
         return
@@ -125,7 +136,7 @@ def _transformations(
 
 
 def _explain_factor(factor: float, sizes: set[int]) -> str:
-    """Explain a wrong factor of n or 1/n, for n among the lengths of leading axes."""
+    """Explain a factor n or 1/n as a sum or mean over an axis, for n in `sizes`; "" otherwise."""
     for size in sizes - {1}:
         if math.isclose(factor * size, 1, rel_tol=1e-6):
             return f" = 1/{size}: a mean instead of a sum"
@@ -137,9 +148,11 @@ def _explain_factor(factor: float, sizes: set[int]) -> str:
 def _mistakes_in_function(
     function: WithConstants, variables: Variables, dy: Any, path: str, matches: _Matches
 ) -> Iterator[str]:
-    """Yield each change of the function after which its gradient is the wrong gradient.
+    """Yield a description of each mistake in the function that would explain a wrong gradient.
 
-    Square matrices are transposed, kernels flipped, and edges of the graph detached, one at a time.
+    One at a time, square matrices are transposed, convolution kernels flipped, and operands of
+    operations detached by `stop_gradient`. A mistake is yielded if the gradient of the changed
+    function with respect to the array at `path` is the wrong one, as `matches(gradient)` tells.
     """
     for name, leaf in variables.items():
         if name == path:
@@ -169,7 +182,10 @@ def _mistakes_in_function(
 
 
 def _describe_edge(edge: _Edge, consumers: int) -> str:
-    """Describe an edge without gradient; `consumers` edges start at the same value."""
+    """Describe the mistake that no gradient flows back along an edge of the computation graph.
+
+    `consumers` is the number of uses of the edge's value, including this one.
+    """
     target = edge.equation.primitive.name
     if len(edge.equation.invars) > 1:
         target = f"operand {edge.position} of {target}"
@@ -179,7 +195,7 @@ def _describe_edge(edge: _Edge, consumers: int) -> str:
 
 
 def _edges(program: ClosedJaxpr) -> list[_Edge]:
-    """List the edges of a computation graph: every float operand of every equation."""
+    """List the edges of a jaxpr's computation graph: every float operand of every equation."""
     return [
         _Edge(site.path, site.equation, position)
         for site in innermost_equations(program)
@@ -193,7 +209,11 @@ def _edges(program: ClosedJaxpr) -> list[_Edge]:
 def _scaled_gradient(
     function: WithConstants, variables: Variables, dy: Any, scales: Array
 ) -> Variables:
-    """Compute the gradient with the cotangent along each edge multiplied by its scale."""
+    """Compute the gradient of a function with the cotangent of each operand scaled.
+
+    `scales` has one factor for each edge, in the order of `_edges`; a factor 0 detaches the edge.
+    Returns the gradient with respect to each array of `variables`, for the output cotangent `dy`.
+    """
     trace = jax.make_jaxpr(WithConstants.__call__, return_shape=True)
     program, shape = trace(function, variables)
     scales_at: dict[Path, dict[int, Array]] = {}
@@ -213,7 +233,11 @@ def _scaled_gradient(
 def _evaluate_scaled(
     scales: dict[int, Array], equation: JaxprEqn, inputs: list[Any], side_input: None
 ) -> tuple[Sequence[Any], None]:
-    """Evaluate an equation so that the cotangent of each operand is multiplied by its scale."""
+    """Evaluate an equation so that in the backward pass the cotangents of its operands are scaled.
+
+    `scales` maps positions of operands to factors. This is a handler for `interpret`: it returns
+    the outputs of the equation, and None in place of a side output.
+    """
     inputs = list(inputs)
     for position, scale in scales.items():
         operand = inputs[position]
@@ -225,7 +249,11 @@ def _evaluate_scaled(
 def _diagonal_gradient(
     function: WithConstants, variables: Variables, dy: Any, path: str
 ) -> np.ndarray | None:
-    """Compute the gradient from the Jacobian's diagonal; None if it is large or not square."""
+    """Compute dy times the diagonal of the Jacobian of the output by the array at `path`.
+
+    This is the wrong gradient that results if the function is taken to be elementwise. Returns None
+    if output and array differ in shape or have many elements.
+    """
     outputs, leaf = jax.tree.leaves(dy), variables[path]
     if len(outputs) != 1 or outputs[0].shape != leaf.shape or outputs[0].size > _MAX_JACOBIAN:
         return None
@@ -238,7 +266,7 @@ def _diagonal_gradient(
 
 
 def _describe_elements(wrong: np.ndarray) -> str:
-    """Describe the wrong elements: their number and the indices that all of them share."""
+    """Describe the True elements of a mask: their number and the indices that all of them share."""
     count, indices = int(wrong.sum()), np.argwhere(wrong)
     description = f"{count} of {wrong.size} elements wrong"
     shared = [

@@ -1,15 +1,16 @@
-"""Directional derivatives by Ridders' method, and the gradients that are compared with them.
+"""Directional derivatives by finite differences (Ridders' method), and the gradients to compare.
 
-Three values of a gradient are compared in float64: the gradient under test, the reference gradient
-by `jax.vjp`, and finite differences of the function along a direction d. The one-sided differences
+A gradient check compares three derivatives of a function y = f(v) in float64: the gradient under
+test, the reference gradient by `jax.vjp`, and finite differences along a direction d. Outputs are
+weighted by a cotangent dy. The one-sided difference quotients
 
     r(h) = dy (f(v + h d) - f(v)) / h,        l(h) = dy (f(v) - f(v - h d)) / h
 
-are taken at steps h a factor 4 apart and extrapolated to h = 0 with Neville's table (Ridders'
+are computed for steps h a factor 4 apart and extrapolated to h = 0 with Neville's table (Ridders'
 method). The table entry with the smallest error estimate is the result; its error estimate is the
-distance to its neighbours in the table plus the rounding error it inherits. The central difference
-(r + l) / 2 has only even powers of h in its error. Where r and l differ by more than their errors,
-f has a kink at v.
+distance to its neighbours in the table plus the rounding error of the quotients it is made of. The
+central difference (r + l) / 2 has only even powers of h in its error. Where the limits of r and l
+differ by more than their errors, f has a kink at v.
 
 Source: Ridders, Accurate computation of F'(x) and F'(x)F''(x), 1982.
 """
@@ -52,23 +53,24 @@ class DirectionalDerivatives(NamedTuple):
 
     @property
     def is_kink(self) -> bool:
-        """Check if the one-sided derivatives differ by more than their errors and by over 1e-6."""
+        """Check if the right and left derivatives differ by more than their errors explain."""
         difference = abs(self.right.value - self.left.value)
         magnitude = max(abs(self.right.value), abs(self.left.value))
         return difference > 2 * (self.right.error + self.left.error) + 1e-6 * magnitude
 
     @property
     def interval(self) -> tuple[float, float]:
-        """One-sided derivatives in ascending order; between them lie the subgradients."""
+        """Left and right derivative, the smaller one first; the subgradients lie between them."""
         return min(self.right.value, self.left.value), max(self.right.value, self.left.value)
 
 
 def random_cotangent(
     test: GradientUnderTest, variables: Variables, rng: np.random.Generator
 ) -> Any:
-    """Sample a normal cotangent dy of the function's output; 1 for a scalar function.
+    """Sample a cotangent of the function's output from a standard normal distribution.
 
-    A constant cotangent would weight all outputs alike and so hide every symmetric mistake.
+    For a scalar function with a gradient function (not a layer) it is 1. A cotangent of ones for an
+    array would weight all outputs alike and so hide mistakes that permute or average them.
     """
     leaves, treedef = jax.tree.flatten(test.function.output_shapes(variables))
     if wrong := [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
@@ -92,7 +94,10 @@ def cast_cotangent(function: WithConstants, variables: Variables, dy: Any) -> An
 def value_and_gradient(
     test: GradientUnderTest, variables: Variables, dy: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Evaluate the function and the gradient under test, under jit if both are written in JAX."""
+    """Evaluate the function and its gradient under test, under jit if both are written in JAX.
+
+    Returns the pair of the output y and a dict of gradients by path, for the output cotangent `dy`.
+    """
     try:
         return _value_and_gradient(test.function, test.gradient, variables, dy)
     except NOT_TRACEABLE:
@@ -100,20 +105,24 @@ def value_and_gradient(
 
 
 def random_direction(variables: Variables, path: str, rng: np.random.Generator) -> np.ndarray:
-    """Sample a normal direction for one leaf, scaled to about the magnitude of the leaf."""
+    """Sample a normal array of the shape and about the magnitude of the variable at `path`."""
     leaf = variables[path]
     return rng.normal(size=leaf.shape) * _round_to_power_of_two(magnitude(leaf))
 
 
 def embed_direction(variables: Variables, path: str, direction: np.ndarray) -> Variables:
-    """Extend a direction of one leaf to all variables, with zeros for the others."""
+    """Extend a direction of the variable at `path` to all variables, by zeros for the others."""
     return {other: np.zeros_like(leaf) for other, leaf in variables.items()} | {path: direction}
 
 
 def coordinate_direction(
     variables: Variables, path: str, index: tuple[int, ...]
 ) -> tuple[Variables, float]:
-    """Make a direction along one element, about as long as the leaf's values; return its length."""
+    """Return a direction along one element of the variable at `path`, and its length.
+
+    The direction is zero but for this element, which is the length: a power of two of about the
+    magnitude of the variable.
+    """
     leaf = variables[path]
     length = _round_to_power_of_two(max(abs(float(leaf[index])), magnitude(leaf)))
     direction = np.zeros_like(leaf)
@@ -133,7 +142,11 @@ def directional_derivatives(
     direction: Variables,
     unit_roundoff: float,
 ) -> DirectionalDerivatives:
-    """Estimate central and one-sided directional derivatives by extrapolated differences."""
+    """Estimate derivatives of a function along a direction by Ridders' method.
+
+    `dy` is the cotangent by which the outputs are weighted and summed. `unit_roundoff` is the
+    relative error of the function's arithmetic, for the error estimates.
+    """
     differences = _one_sided_differences(function, variables, dy, direction, _STEPS)
     right, left, scale = map(np.asarray, differences)
     with np.errstate(all="ignore"):
@@ -150,8 +163,8 @@ def _extrapolate(row: np.ndarray, noise: np.ndarray, power: int) -> Estimate:
     """Extrapolate difference quotients to step 0 with Neville's table; ignore non-finite entries.
 
     Args:
-        row: differences at falling steps, with an error series in h^power.
-        noise: rounding error of each difference.
+        row: difference quotients at decreasing steps h, whose error is a power series in h^power.
+        noise: rounding error of each quotient.
         power: 1 for one-sided differences, 2 for central ones.
     """
     best = Estimate(float("nan"), float("inf"))
@@ -187,14 +200,17 @@ def _value_and_gradient(
 
 @jit_unoptimized
 def reference_gradient(function: WithConstants, variables: Variables, dy: Any) -> Variables:
-    """Compute the reference gradient dy df/dv by `jax.vjp`."""
+    """Compute dy times the Jacobian of the function by each variable, with `jax.vjp`."""
     return jax.vjp(function, variables)[1](dy)[0]
 
 
 def values_along(
     function: WithConstants, variables: Variables, direction: Variables, steps: Array
 ) -> Any:
-    """Evaluate the function at variables + step * direction for every step."""
+    """Evaluate the function at variables + step * direction for every step.
+
+    Returns the outputs stacked on a new leading axis of steps.
+    """
     return jax.lax.map(
         lambda step: function(
             {path: leaf + step * direction[path] for path, leaf in variables.items()}
@@ -207,7 +223,11 @@ def values_along(
 def _one_sided_differences(
     function: WithConstants, variables: Variables, dy: Any, direction: Variables, steps: Array
 ) -> tuple[Array, Array, Array]:
-    """Compute one-sided difference quotients at all steps, and the scale of their rounding."""
+    """Compute right and left difference quotients, and the scale of their rounding error.
+
+    The function's outputs are weighted by the cotangent `dy` and summed. Returns three arrays
+    (right, left, scale) with one entry per step. Scale times unit roundoff is the rounding error.
+    """
     all_steps = jnp.concatenate([steps, -steps, jnp.zeros(1)])
     ys = values_along(function, variables, direction, all_steps)
     count = len(steps)

@@ -1,8 +1,9 @@
-"""Gradient under test: a function y = f(v) and an alleged vector-Jacobian product dy df/dv.
+"""The common form in which gradients are checked: a function and its vector-Jacobian product.
 
-A layer's backward pass, a gradient function and a whole network all reduce to this form. The
-variables v are the float arrays among the arguments, keyed by the path that reports print, such as
-"params['weight']". Integers, PRNG keys and everything that is not an array are held fixed.
+Whatever is checked, a layer's backward pass, a network's or a gradient function, is brought to the
+form of a function y = f(v) and the function under test, which maps a cotangent dy to dy df/dv. The
+variables v are a dict of the float arrays among the arguments, keyed by the path that reports
+print, such as "params['weight']". Integers, PRNG keys and objects other than arrays are held fixed.
 """
 
 import dataclasses
@@ -28,17 +29,20 @@ jit_unoptimized = functools.partial(jax.jit, compiler_options={"xla_backend_opti
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithConstants:
-    """A function closed over constant arrays, as a pytree: f(...) = program(constants, ...)."""
+    """A function f(...) = program(constants, ...), where the constant arrays are pytree leaves.
+
+    So `jax.jit` takes the constants as arguments, and they can be cast to another dtype.
+    """
 
     program: Program
     constants: dict[str, Any]
 
     def __call__(self, *args: Any) -> Any:
-        """Evaluate the program at its constants and `args`."""
+        """Return program(constants, *args)."""
         return self.program(self.constants, *args)
 
     def output_shapes(self, *args: Any) -> Any:
-        """Trace shapes and dtypes of the output, without evaluating it."""
+        """Return shapes and dtypes of the output for these arguments, without computing it."""
         # `self` is an argument, so that without x64 JAX converts constants of 64 bits to 32.
         return jax.eval_shape(WithConstants.__call__, self, *args)
 
@@ -61,7 +65,7 @@ class GradientUnderTest(NamedTuple):
 
 
 def layer_under_test(layer: Layer, params: Any, x: Any) -> GradientUnderTest:
-    """Build a `GradientUnderTest` from a layer's backward pass."""
+    """Return the backward pass of a layer at params and x as a `GradientUnderTest`."""
     variables, constants, merge = split_arrays({"params": params, "x": x})
 
     def function(constants: dict[str, Any], variables: Variables) -> Any:
@@ -86,7 +90,10 @@ def function_under_test(
     arguments: dict[str, Any],
     argnums: int | tuple[int, ...],
 ) -> GradientUnderTest:
-    """Build a `GradientUnderTest` from a function and its gradient function."""
+    """Return a scalar function f and its gradient function as a `GradientUnderTest`.
+
+    `arguments` are those of f by name; `argnums` are the positions of the differentiated ones.
+    """
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     names = [tuple(arguments)[number] for number in numbers]
     variables, _, _ = split_arrays({name: arguments[name] for name in names})
@@ -109,9 +116,10 @@ def function_under_test(
 def split_arrays(
     trees: dict[str, Any],
 ) -> tuple[Variables, dict[str, Any], Callable[[dict[str, Any]], tuple[Any, ...]]]:
-    """Split named pytrees into float arrays and other arrays, by path.
+    """Split pytrees into a dict of their float arrays and a dict of their other arrays.
 
-    Also returns a function that rebuilds the pytrees from a dict of all these arrays.
+    `trees` maps names to pytrees; the keys of both dicts are paths such as "params['weight']". Also
+    returns a function that takes a dict of all arrays and returns the tuple of pytrees.
     """
     leaves = leaves_by_path(trees)
     arrays: dict[str, Any] = {}
@@ -134,7 +142,7 @@ def split_arrays(
 
 
 def leaves_by_path(trees: dict[str, Any]) -> dict[str, Any]:
-    """Flatten named pytrees to a dict of leaves by path; None has no leaf."""
+    """Flatten a dict of pytrees to a dict of leaves by path; None has no leaf."""
     return {
         name + jax.tree_util.keystr(path): leaf
         for name, tree in trees.items()
@@ -143,12 +151,12 @@ def leaves_by_path(trees: dict[str, Any]) -> dict[str, Any]:
 
 
 def cast(variables: Variables, dtype: Any) -> Variables:
-    """Cast every variable to one dtype."""
+    """Cast every array of a dict to one dtype."""
     return {path: np.asarray(leaf).astype(dtype) for path, leaf in variables.items()}
 
 
 def cast_constants(test: GradientUnderTest, dtype: Any) -> GradientUnderTest:
-    """Cast every float array that is not a variable: other arguments and arrays in closures."""
+    """Cast the float arrays that are held fixed: other arguments and arrays in closures."""
 
     def cast_leaf(leaf: Any) -> Any:
         return np.asarray(leaf).astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -158,7 +166,7 @@ def cast_constants(test: GradientUnderTest, dtype: Any) -> GradientUnderTest:
 
 
 def require_variables(variables: Variables) -> None:
-    """Raise ValueError unless there is a float array, and all of them are finite and not empty."""
+    """Raise ValueError if there are no variables, or one of them is empty or not finite."""
     if not variables:
         raise ValueError(
             "params and x must hold at least one float array to differentiate, got none"

@@ -1,13 +1,14 @@
-"""Kinks and jumps of a function: the operations that branch, and their distance to another branch.
+"""Find the kinks and jumps of a function: operations such as `max` or `floor` near a switch.
 
-Each operation that branches has a branch per element (which side of a `max`, which index of an
-`argmax`) and a margin, the distance of its operands to another branch:
+Gradients are not unique at a kink, and finite differences across one are wrong. A piecewise
+operation has for each output element a branch (which operand of a `max` is larger, which index of
+an `argmax`) and a margin, the distance of its operands to the switch to another branch:
 
     max, min, comparisons    |a - b|
     abs, sign                |a|         (sqrt, rsqrt, cbrt, log, pow: singular derivative at 0)
     clamp                    distance to the nearer bound
     reduce_max, argmax, ...  largest minus second largest
-    sort                     smallest difference of neighbours
+    sort                     difference of neighbours in the sorted order
     floor, ceil, round       distance to the nearest jump
 
 A direction crosses a kink if a branch differs between a small step forwards and a small step
@@ -30,7 +31,10 @@ _STEP = 2.0**-22
 
 
 class Kink(NamedTuple):
-    """An element of a branching operation's output, and its distance to another branch."""
+    """Output element of a piecewise operation (relu, max, abs, ...), and how near a kink it is.
+
+    `margin` is the distance of its operands to the kink, such as |a - b| for max(a, b).
+    """
 
     operation: str
     element: tuple[int, ...]
@@ -41,14 +45,17 @@ class Kink(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """Branch of each element of an operation, and its margin: the distance to another branch."""
+    """Which branch of a piecewise operation each output element is on, and how far from another.
+
+    For max(a, b), for example, `branch` is the sign of a - b and `margin` is |a - b|.
+    """
 
     margin: Any
     branch: Any
 
 
 def kinks_along(function: WithConstants, variables: Variables, direction: Variables) -> list[Kink]:
-    """List the kinks that a small step along a direction crosses, by increasing margin."""
+    """List the kinks of a function that a small step along a direction crosses, nearest first."""
     here, after, before = (
         find_branches(
             function, {path: leaf + step * direction[path] for path, leaf in variables.items()}
@@ -64,12 +71,18 @@ def kinks_along(function: WithConstants, variables: Variables, direction: Variab
 
 
 def find_branches(function: WithConstants, variables: Variables) -> dict[str, Branches]:
-    """Evaluate margin and branch of every branching operation, by its name and number."""
+    """Evaluate a function and return the `Branches` of each of its piecewise operations.
+
+    The keys are the operation's name and number, such as "max#0".
+    """
     return jax.device_get(_evaluate_branches(function, variables))
 
 
 def first_branch_change(before: dict[str, Branches], after: dict[str, Branches]) -> Kink | None:
-    """Find an element that is on another branch in a second evaluation; None if there is none."""
+    """Return the first element whose branch differs between two results of `find_branches`.
+
+    Returns None if no element's branch differs.
+    """
     for name, branches in before.items():
         changed = np.argwhere(branches.branch != after[name].branch)
         if len(changed):
@@ -78,7 +91,10 @@ def first_branch_change(before: dict[str, Branches], after: dict[str, Branches])
 
 
 def nearest_kink(function: WithConstants, variables: Variables) -> Kink | None:
-    """Find the element that is nearest to another branch, over all branching operations."""
+    """Return the element with the smallest margin over all piecewise operations of a function.
+
+    Returns None if the function has no piecewise operation.
+    """
     kinks = []
     for name, branches in find_branches(function, variables).items():
         margin = np.nan_to_num(branches.margin, nan=np.inf)

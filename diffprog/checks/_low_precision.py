@@ -1,8 +1,9 @@
-"""Error and rounding error bound of a gradient in float32, bfloat16 and float16.
+"""Rounding error of a gradient in float32, bfloat16 and float16, compared with a bound.
 
-The variables are rounded to the dtype. The gradient is evaluated there in that dtype and in
-float64. The root mean square of the difference is compared with the rounding spread at the eps of
-the dtype: the error that the sensitivity of the function makes unavoidable.
+The variables are rounded to the dtype. At the rounded values the gradient is computed in that dtype
+and in float64; the error is the root mean square of the difference. The bound is the error that no
+formula avoids, as the function is sensitive to rounding: the spread of gradients that are computed
+with random perturbations of relative size eps (`_rounding_error`).
 """
 
 from typing import Any
@@ -24,9 +25,16 @@ _SLACK = 4.0  # the spread is of autodiff's formula, not the rule's, and of four
 def measure_precision(
     test: GradientUnderTest, paths: list[str], dy: Any
 ) -> tuple[list[Precision], list[str]]:
-    """Measure the error of a gradient in float32, bfloat16 and float16, and compute its bound.
+    """Measure the rounding errors of a gradient in float32, bfloat16 and float16.
 
-    Returns one `Precision` per leaf and dtype, and a note on each dtype that cannot be assessed.
+    Args:
+        test: the function and its gradient under test.
+        paths: paths of the variables whose gradients are measured.
+        dy: float64 cotangent of the function's output.
+
+    Returns:
+        A list with one `Precision` (error and bound) per path and dtype, and a list with a note on
+        each dtype that cannot be assessed.
     """
     precision, notes = [], []
     for dtype in DTYPES:
@@ -38,7 +46,10 @@ def measure_precision(
 
 
 class _NotComparableError(Exception):
-    """Raised if the function fails in a dtype, or has another value there than in float64."""
+    """Raised if a gradient in low precision cannot be compared with the one in float64.
+
+    The function fails in this dtype, or has another value there than in float64.
+    """
 
 
 def _precision_in(

@@ -1,4 +1,4 @@
-"""Result of a check: one finding per leaf, printed as a table of layer, leaf and worst element.
+"""Result of a gradient check: a verdict for each checked array, printed as a table.
 
     verdict           meaning
     ok                agrees with autodiff and finite differences to rounding
@@ -12,7 +12,9 @@
     invalid-kink      f has a kink; the gradient lies outside the one-sided derivatives
     wrong             disagrees with finite differences
 
-A report is `ok` if it has only the first five.
+Here f is the checked function. The given point is the arguments that the user passed, the generic
+point random values of them. The first five verdicts mean that no error was found; a report is `ok`
+if it has no others.
 """
 
 import itertools
@@ -37,13 +39,13 @@ _COLUMNS = ("layer", "leaf", "worst index", "got", "want", "error/tolerance", "v
 
 
 class Precision(NamedTuple):
-    """Accuracy of the gradient under test in one dtype.
+    """Rounding error of the gradient with respect to one array, computed in one dtype.
 
     Attributes:
-        path: path of the leaf.
+        path: path of the array, such as "params['weight']".
         dtype: dtype of the computation.
         error: root mean square of the difference from the same gradient in float64.
-        bound: rounding error bound for this dtype.
+        bound: largest error that rounding in this dtype explains.
     """
 
     path: str
@@ -53,11 +55,11 @@ class Precision(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Result of a gradient check for one leaf of the arguments.
+    """Result of a gradient check for one array of the arguments.
 
     Attributes:
-        path: path of the leaf, such as "params['weight']".
-        verdict: one of `VERDICTS`.
+        path: path of the array, such as "params['weight']".
+        verdict: one of `VERDICTS`, such as "ok", "wrong" or "kink".
         index: index of the element with the largest error relative to its tolerance.
         got: gradient under test of this element.
         want: reference gradient of this element, by autodiff or by finite differences.
@@ -65,7 +67,8 @@ class Finding(NamedTuple):
         tolerance: largest error that rounding explains.
         hint: diagnosis of the error, or other remarks.
         layer: name of the layer within a network; empty for a single layer or a function.
-        point: "given", or "generic" for the second point of random signs and magnitudes.
+        point: "given" if the result is for the arguments that the user passed, "generic" if it is
+            for random ones.
         order: 1 for the gradient, 2 for the derivative of the hand-written backward pass.
         interval: at a kink, the one-sided derivatives in ascending order.
     """
@@ -85,18 +88,23 @@ class Finding(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Check if the verdict is one of the first five of `VERDICTS`."""
+        """Check if no error was found.
+
+        The verdict is "ok", "kink", "degenerate", "unused" or "autodiff-wrong".
+        """
         return self.verdict in _ACCEPTABLE
 
 
 class Report(NamedTuple):
-    """Result of a gradient check.
+    """Result of a gradient check. `ok` says if it passed; printing it gives a table.
 
     Attributes:
-        findings: one for each leaf, and one more for each leaf whose second derivative is wrong.
-        precision: error and bound of each leaf in float32, bfloat16 and float16.
+        findings: one for each float array of the arguments, and one more for each array whose
+            second derivative is wrong.
+        precision: rounding error of each gradient in float32, bfloat16 and float16.
         notes: further remarks, one sentence each.
-        asymmetry: |u H w - w H u| relative to its terms, for the Hessian H of a hand-written rule.
+        asymmetry: relative asymmetry of the Hessian H that the hand-written backward pass gives,
+            |u H w - w H u| for random vectors u and w over the size of its terms; 0 if not checked.
     """
 
     findings: tuple[Finding, ...]
@@ -106,7 +114,7 @@ class Report(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Check if every finding is ok."""
+        """Check if no error was found in any gradient: every finding is `ok`."""
         return all(finding.ok for finding in self.findings)
 
     def raise_if_wrong(self) -> None:
@@ -125,7 +133,7 @@ class Report(NamedTuple):
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:
-    """Merge several reports into one."""
+    """Merge several reports into one with all findings and the largest asymmetry."""
     findings, precision, notes, asymmetries = zip(*reports, strict=True)
     join = lambda parts: tuple(itertools.chain(*parts))
     return Report(join(findings), join(precision), join(notes), max(asymmetries))
@@ -157,7 +165,7 @@ def _ratio(error: float, tolerance: float) -> float:
 
 
 def _precision_lines(precision: tuple[Precision, ...]) -> list[str]:
-    """Describe, for each dtype, the leaf with the largest error relative to its bound."""
+    """Return a line of text per dtype on the array with the largest error relative to its bound."""
     lines = []
     for dtype in dict.fromkeys(entry.dtype for entry in precision):
         entries = [entry for entry in precision if entry.dtype == dtype]
@@ -169,7 +177,7 @@ def _precision_lines(precision: tuple[Precision, ...]) -> list[str]:
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Format rows as lines of aligned columns; omit a column that is empty in every row."""
+    """Format header and rows as lines of aligned text; omit columns that are empty in every row."""
     columns = [k for k in range(len(header)) if any(row[k] for row in rows)]
     lines = [[row[k] for k in columns] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

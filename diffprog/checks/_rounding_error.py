@@ -1,14 +1,15 @@
 """Rounding error bounds of a gradient, by Monte Carlo arithmetic (Parker, 1997).
 
-Arithmetic with unit roundoff eps returns each result only to a relative error of eps. So the
-program of `jax.vjp(f)` runs in float64 with every variable and every arithmetic result multiplied
-by 1 + eps xi, xi in [-1, 1]. The spread of the resulting gradients estimates the error that is
-unavoidable in a dtype of that eps. A sum of n terms is perturbed by sqrt(n) eps, its probabilistic
-error bound. Operations that only move or compare numbers are exact. xi is a hash of the number that
-it perturbs, because rounding is a function of the number too: equal values stay equal, and ties
-stay ties.
+Arithmetic with unit roundoff eps returns each result only to a relative error of eps. To simulate
+it, the function and its gradient are computed in float64 with every variable and every arithmetic
+result multiplied by 1 + eps xi, xi random in [-1, 1]. The spread of the gradients over a few such
+runs estimates the error that is unavoidable in a dtype of that eps. A sum of n terms is perturbed
+by sqrt(n) eps, its probabilistic error bound. Operations that only move or compare numbers are
+exact. xi is a hash of the number that it perturbs, because rounding is a function of the number
+too: equal values stay equal, and ties stay ties.
 
-The same spread at eps = 2^-30, scaled down, is the tolerance between two formulas in float64.
+The spread at eps = 2^-30, scaled down to float64, also gives the tolerance for comparing the
+gradients of two formulas in float64.
 """
 
 import functools
@@ -35,7 +36,10 @@ _EXACT_PRIMITIVES = frozenset(f"{_MOVES} {_COMPARISONS} {_CASTS}".split())
 
 
 class RoundingSpread(NamedTuple):
-    """Largest deviation of value and gradients over all perturbed runs, element by element."""
+    """Estimated rounding error of each element of a function's output y and of its gradient.
+
+    It is the largest deviation from the exact result over several randomly perturbed evaluations.
+    """
 
     y: Any
     gradient: Variables
@@ -53,9 +57,12 @@ def rounding_spread(
     Args:
         function: the function.
         variables: its float64 arguments by path.
-        dy: cotangent.
-        unit_roundoff: relative perturbation of every result, a power of two.
-        smallest_subnormal: absolute perturbation of every result.
+        dy: cotangent of its output.
+        unit_roundoff: relative perturbation of every arithmetic result, a power of two.
+        smallest_subnormal: absolute perturbation of every arithmetic result, for underflow.
+
+    Returns:
+        The estimated errors of the output and of the gradient, element by element.
     """
     run = functools.partial(_perturbed_vjp, function, variables, dy)
     exact = run(np.int64(0), 0.0, np.uint64(0))
@@ -71,7 +78,11 @@ def rounding_spread(
 
 
 def innermost_equations(program: _jaxpr.ClosedJaxpr) -> list[_jaxpr.EquationSite]:
-    """List the equations that a handler can replace and that contain no other such equation."""
+    """List the innermost equations of a jaxpr whose evaluation `interpret` can replace.
+
+    Equations that contain listed equations (such as a loop with its body) are left out. So are
+    those inside a custom derivative or a primitive that `interpret` cannot enter.
+    """
     sites = [
         site
         for site in _jaxpr.find_equations(program, lambda equation: True)
@@ -90,7 +101,11 @@ def _perturbed_vjp(
     smallest_subnormal: Array,
     salt: Array,
 ) -> tuple[Any, Variables]:
-    """Evaluate a function and its gradient in perturbed arithmetic; exact if `bits` is 0."""
+    """Evaluate a function and its gradient with a random error added to each arithmetic result.
+
+    Returns the pair of output and gradient for the output cotangent `dy`. The errors change the
+    last `bits` binary digits, none if `bits` is 0; `salt` is the seed.
+    """
 
     def value_and_vjp(function: WithConstants, variables: Variables, dy: Any) -> Any:
         y, vjp = jax.vjp(function, variables)
@@ -118,7 +133,7 @@ def _perturbed_vjp(
 
 
 def _summed_terms(equation: _jaxpr.JaxprEqn) -> float:
-    """Count the terms of the sum that an equation computes for one output element."""
+    """Count the terms that an equation sums for one output element; 1 if it computes no sum."""
     name = equation.primitive.name
     shapes = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
     if name == "dot_general":
@@ -133,10 +148,12 @@ def _summed_terms(equation: _jaxpr.JaxprEqn) -> float:
 def _perturb(
     bits: Array, smallest_subnormal: Array, number: Any, salt: Array, terms: float = 1.0
 ) -> Any:
-    """Add noise to the last `bits` binary digits of a float, and to more for a sum of many terms.
+    """Add pseudorandom noise to the last `bits` binary digits of each float in the array `number`.
 
-    The sum is computed on integers: a compiler may evaluate a float expression twice with different
-    rounding, and then the largest element of a row is unequal to itself.
+    More digits are changed if the number is the sum of many `terms`. The noise depends only on
+    number and `salt`. It is added to the bits as integers: a compiler may evaluate a float
+    expression twice with different rounding, and then the largest element of a row is unequal to
+    itself. `number` is returned unchanged if it is not of float dtype.
     """
     if not jnp.issubdtype(getattr(number, "dtype", int), jnp.floating):
         return number
@@ -153,7 +170,7 @@ def _perturb(
 
 
 def _hash(number: Array, salt: Array) -> Array:
-    """Hash floats to pseudorandom integers of 64 bits, as splitmix64 does."""
+    """Hash float64 numbers and a salt to pseudorandom 64-bit integers, as splitmix64 does."""
     bits = jax.lax.bitcast_convert_type(number, jnp.uint64) ^ (salt * np.uint64(0x9E3779B97F4A7C15))
     for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         bits = (bits ^ (bits >> np.uint64(31))) * np.uint64(factor)

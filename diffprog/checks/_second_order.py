@@ -1,8 +1,13 @@
-"""Second-order check: differentiate a hand-written rule, and compare with autodiff of the function.
+"""Second-order check: is the derivative of a hand-written backward pass correct?
 
-Both differentiate phi(v) = sum dy (y + y^2 / 2), y = f(v); the square makes the cotangent that
-reaches the rule depend on v. A rule whose residuals are detached has a correct gradient and a wrong
-Hessian-vector product H u. The symmetry u H w = w H u is measured too.
+A backward pass that uses residuals without gradient (by `stop_gradient`, for example) gives a
+correct gradient and a wrong second derivative. So a Hessian-vector product H u is computed once
+with the backward pass and once with autodiff of the forward pass y = f(v). H is the Hessian of
+
+    phi(v) = sum dy (y + y^2 / 2)
+
+with a random dy; the square makes the cotangent that reaches the backward pass depend on v. The
+symmetry u H w = w H u is measured too, for random vectors u and w.
 """
 
 import functools
@@ -22,9 +27,10 @@ _SLACK, _PERTURBATION = 2.0**12, 2.0**-30
 
 
 def check_second_order(point: TestPoint, rng: np.random.Generator) -> tuple[list[Finding], float]:
-    """Check a Hessian-vector product of a hand-written rule, and the symmetry of its Hessian.
+    """Check a Hessian-vector product by a hand-written backward pass, and the Hessian's symmetry.
 
-    Returns one finding for each leaf whose product is wrong, and the relative asymmetry.
+    Returns a list with one finding for each variable whose part of the product is wrong, and the
+    relative asymmetry |u H w - w H u| of the Hessian H for random vectors u and w.
     """
     function, function_with_rule = point.test.function, point.test.function_with_rule
     assert function_with_rule is not None
@@ -51,7 +57,7 @@ def check_second_order(point: TestPoint, rng: np.random.Generator) -> tuple[list
 def _hessian_vector_products(
     f: WithConstants, variables: Variables, dy: Any, u: Variables, w: Variables
 ) -> tuple[Variables, Variables]:
-    """Compute the products H u and H w of the Hessian of phi with two vectors."""
+    """Return H u and H w for the Hessian H of phi(v) = sum dy (y + y^2 / 2), y = f(v), at v."""
 
     def phi(variables: Variables) -> Array:
         terms = jax.tree.map(lambda dy, y: (dy * (y + y * y / 2)).sum(), dy, f(variables))
@@ -66,14 +72,17 @@ def _hessian_vector_products(
 def _compare(
     point: TestPoint, path: str, got: np.ndarray, want: np.ndarray, perturbed: np.ndarray
 ) -> Finding | None:
-    """Compare a Hessian-vector product with autodiff's; None if they agree up to rounding.
+    """Compare a variable's part of a Hessian-vector product with the one by autodiff.
 
     Args:
-        point: where the products are evaluated.
-        path: path of the leaf.
-        got: product by the hand-written rule.
+        point: the point at which the products are evaluated.
+        path: path of the variable.
+        got: product by the hand-written backward pass.
         want: product by autodiff.
-        perturbed: product by autodiff at slightly perturbed variables.
+        perturbed: product by autodiff at slightly perturbed variables, which sets the tolerance.
+
+    Returns:
+        A finding with verdict "wrong", or None if the products agree up to rounding.
     """
     error = np.abs(got - want)
     largest = np.abs(want).max() or np.abs(got).max()

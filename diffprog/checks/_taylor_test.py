@@ -1,10 +1,11 @@
 """Taylor test: the order of the Taylor remainder tells a correct gradient from a wrong one.
 
+For a function f, a random direction d and steps h, the remainder
+
     R(h) = |f(x + h d) - f(x) - h g d|
 
-falls like h^2 if g is the gradient and like h if it is not, for a random direction d. On
-logarithmic axes these are lines of slope 2 and 1, down to the rounding error of f, where every
-remainder levels out.
+falls like h^2 if g is the gradient of f at x, and like h if it is not. On logarithmic axes these
+are lines of slope 2 and 1, down to the rounding error of f, where R levels out.
 
 Source: the Taylor test of adjoint methods in PDE-constrained optimization; Griewank and Walther,
 Evaluating Derivatives, 2008.
@@ -40,15 +41,19 @@ _FITTED_STEPS = 4  # the slope is fitted to the smallest steps above the floor
 
 
 class SlopeReport(NamedTuple):
-    """Taylor remainders along a random direction of each leaf.
+    """Result of a Taylor test: the remainders for each array of x, and their order.
+
+    The remainder for a step h is R(h) = |f(x + h d) - f(x) - h g d|, with the gradient g under test
+    and a random direction d that changes one array only.
 
     Attributes:
-        paths: path of each leaf.
+        paths: path of each float array of x, such as "x['weight']".
         steps: step sizes h, decreasing.
-        remainders: R(h), one row per leaf.
-        rounding: rounding error of the remainders of each leaf.
-        orders: slope of log R against log h at the smallest steps above rounding; infinite where R
-            is rounding error at every step, NaN where R is not finite.
+        remainders: R(h), one row per array, one column per step.
+        rounding: rounding error of the remainders of each array.
+        orders: slope of log R against log h for each array, at the smallest steps where R is above
+            its rounding error; infinite where R is rounding error at every step, NaN where R is
+            not finite.
     """
 
     paths: tuple[str, ...]
@@ -59,7 +64,7 @@ class SlopeReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Check if every order is above 1.5; a correct gradient has 2, a wrong one 1."""
+        """Check if the gradient passes: every order is above 1.5 (2 if correct, 1 if wrong)."""
         return bool((self.orders > 1.5).all())
 
     def __str__(self) -> str:
@@ -73,15 +78,20 @@ class SlopeReport(NamedTuple):
 def slope_test(
     f: Callable[..., Any], grad_f: Callable[..., Any], x: Any, *, key: Array
 ) -> SlopeReport:
-    """Taylor test of a gradient, leaf by leaf: order 2 is correct, order 1 is wrong.
+    """Taylor test of a gradient for each array of x: order 2 is correct, order 1 is wrong.
 
-    Computed in float64.
+    The remainder R(h) = |f(x + h d) - f(x) - h grad_f(x) d| along a random direction d is computed
+    in float64 for decreasing steps h, and the exponent p of R(h) ~ h^p is fitted.
 
     Args:
         f: `f(x)`, a float scalar, written in JAX.
-        grad_f: `grad_f(x)`, the gradient under test.
-        x: any pytree; directions are sampled for its float leaves.
+        grad_f: `grad_f(x)`, the gradient under test, laid out as x.
+        x: any pytree; a direction is sampled for each of its float arrays.
         key: PRNG key of the directions.
+
+    Returns:
+        A `SlopeReport` with the remainders and the order of each float array; its `ok` says if all
+        are correct.
 
     Raises:
         TypeError: f or grad_f is not callable, or key is not a PRNG key.
@@ -130,7 +140,11 @@ def _remainders(
     path: str,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, float]:
-    """Compute Taylor remainders along a random direction of one leaf, and their rounding error."""
+    """Compute Taylor remainders for a random change of the array at `path`.
+
+    Returns the remainders, one per step, and their rounding error. `gradient` is the gradient under
+    test with respect to this array.
+    """
     direction = random_direction(variables, path, rng)
     if not np.isfinite(gradient).all():
         return np.full(len(_STEPS), np.nan), np.nan
@@ -145,7 +159,10 @@ def _remainders(
 
 
 def _order(remainders: np.ndarray, rounding: float) -> float:
-    """Fit the slope of log R against log h at the smallest steps above the rounding error."""
+    """Fit the exponent p of remainder ~ step^p at the smallest steps above the rounding error.
+
+    Infinite if fewer than two remainders are above the rounding error, NaN if they are not finite.
+    """
     if np.isfinite(remainders).sum() < 2:
         return float("nan")
     usable = np.flatnonzero(np.isfinite(remainders) & (remainders > _FLOOR * rounding))

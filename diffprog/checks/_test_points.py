@@ -1,8 +1,8 @@
-"""Points at which gradients are compared, and the tolerance of each element there.
+"""Points (values of all variables) at which gradients are compared, and the tolerance there.
 
-The given point may hide a mistake: at zeros, ones and symmetric weights wrong formulas are right.
-So there is a second, generic point: random signs, and magnitudes drawn log-uniformly around the
-magnitude of each leaf.
+The given point, the arguments that the user passed, may hide a mistake: at zeros, ones or symmetric
+weights a wrong formula can give the correct value. So there is a second, generic point: random
+signs, and magnitudes sampled log-uniformly around the magnitude of each array.
 
 Two formulas of one gradient differ by rounding. The tolerance is the sensitivity of each element to
 rounding (`_rounding_error`) times the unit roundoff, with slack for a formula that loses up to
@@ -32,17 +32,17 @@ _ATTEMPTS = 4
 
 
 class TestPoint(NamedTuple):
-    """Gradient under test, reference gradient and tolerance at one point.
+    """Gradient under test, reference gradient and tolerance at one value of the variables.
 
     Attributes:
         test: the function and its gradient under test.
-        name: "given" or "generic".
+        name: "given" for the arguments that the user passed, "generic" for random ones.
         variables: float64 arrays by path, at which the gradients are evaluated.
-        dy: cotangent.
+        dy: cotangent of the function's output.
         y: value of the function.
         got: gradient under test by path, as the user's code returned it, of any shape and dtype.
         want: reference gradient by path.
-        tolerance: tolerated difference of each element, by path.
+        tolerance: largest difference of `got` and `want` that rounding explains, by path.
         unit_roundoff: unit roundoff of the function; above 2^-53 if it computes in float32 or less.
         at_kink: whether the function has a kink here, for example max(a, b) at a = b.
     """
@@ -62,7 +62,11 @@ class TestPoint(NamedTuple):
 def evaluate_point(
     test: GradientUnderTest, name: str, variables: Variables, dy: Any, unit_roundoff: float
 ) -> TestPoint:
-    """Evaluate the gradient under test, the reference gradient and the tolerance at one point."""
+    """Evaluate the gradient under test, the reference gradient and the tolerance at one point.
+
+    The point is `variables`; `name` is "given" or "generic". `dy` is the cotangent of the output,
+    and `unit_roundoff` the relative error of the function's arithmetic.
+    """
     reference = reference_gradient(test.function, variables, dy)
     want = {path: np.asarray(leaf) for path, leaf in reference.items()}
     y, got = value_and_gradient(test, variables, dy)
@@ -89,11 +93,12 @@ def _tolerance(
 
 
 def generic_point(given: TestPoint, rng: np.random.Generator) -> TestPoint | None:
-    """Sample a generic point at which the function is finite; None if no attempt finds one.
+    """Sample random values of all variables, and evaluate the gradients there.
 
-    The signs are random, or those of the given point if f is not finite otherwise. Of a few
-    attempts, the point is returned with the fewest leaves whose gradient is zero both there and at
-    the given point.
+    Magnitudes are around those of the given values. Signs are random, or the given ones if the
+    function is finite only for these. Of a few attempts, the point is returned at which the
+    fewest variables have a zero gradient that is zero at the given point too. Returns None if the
+    function or its gradient is not finite in any attempt.
     """
     best, fewest = None, len(given.want) + 1
     # The last attempt keeps the given signs, for functions such as log and sqrt.
@@ -113,7 +118,10 @@ def generic_point(given: TestPoint, rng: np.random.Generator) -> TestPoint | Non
 
 
 def _scatter(leaf: np.ndarray, random_signs: bool, rng: np.random.Generator) -> np.ndarray:
-    """Sample magnitudes over 2.5 decades around that of an array, with random or its own signs."""
+    """Sample an array like `leaf`, with log-uniform magnitudes over 2.5 decades.
+
+    The magnitudes lie around the root mean square of `leaf`; the signs are random or those of it.
+    """
     size = magnitude(leaf) * 10 ** rng.uniform(-2.0, 0.5, leaf.shape)
     return np.asarray(
         size * (rng.choice([-1.0, 1.0], leaf.shape) if random_signs else np.sign(leaf))

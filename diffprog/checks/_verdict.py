@@ -1,9 +1,9 @@
-"""Verdict on the gradient of one leaf at one point.
+"""Decide if the gradient with respect to one array is correct at one point.
 
 The gradient under test is compared with autodiff element by element. Where they differ by more than
-rounding, finite differences along that coordinate decide. Where they agree, both may still be
-wrong, by a custom rule inside the function or because autodiff meets a kink: finite differences
-along a random direction and a few coordinates must agree too.
+rounding, finite differences along that coordinate decide which is correct. Where they agree, both
+may still be wrong, by a custom rule inside the function or because autodiff meets a kink: finite
+differences along a random direction and a few coordinates must agree too.
 """
 
 from typing import Any, NamedTuple
@@ -30,14 +30,14 @@ _MIN_DISAGREEMENT = 1e-6  # relative, for finite differences to refute both othe
 
 
 class _Leaf(NamedTuple):
-    """The gradients of one leaf at one point.
+    """Gradients to compare with respect to one array (a leaf of the arguments) at one point.
 
     Attributes:
-        point: the point.
-        path: path of the leaf.
+        point: the function, the values of its variables, and the gradients there.
+        path: path of the array, such as "params['weight']".
         got: gradient under test.
         want: reference gradient, by autodiff.
-        tolerance: tolerated difference of each element.
+        tolerance: largest difference of each element that rounding explains.
     """
 
     point: TestPoint
@@ -54,21 +54,25 @@ class _Leaf(NamedTuple):
         hint: str = "",
         interval: tuple[float, float] | None = None,
     ) -> Finding:
-        """Build a finding for one element, compared with autodiff unless `reference` is given."""
+        """Return a `Finding` (the result for this array) that shows the element at `index`.
+
+        The element is compared with autodiff, or with the estimate `reference` if it is given.
+        `interval` are the one-sided derivatives at a kink.
+        """
         got = float(self.got[index])
         want, tolerance = reference or (float(self.want[index]), float(self.tolerance[index]))
         finding = Finding(self.path, verdict, index, got, want, abs(got - want), tolerance, hint)
         return finding._replace(point=self.point.name, interval=interval)
 
     def derivatives_along(self, direction: Variables) -> DirectionalDerivatives:
-        """Estimate derivatives of the function along a direction by finite differences."""
+        """Estimate central and one-sided derivatives along a direction by finite differences."""
         point = self.point
         return directional_derivatives(
             point.test.function, point.variables, point.dy, direction, point.unit_roundoff
         )
 
     def partial_derivatives(self, index: tuple[int, ...]) -> DirectionalDerivatives:
-        """Estimate derivatives with respect to one element by finite differences."""
+        """Estimate central and one-sided derivatives with respect to the element at `index`."""
         direction, length = coordinate_direction(self.point.variables, self.path, index)
         along = self.derivatives_along(direction)
         # Division by the length is exact: it is a power of two.
@@ -78,7 +82,11 @@ class _Leaf(NamedTuple):
 
 
 def check_leaf(point: TestPoint, path: str, rng: np.random.Generator) -> Finding:
-    """Compare the gradient of one leaf with autodiff and finite differences at one point."""
+    """Check the gradient of one array at one point against autodiff and finite differences.
+
+    `path` names the array, such as "params['weight']". Returns a `Finding` with the verdict and the
+    worst element.
+    """
     want, tolerance = point.want[path], point.tolerance[path]
     if path not in point.got:
         leaf = _Leaf(point, path, np.zeros_like(want), want, tolerance)
@@ -98,7 +106,7 @@ def check_leaf(point: TestPoint, path: str, rng: np.random.Generator) -> Finding
 
 
 def _nonfinite_finding(leaf: _Leaf) -> Finding:
-    """Build the finding for a gradient with NaN or infinite elements."""
+    """Return a finding with verdict "nonfinite" for a gradient with NaN or infinite elements."""
     nonfinite = ~np.isfinite(leaf.got)
     index = _unravel(np.argmax(nonfinite), nonfinite.shape)
     if not all(np.isfinite(y).all() for y in jax.tree.leaves(leaf.point.y)):
@@ -115,10 +123,12 @@ def _nonfinite_finding(leaf: _Leaf) -> Finding:
 
 
 def _resolve_difference(leaf: _Leaf, excess: np.ndarray) -> Finding:
-    """Return the most severe finding among the elements that differ most from autodiff.
+    """Decide by finite differences which is wrong where gradient and autodiff differ.
+
+    The elements that differ most are examined, and the most severe finding is returned.
 
     Args:
-        leaf: gradients of the leaf.
+        leaf: gradients to compare.
         excess: |got - want| - tolerance of each element.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -140,7 +150,10 @@ def _resolve_difference(leaf: _Leaf, excess: np.ndarray) -> Finding:
 
 
 def _resolve_element(leaf: _Leaf, index: tuple[int, ...]) -> Finding:
-    """Decide by finite differences whether the gradient under test or autodiff is correct."""
+    """Decide by finite differences whether the gradient or autodiff is correct at one element.
+
+    Returns the finding for this element.
+    """
     got, want = leaf.got[index], leaf.want[index]
     derivatives = leaf.partial_derivatives(index)
     if derivatives.is_kink:
@@ -161,9 +174,10 @@ def _resolve_element(leaf: _Leaf, index: tuple[int, ...]) -> Finding:
 def _kink_finding(
     leaf: _Leaf, index: tuple[int, ...], derivatives: DirectionalDerivatives
 ) -> Finding:
-    """Build the finding for an element whose one-sided derivatives differ.
+    """Return the finding for an element at which the one-sided derivatives differ.
 
-    A gradient between them is a subgradient: "kink", or "ok" if the kink is only nearby.
+    A gradient between them is a subgradient: the verdict is "kink", or "ok" if the kink is only
+    near the point and the gradient is that of autodiff. Otherwise it is "invalid-kink".
     """
     low, high = derivatives.interval
     margin = derivatives.left.error + derivatives.right.error + _MIN_DISAGREEMENT * (high - low)
@@ -183,7 +197,7 @@ def _kink_finding(
 
 
 def _confirm(leaf: _Leaf, rng: np.random.Generator) -> Finding:
-    """Compare a gradient with finite differences, after it agreed with autodiff."""
+    """Check a gradient that agrees with autodiff against finite differences; return the finding."""
     if not leaf.point.at_kink:
         finding = _confirm_along_random_direction(leaf, rng)
         if finding is not None:
@@ -200,10 +214,10 @@ def _confirm(leaf: _Leaf, rng: np.random.Generator) -> Finding:
 
 
 def _elements_to_confirm(leaf: _Leaf) -> list[tuple[int, ...]]:
-    """Select elements to compare with finite differences.
+    """Return the indices of elements to compare with finite differences.
 
-    All of a small leaf; of others the largest gradient, and some where the variable is 0, where
-    kinks often are.
+    These are all elements of a small array. For a larger one they are the element with the largest
+    gradient and a few where the variable is 0, since kinks are often there.
     """
     shape = leaf.got.shape
     if leaf.got.size <= _MAX_ELEMENTS:
@@ -213,7 +227,7 @@ def _elements_to_confirm(leaf: _Leaf) -> list[tuple[int, ...]]:
 
 
 def _confirm_element(leaf: _Leaf, index: tuple[int, ...]) -> Finding:
-    """Compare one element with finite differences, after it agreed with autodiff."""
+    """Check an element that agrees with autodiff against finite differences; return the finding."""
     derivatives = leaf.partial_derivatives(index)
     if derivatives.is_kink:
         return _kink_finding(leaf, index, derivatives)
@@ -221,7 +235,11 @@ def _confirm_element(leaf: _Leaf, index: tuple[int, ...]) -> Finding:
 
 
 def _confirm_along_random_direction(leaf: _Leaf, rng: np.random.Generator) -> Finding | None:
-    """Compare along a random direction; if that fails, bisect the direction down to one element."""
+    """Compare a gradient with finite differences along a random direction.
+
+    If they disagree, the direction is bisected down to one element, and the finding for this
+    element is returned; otherwise None.
+    """
     direction = random_direction(leaf.point.variables, leaf.path, rng)
 
     def is_refuted_along(direction: np.ndarray) -> bool:
@@ -247,13 +265,19 @@ def _confirm_along_random_direction(leaf: _Leaf, rng: np.random.Generator) -> Fi
 
 
 def _is_refuted(value: float, estimate: Estimate, size: float) -> bool:
-    """Check if a derivative, a sum of terms of total magnitude `size`, contradicts an estimate."""
+    """Check if a derivative differs from a finite-difference estimate by more than its error.
+
+    `value` is the derivative. It is a sum; `size` is the sum of the magnitudes of its terms.
+    """
     tolerance = estimate.error + _MIN_DISAGREEMENT * (abs(estimate.value) + size)
     return bool(abs(value - estimate.value) > tolerance)
 
 
 def _refuted_finding(leaf: _Leaf, index: tuple[int, ...], estimate: Estimate) -> Finding | None:
-    """Build the finding for an element that finite differences contradict; None if they do not."""
+    """Return a finding with verdict "wrong" if finite differences contradict an element, else None.
+
+    The element agrees with autodiff; `estimate` is its derivative by finite differences.
+    """
     if not _is_refuted(leaf.got[index], estimate, abs(leaf.got[index])):
         return None
     hint = (
