@@ -211,7 +211,7 @@ def similarity(
 def unit_features(
     towers: Towers, images: Any, texts: Sequence[str]
 ) -> tuple[Float[Array, "images width"], Float[Array, "texts width"]]:
-    """Return the unit-length features of images, with pixels in 0 .. 1, and those of texts."""
+    """Return a pair: unit-length features of images (pixels in 0 .. 1), and those of texts."""
     x, ids = _check_image_batch(towers, images), encode_texts(towers, texts)
     _validation.within("images", images, 0, 1)
     check_feature_shapes(

@@ -128,9 +128,10 @@ def generate(
 
 
 def similar_to(towers: Towers, text: Prompt | Sequence[Prompt]) -> Objective:
-    """Objective for `visualize`: weighted cosine similarity to texts, Σ_k w_k cos(image, text_k).
+    """Visualization objective: weighted cosine similarity to texts, Σ_k w_k cos(image, text_k).
 
-    Use it to visualize the image encoder `towers.image`. It can be added to other objectives.
+    Pass it to `visualize` with the image encoder `towers.image`; it can be added to other
+    objectives.
 
     Args:
         towers: dual encoder.
@@ -198,7 +199,7 @@ def _parse_prompts(text: Any) -> tuple[dict[str, float], ...]:
 
 
 def _parse_prompt(name: str, prompt: Any) -> dict[str, float]:
-    """Return a dict from the texts of a prompt to their weights; repeated texts are added up."""
+    """Return a dict from the texts of a prompt to weights, added up for repeated texts."""
     if isinstance(prompt, str):
         weighted_texts = [_parse_weighted_text(name, part.strip()) for part in prompt.split("|")]
     elif isinstance(prompt, Mapping):

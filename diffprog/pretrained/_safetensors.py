@@ -154,7 +154,7 @@ def load_params(folder: Path, specs: Any, dtype: Any, *, unused: Iterable[str] =
 
 
 def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Open the safetensors files of a folder; return a dict from tensor names to their open files.
+    """Open the safetensors files of a folder; return the open file of each tensor, by its name.
 
     The files are closed with `stack`.
     """

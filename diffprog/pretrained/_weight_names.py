@@ -1,4 +1,4 @@
-"""Read the sizes of transformers, and name their tensors, as the `transformers` library saves them.
+"""Sizes and tensor names of transformers in checkpoints of the `transformers` library.
 
 Matrices are stored as (outputs, inputs), like those of `backprop.affine`. The kernel of the patch
 embedding is stored as (width, channels, rows, columns); `models.vit` takes it as a matrix whose

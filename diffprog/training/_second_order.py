@@ -1,11 +1,12 @@
 """Second-order update rules by conjugate gradients, and random search.
 
-    newton_cg        d = -(H + λ I)⁻¹ g,                H = d²J/dθ²
-    gauss_newton     d = -(Jᵀ H_L J + λ I)⁻¹ g,         J = dz/dθ of the outputs z, H_L = d²L/dz²
-    random_search    θ + σ ε, accepted if the cost does not increase
+    newton_cg        d = -(H + λ I)⁻¹ g
+    gauss_newton     d = -(Jᵀ H_L J + λ I)⁻¹ g
+    random_search    d = σ ε if that does not increase the cost, otherwise d = 0
 
-J is the cost with respect to the parameters θ, g its gradient, and L the loss as a function of the
-outputs z of the network. d is the update of θ, λ the damping and ε normal noise.
+d is the update of the parameters θ; g and H are gradient and Hessian of the cost. J = dz/dθ is the
+Jacobian of the outputs z of the network, and H_L = d²L/dz² the Hessian of the loss L. λ is the
+damping and ε normal noise.
 
 No matrix is formed: conjugate gradients need only products H v, the derivative of the gradient
 along v. They stop at a direction of nonpositive curvature, so that d is a descent direction; the

@@ -20,7 +20,7 @@ class Best(NamedTuple):
 
 
 class TrainingState(NamedTuple):
-    """State of a training run between two chunks of steps.
+    """State of a training run between two chunks (consecutive steps that run without a stop).
 
     Attributes:
         position: position in the data.

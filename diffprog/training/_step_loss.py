@@ -49,11 +49,11 @@ def takes_key(loss: Loss) -> bool:
 def step_cost(
     loss: Loss, source: DataSource, weighted: bool, options: ComputeOptions, key: jax.Array
 ) -> Callable[[Any, StepInput], Float[Array, ""]]:
-    """Build the cost function of a training step: (params, step_input) -> scalar cost of its batch.
+    """Build the cost function of a training step, (params, step_input) -> scalar cost.
 
-    `source` gives the batch of a step. `weighted` tells whether examples have weights; the loss
-    must then return one value per example. `key` is the key from which the loss gets those of the
-    steps.
+    The cost is the mean of `loss` over the batch of the step, which `source` returns. `weighted`
+    tells whether examples have weights; `loss` must then return one value per example. A loss with
+    an argument `key` gets a key derived from `key` and the number of the step.
     """
     parts, get_batch = options.accumulate, source.get_batch
 
@@ -107,7 +107,7 @@ def step_cost(
 def pass_batch_as_x(
     optimizer: optax.GradientTransformation, source: DataSource
 ) -> optax.GradientTransformationExtraArgs:
-    """Wrap an optimizer, such as `gauss_newton`, so that its argument `x` is the batch of examples.
+    """Wrap an optimizer such as `gauss_newton`: its argument `x` becomes the batch of examples.
 
     Without this it would be the `StepInput` of the step, from which `source` gets the batch.
     """
