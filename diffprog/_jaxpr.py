@@ -3,7 +3,7 @@
 `jax.make_jaxpr` turns a function into a list of equations. Some of them (`scan`, `cond`, `jit`)
 hold jaxprs of their own, so the equations form a tree. The `Path` of an equation is its position in
 that tree: (3,) is equation 3, and (3, 0, 2) is equation 2 of the first sub-jaxpr of equation 3.
-A function that is called twice has two paths.
+The equations of a function that is called twice occur at two paths.
 
     find_equations(program, predicate)         equations that satisfy a predicate
     interpret(program, handlers, arguments)    run the jaxpr, with handlers[path] at that path
@@ -66,12 +66,12 @@ class EquationSite(NamedTuple):
 
     @property
     def opaque_primitive(self) -> str | None:
-        """Outermost enclosing primitive that `interpret` cannot enter, such as "while"; or None."""
+        """Name of the outermost primitive around it that `interpret` cannot enter; None if none."""
         return next((name for name in self.enclosing if name not in _ENTER), None)
 
     @property
     def custom_rule_primitive(self) -> str | None:
-        """Name of the outermost enclosing custom-derivative primitive, or None.
+        """Name of the outermost primitive around it with a custom derivative; None if none.
 
         Values inside such a primitive (`jax.custom_jvp`, `jax.custom_vjp`) can be read, but not
         changed.
@@ -109,7 +109,7 @@ def convolution_dimensions(equation: JaxprEqn) -> jax.lax.ConvDimensionNumbers:
 
 
 def dot_dimensions(equation: JaxprEqn) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Return the contracted and the batch axes of a `dot_general`, each a pair (left, right)."""
+    """Return the contracted and the batch axes of a `dot_general`: two pairs (left, right)."""
     return equation.params["dimension_numbers"]
 
 
@@ -120,7 +120,7 @@ def reduced_axes(equation: JaxprEqn) -> tuple[int, ...]:
 
 
 def tap_name(equation: JaxprEqn) -> str:
-    """Return the name that `nodes.tap` gave a value, from the `name` equation that it adds."""
+    """Return the name in a `name` equation, which `nodes.tap` adds to name a value."""
     return equation.params["name"]
 
 
@@ -281,9 +281,10 @@ def _interpret_equation(
     def body(
         number: int, program: ClosedJaxpr | Jaxpr, side_inputs: ByPath, *arguments: Any
     ) -> tuple[list[Any], ByPath]:
-        """Interpret the sub-jaxpr `program`, number `number` of the equation.
+        """Interpret `program`, the sub-jaxpr with index `number` of the equation.
 
-        Returns its outputs, and the side outputs by paths (number, ...).
+        Returns its outputs and its side outputs. The paths of side inputs and side outputs are
+        (number, ...), relative to the equation.
         """
         outputs, side = interpret(
             program,

@@ -58,7 +58,7 @@ class StepInputs:
             self.length = min(self.length, _validation.integer("steps", steps, low=0))
 
     def first(self) -> Any:
-        """Return the input of step 0, to trace a step: shapes and dtypes, or the first batch."""
+        """Return shapes and dtypes of a step's input; for an iterator, the first batch itself."""
         if not self.is_iterator:
             xs = jnp.zeros(1, jnp.int32) if self._xs is None else self._xs
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
@@ -79,7 +79,7 @@ class StepInputs:
         return batches, len(batches)
 
     def ends_at(self, step: int) -> bool:
-        """Check whether no inputs are left after the first `step` steps, which were taken."""
+        """Check whether the inputs end after `step` steps, all of which `take` has returned."""
         if self.length is not None:
             return step == self.length
         self._read_ahead = self._read_ahead or list(itertools.islice(self._xs, 1))
@@ -117,9 +117,10 @@ def trace(step: Program, state: Any, x: Any) -> Any:
 
 
 def python_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """Run a chunk with one call per step; return the last state and the stacked infos.
+    """Run the steps of a chunk in a Python loop; return (final state, infos).
 
-    `capacity`, the longest chunk, is not used; `compiled_loop` needs it.
+    The infos, outputs of `step(state, x) -> (state, info)`, are stacked on a leading axis.
+    `capacity` is not used; `compiled_loop` needs it.
     """
     state, infos = chunk.state, []
     for k in range(chunk.start, chunk.stop):
@@ -132,9 +133,10 @@ def python_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any
 
 
 def compiled_loop(step: Program, chunk: Chunk, *, capacity: int) -> tuple[Any, Any]:
-    """Run a chunk in one compiled loop; return the last state and the stacked infos.
+    """Run the steps of a chunk in one compiled loop; return (final state, infos).
 
-    All chunks of up to `capacity` steps use the same compiled loop.
+    The infos, outputs of `step(state, x) -> (state, info)`, are stacked on a leading axis. One
+    compilation serves all chunks of up to `capacity` steps.
     """
     state, infos = _loop(step, chunk.state, chunk.xs, chunk.start, chunk.stop, capacity)
     count = chunk.stop - chunk.start

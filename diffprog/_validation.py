@@ -2,10 +2,10 @@
 
 Public functions call these checks on entry, before anything is traced or compiled. `name` is the
 name of the argument in the error message. A wrong type or dtype raises `TypeError`, a wrong value
-or shape `ValueError`; the message names the argument, what was expected and what came.
+or shape `ValueError`; the message names the argument, what was expected and what was given.
 
-Under a JAX transformation arrays have shapes and dtypes but no values. Checks of values then pass;
-checks of shapes and dtypes still apply.
+Under a JAX transformation arrays have shapes and dtypes but no values. Checks of values are then
+skipped; checks of shapes and dtypes still apply.
 """
 
 import math
@@ -50,7 +50,7 @@ def array(name: str, value: Any) -> jax.Array | np.ndarray:
 
 
 def floating(name: str, value: Any, *, rank: int | tuple[int, ...] | None = None) -> None:
-    """Check that `value` is a float array whose rank is `rank`, or one of `rank` if a tuple."""
+    """Check that `value` is a float array; `rank` is its required rank or a tuple of such."""
     x = array(name, value)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be a float array, got {_dtype_and_shape(x)}")

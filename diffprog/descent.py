@@ -172,7 +172,7 @@ def require_optimizer(optimizer: Any) -> optax.GradientTransformation:
 
 
 def extra_arguments(update: Callable[..., Any]) -> tuple[str, ...]:
-    """Return those of value, grad, value_fn, grad_fn and x that an optax `update` accepts."""
+    """Return which of the arguments value, grad, value_fn, grad_fn, x an optax `update` takes."""
     parameters = inspect.signature(update).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
@@ -197,7 +197,7 @@ def run(
         start: initial variable, a pytree of finite float arrays; or a `State` to continue from.
         xs: inputs of the steps. With a count n, the input of step k is the integer k; with a pytree
             of finite arrays, their entry k on the leading axis; with an iterator of batches, its
-            k-th item, where some hundred items are read ahead.
+            k-th item; some hundred items are read ahead.
         until: stop before step k >= 1 if |J_k - J_{k-1}| <= until, for the costs J_k of the steps
             (lecture 004); this also stops on a plateau. None takes all steps.
         loop: "device" runs the steps in one compiled loop, "host" calls a compiled step from

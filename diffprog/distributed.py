@@ -2,7 +2,7 @@
 
 A mesh is a grid of devices with named axes. Its first axis divides examples: each device holds the
 parameters and its share of a batch. A partition rule can divide parameters too, along any axis.
-JAX's compiler adds the communication, so a program on a mesh computes the same as on one device.
+JAX's compiler adds the communication, so a function on a mesh computes the same as on one device.
 
     mesh = dp.distributed.mesh()
     dp.training.fit(..., mesh=mesh)

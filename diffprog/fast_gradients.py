@@ -8,8 +8,8 @@ places where JAX's own are slow on XLA's CPU backend:
                    100 times slower.
     max-pooling    y_p = max_k x_{s p + k} over the positions k of window p, with stride s.
                    dJ/dx = Σ_k scatter_k([k_p = k] dJ/dy), where k_p is the first position in window
-                   p that holds the maximum. JAX sends the gradient to the same position, but
-                   searches every window again.
+                   p that holds the maximum, and scatter_k writes to x_{s p + k}. JAX sends the
+                   gradient to the same position, but searches every window again.
 
 In the jaxpr of f, each of these operations is replaced by a `custom_jvp` call that contains it. The
 hand-written rule is the pullback dJ/dy -> dJ/dx, a linear map. The tangent map dx -> dy that
@@ -195,7 +195,7 @@ def _fast_convolution(equation: JaxprEqn) -> Callable[..., Array] | None:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def conv_general_dilated(form: _Convolution, x: Array, kernel: Array) -> Array:
-    """Convolve x, in the layout of `form`, with a kernel; compute in the fast layout."""
+    """Convolve x with a kernel in the fast layout, to and from which `form` permutes the axes."""
     z = convolve(
         lax.transpose(x, form.to_images), lax.transpose(kernel, form.to_kernel), form.geometry
     )
@@ -248,7 +248,7 @@ class _Windows(NamedTuple):
 
     @property
     def positions(self) -> list[tuple[int, ...]]:
-        """Offsets of the entries of a window from its first; of equal maxima the first counts."""
+        """Index offsets of all entries of a window, in order; of equal maxima the first counts."""
         return list(itertools.product(*map(range, self.lengths)))
 
 

@@ -44,7 +44,7 @@ _OPERATIONS = {"conv_general_dilated": "conv", "dot_general": "matmul"}
 
 
 class Operation(NamedTuple):
-    """Convolution or matrix product in a program, as `operations` lists it.
+    """Convolution or matrix product in a function, as `operations` lists it.
 
     Attributes:
         shape: shape of its output, as `read` returns it.
@@ -58,7 +58,7 @@ class Operation(NamedTuple):
 
 
 def tap(value: ArrayLike, name: str) -> Array:
-    """Name an intermediate value of a program; returns `value` unchanged.
+    """Name an intermediate value of a function, for `read` and `replace`; return it unchanged.
 
     Args:
         value: any array.
@@ -141,7 +141,7 @@ def as_name_tuple(names: str | Iterable[str], argument: str = "names") -> tuple[
     """Return one name or several names as a tuple of strings.
 
     Args:
-        names: a string or strings.
+        names: a string or a sequence of strings.
         argument: name of the argument in the error message.
 
     >>> as_name_tuple("hidden1")
@@ -368,7 +368,7 @@ def _node_sites(traced: ClosedJaxpr, primitives: Iterable[str]) -> list[Equation
 
 
 def _by_name(sites: list[EquationSite]) -> dict[str, EquationSite]:
-    """Return the nodes that can be read by name: "name", "name#k", "conv:k" or "matmul:k"."""
+    """Return a dict of the readable nodes by name: "name", "name#k", "conv:k" or "matmul:k"."""
     groups = defaultdict(list)
     for site in sites:
         if site.opaque_primitive is None:

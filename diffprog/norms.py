@@ -39,7 +39,7 @@ _Project = Callable[[_Flat, _Flat, _PerExample], _Flat]  # (sizes, room, epsilon
 
 
 class Norm(NamedTuple):
-    """A norm as five pure functions; `linf`, `l2` and `l1` are the instances.
+    """A norm of perturbations as five pure functions; `linf`, `l2` and `l1` are the instances.
 
     Each works per example, over all axes but the first, keeps shape and dtype, and can be used
     inside `jax.jit`, `jax.vmap` and `jax.grad`. `r`, `x` and `gradient` are finite float arrays
@@ -112,7 +112,10 @@ def _l2_length(r: _Flat) -> _PerExample:
 
 
 def _scale(r: _Flat) -> _PerExample:
-    """Return max |r_i| per example, clipped so that squares of r / scale do not overflow."""
+    """Return max |r_i| per example, by which r is divided before it is squared.
+
+    It is clipped so that the quotient neither overflows nor divides by zero.
+    """
     tiny = jnp.finfo(r.dtype).tiny
     return jax.lax.stop_gradient(jnp.clip(_linf_length(r), tiny, 1 / tiny))
 
@@ -154,7 +157,7 @@ def _l1_sample(key: Array, shape: tuple[int, int], dtype: Any) -> _Flat:
 def _bisect(
     fits: Callable[[_PerExample], Array], low: _PerExample, high: _PerExample
 ) -> _PerExample:
-    """Find, per example, the largest t in low .. high where `fits(t)` is true; bisect log t."""
+    """Return, per example, the largest t in low .. high with `fits(t)` true; bisects log t."""
 
     def halve(_: Any, bracket: tuple[_PerExample, _PerExample]) -> tuple[_PerExample, _PerExample]:
         low, high = bracket
@@ -200,8 +203,8 @@ def _l1_project(size: _Flat, room: _Flat, epsilon: _PerExample) -> _Flat:
     """Project the sizes |r_i| onto the intersection of the l1 ball of radius ε and a box.
 
     The box is 0 <= size_i <= room_i. The result is clip(d - gap, 0, room), where d >= 0 is such
-    that its norm is ε, and gap_i is the largest size with room > 0 minus size_i. Requires ε > 0 and
-    a norm of min(size, room) above ε.
+    that its norm is ε, and gap_i = max size - size_i, with the maximum over all i with room_i > 0.
+    Requires ε > 0 and a norm of min(size, room) above ε.
     """
     top = jnp.max(jnp.where(room > 0, size, 0), axis=1, keepdims=True)
     # Differences of near numbers are exact, so a small d keeps its digits beside a large size.

@@ -35,7 +35,7 @@ _MISSING = object()
 
 
 class _Static:
-    """Wrapper of a value that is not an array, for use in structures; equal values share one."""
+    """Wrapper of a value that is not an array, in a pytree's structure; equal values share one."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -78,7 +78,7 @@ class Program:
     Attributes:
         arrays: the leaves, every array in the callable.
         structure: everything else; hashable, and equal for callables of the same code.
-        fast_gradients: whether it runs through `fast_gradients.faster`.
+        fast_gradients: whether calls run through `fast_gradients.faster`.
     """
 
     def __init__(

@@ -84,7 +84,10 @@ def check_entries(params: Any, names: Iterable[str]) -> None:
 
 
 def check_input(x: Any, shape: Sequence[int | None]) -> None:
-    """Check that `x` is a nonempty batch of finite floats, (batch, *shape); None: any length."""
+    """Check that `x` is a nonempty batch of finite floats of shape (batch, *shape).
+
+    None in `shape` allows any length of that axis.
+    """
     _validation.floating("x", x)
     if len(x.shape) != 1 + len(shape) or any(
         expected not in (None, side) for expected, side in zip(shape, x.shape[1:], strict=True)

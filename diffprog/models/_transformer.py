@@ -56,9 +56,10 @@ def transformer(
     Returns a `Model`. Its `apply(params, x, visible=None)` takes the residual stream x, (batch,
     length, width), and returns it after the last block. The mask `visible`, bool (batch, length),
     is True at the positions that may be attended to; None means all. Where a position may attend to
-    none, it attends to all equally. Params: `{"block0": {"norm1", "query",
-    "key", "value", "output", "norm2", "hidden", "out"}, ...}`, each entry as of
-    `backprop.layer_norm` or `backprop.affine`.
+    none, it attends to all equally.
+
+    Params: `{"block0": {"norm1", "query", "key", "value", "output", "norm2", "hidden", "out"},
+    ...}`, each entry as of `backprop.layer_norm` or `backprop.affine`.
 
     Args:
         width: width of the residual stream, a multiple of `heads`.
