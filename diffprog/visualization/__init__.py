@@ -1,4 +1,4 @@
-"""Unit visualization (images that maximize units of a model) and attribution of its outputs."""
+"""Images that maximize units of a model, and attribution of its outputs to its inputs."""
 
 from diffprog.visualization._alpha_map import alpha_map
 from diffprog.visualization._deep_dream import Dream, dream

@@ -1,4 +1,4 @@
-"""Alpha maps: opacity of each pixel of an optimized image, by the gradient of its objective."""
+"""Alpha maps: opacities that hide the parts of an optimized image that its objective ignores."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,20 +24,24 @@ def alpha_map(
     transforms: Sequence[Transform] = (),
     draws: int = 16,
 ) -> Float[Array, "n height width"]:
-    """Compute the opacity of each pixel, its mean absolute gradient relative to the largest one.
+    """Compute the opacity of each pixel of optimized images, from the gradient of the objective.
 
-        mean over draws of Σ_channels |ds_i/dx_i|, divided by its maximum over image i
+        opacity = mean over draws of Σ_channels |ds_i/dx_i|, divided by its maximum over image i
 
-    Pixels that the objective does not depend on keep their random initial values; their opacity
-    is 0.
+    s_i is the objective of image x_i. Pixels that do not affect the objective kept their random
+    initial values in the optimization; their opacity is 0.
 
     Args:
         f: model of a batch of images.
         objective: objective of n images.
         images: the n images that `visualize` returned for this objective.
         key: PRNG key. Image i uses `fold_in(key, i)` for its transforms.
-        transforms: those of `visualize`; the gradient is averaged over random draws of them.
+        transforms: random transforms that were passed to `visualize`; the gradient is averaged over
+            draws of them.
         draws: number of draws, at least 1.
+
+    Returns:
+        Opacities (n, height, width) in 0 .. 1.
 
     Raises:
         TypeError, ValueError: the images are not a finite float array of n images, and everything

@@ -1,13 +1,14 @@
-"""Axes of a node's value that index the images and the units.
+"""Find which axes of a node's value index the images and the units, and transpose the value.
 
-The visualization package reads every node as (images, ..., units). The output of a model and its
-taps have this layout by convention. A convolution or matrix product has whatever layout the
-framework gave it, such as (units, images) for a product W x under `vmap`, and is transposed:
+A node is an intermediate value of a model: one named with `tap`, or the result of a convolution or
+matrix product. The visualization package reads every node as (images, ..., units). Users name
+values with this layout. A convolution or matrix product can have another layout, such as
+(units, images) for a product W x under `vmap`, so its axes are found and transposed:
 
-    convolution        the equation's dimension numbers name both axes
+    convolution        both axes are given by the dimension numbers of the operation
     matrix product     images: the axis that grows when the batch has one more image
-                       units:  the last free axis of the operand without images (the weights),
-                               or of the product, if both operands have images
+                       units:  the last axis that comes from the weights (the operand without
+                               images); if both operands have images, the last axis of the product
 """
 
 from collections.abc import Mapping
@@ -27,12 +28,15 @@ Axes = tuple[int, int]
 
 
 def axes_of(f: Program, images: Any, sites: Mapping[str, EquationSite]) -> dict[str, Axes]:
-    """Find, for each node, the axis that indexes the images and the axis that indexes the units.
+    """Find the axes of each node's value that index the images and the units.
 
     Args:
         f: the model.
         images: batch of images on which f was traced.
-        sites: equations of the nodes in that trace, by name.
+        sites: equation that computes each node in the traced f, by name of the node.
+
+    Returns:
+        (axis of the images, axis of the units) by name of the node.
 
     Raises:
         ValueError: a matrix product does not have exactly one axis of the images.
@@ -41,12 +45,12 @@ def axes_of(f: Program, images: Any, sites: Mapping[str, EquationSite]) -> dict[
 
 
 def units_last(value: Array, axes: Axes) -> Array:
-    """Transpose a node's value to (images, ..., units), given its axes of images and units."""
+    """Transpose a value to (images, ..., units), given its (images axis, units axis)."""
     return value if value.ndim < 2 else jnp.moveaxis(value, axes, (0, -1))
 
 
 def undo_units_last(value: Array, axes: Axes) -> Array:
-    """Transpose (images, ..., units) to the node's own layout; the inverse of `units_last`."""
+    """Transpose (images, ..., units) back to the layout with these axes; undo `units_last`."""
     return value if value.ndim < 2 else jnp.moveaxis(value, (0, -1), axes)
 
 
@@ -92,7 +96,7 @@ def _product_batch_axis(f: Program, images: Any, name: str, site: EquationSite) 
 
 
 def _shape_with_one_more_image(f: Program, images: Any, name: str) -> tuple[int, ...] | None:
-    """Return the shape of a node for a batch of one more image, or None if f refuses the batch."""
+    """Return the shape of a node for a batch of one more image; None if f raises on that."""
     more = jax.ShapeDtypeStruct((images.shape[0] + 1, *images.shape[1:]), images.dtype)
     try:
         return node_shape(find_nodes([name], trace_program(f, (more,))[0])[name]).shape

@@ -4,9 +4,11 @@
                 x <- x + rate g / mean|g|,   g = d/dx Σ_tiles objective(f(tile))     (repeated)
                 detail of octave o = x - resize(photograph, size_o)
 
-The image is cut into tiles of f's input size, along a grid that is shifted at random in every step,
-so that no seams form. Tiles are differentiated in groups, and their intermediate values are not
-stored (`jax.checkpoint`), so that apart from the image itself memory does not grow with its size.
+An octave is one image size. Its detail is what the ascent changed in the photograph; it is the
+start of the next larger octave. The image is cut into tiles of the input size of the model f, along
+a grid that is shifted at random in every step, so that no seams form. Tiles are differentiated in
+groups, without storing their intermediate values (`jax.checkpoint`), so that memory, apart from the
+image itself, does not grow with the image size.
 """
 
 from collections.abc import Callable
@@ -31,9 +33,9 @@ class Dream(NamedTuple):
     """Result of `dream`: the final image, the image of each octave, and the objective.
 
     Attributes:
-        image: (height, width, channels), the size of the photograph.
-        octaves: image after each octave, smallest first.
-        history: (octaves, steps), mean of the objective over the tiles.
+        image: final image (height, width, channels), of the size of the photograph.
+        octaves: image after each octave (image size), smallest first.
+        history: (octaves, steps), objective at each step, averaged over the tiles.
     """
 
     image: Photograph
@@ -56,7 +58,7 @@ def dream(
     tiles_at_once: int = 8,
     progress: bool | None = None,
 ) -> Dream:
-    """Run DeepDream on a photograph of any size, octave by octave.
+    """Run DeepDream: change a photograph by gradient ascent of an objective, from coarse to fine.
 
     Args:
         f: model of a batch of tiles, (batch, *tile, channels).
@@ -64,14 +66,17 @@ def dream(
         photograph: (height, width, channels), finite, in `range`.
         key: PRNG key for the shifts of the tile grid.
         tile: (height, width) of f's input.
-        octaves: number of image sizes, at least 1.
-        scale: ratio of consecutive sizes, > 1. The smallest must hold a tile.
+        octaves: number of image sizes, at least 1. The smallest must not be smaller than a tile.
+        scale: ratio of consecutive sizes, > 1.
         steps: updates per octave.
         rate: mean change of a pixel per step.
         range: (low, high) of the pixels.
         tiles_at_once: number of tiles differentiated together.
         progress: whether to show a progress bar per octave; None shows it for long runs on a
             terminal.
+
+    Returns:
+        `Dream`: the final image, the image of each octave, and the objective at each step.
 
     Raises:
         TypeError, ValueError: the photograph is out of range or its smallest octave holds no tile,
@@ -133,7 +138,7 @@ def _octave_sizes(size: tuple[int, ...], octaves: int, scale: float) -> list[tup
 
 
 def _normalize_by_mean_size() -> optax.GradientTransformation:
-    """Divide the gradient by the mean of its absolute values."""
+    """Return an optax transformation that divides a gradient by its mean absolute value."""
     normalize = lambda g: g / jnp.maximum(jnp.abs(g).mean(), 1e-12)
     return optax.stateless(lambda gradient, _: jax.tree.map(normalize, gradient))
 
@@ -145,7 +150,11 @@ def _resize(image: Array, size: tuple[int, int]) -> Array:
 def _cost(
     f: Program, objective: Objective, tile: tuple[int, ...], batch_size: int, key: jax.Array
 ) -> Callable[[Array, Array], Array]:
-    """Make the cost (image, step) -> minus the mean of the objective over the image's tiles."""
+    """Return the cost function (image, step) -> minus the mean objective over tiles of the image.
+
+    `tile` is the size of a tile; `batch_size` tiles are differentiated together. `key` is for the
+    random shift of the tile grid in each step.
+    """
     batch = objective.take([0] * batch_size)
     read, score, data = read_units(f, batch.requests), batch.score, batch.data
 
@@ -169,7 +178,7 @@ def _cost(
 def _tiles(
     image: Array, tile: tuple[int, ...], key: jax.Array
 ) -> Float[Array, "tiles rows columns channels"]:
-    """Cut an image into tiles along a randomly shifted grid; tiles at the edges wrap around."""
+    """Cut an image into tiles of size `tile` on a randomly shifted grid; edges wrap around."""
     height, width, channels = image.shape
     shifted = jnp.roll(image, jax.random.randint(key, (2,), 0, jnp.asarray(tile)), (0, 1))
     padded = jnp.pad(shifted, ((0, -height % tile[0]), (0, -width % tile[1]), (0, 0)), mode="wrap")

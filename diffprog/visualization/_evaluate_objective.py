@@ -1,6 +1,7 @@
 """Evaluate an objective on given images, such as real data or images optimized for another model.
 
-This module also has the checks that every function with an objective makes before it compiles.
+This module also has the checks of objectives and images that `visualize`, `dream` and the
+attributions share.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,15 +23,16 @@ Images = Float[Array, "images height width channels"]
 
 
 def scores(f: Any, objective: Objective | Callable[[Array], Array], images: Images) -> np.ndarray:
-    """Evaluate an objective of n images on m given images: each of its n scores on each image.
+    """Evaluate each of the n scores of an objective on each of m given images.
 
     Args:
         f: model of a batch of images.
-        objective: objective of n images; or a function of f's output, (batch, outputs) -> (batch,).
+        objective: objective of a batch of n images; or a function of f's output,
+            (batch, outputs) -> (batch,), for which n = 1.
         images: (m, height, width, channels), finite floats.
 
     Returns:
-        Scores (n, m); entry (i, k) is the objective of image i, evaluated on `images[k]`.
+        Scores (n, m); entry (i, k) is the i-th score of the objective, evaluated on `images[k]`.
 
     Raises:
         TypeError, ValueError: the images are not such an array, f lacks a node of the objective, or
@@ -76,22 +78,25 @@ def _scores(
 
 
 def read_node_values(f: Any, names: Sequence[str | None], images: Any) -> list[Array]:
-    """Read the values of nodes, each (images, ..., units); a name None reads the output."""
+    """Return the values of nodes by name, each (images, ..., units); None: the output of f."""
     return read_units(f, [Request(name) for name in names])(images)[1]
 
 
 def require_images(name: str, images: Any) -> None:
-    """Raise TypeError or ValueError unless `images` are finite floats of rank 4, at least one."""
+    """Raise an error unless `images` is a nonempty batch of finite float images, of rank 4.
+
+    `name` is the name of the argument for the message.
+    """
     _validation.floating(name, images, rank=4)
     _validation.batch(**{name: images})
     _validation.finite(name, images)
 
 
 def require_readable(f: Any, objective: Objective, images: jax.ShapeDtypeStruct) -> None:
-    """Raise an error unless the objective can be evaluated on f.
+    """Raise an error unless the objective can be evaluated on the model f.
 
     Args:
-        f: the model; it must have the nodes and units that the objective reads.
+        f: model; it must have the intermediate values and units that the objective reads.
         objective: the objective; it must return one score per image.
         images: shape and dtype of a batch of f's input, with any number of images.
     """

@@ -1,16 +1,19 @@
-"""Objectives: what an optimized image should maximize, defined without reference to a model.
+"""Objectives for optimized images to maximize; they apply to any model with the named nodes.
 
     logit(j)            y_j(x)                        one output
     unit(node, j)       h_j[p, q](x)                  one unit of a hidden node
     channel(node, c)    mean_{p, q} h_c[p, q](x)      one channel, averaged over positions
 
-An `Objective` lists the values it reads from a program (its requests) and maps them to one score
-per image. A list of units makes a batch with one image per unit. Objectives of one batch compose
-image by image, `a + b`, `a - b`, `a * b`, also with a number or one number per image. An objective
-of one image composes with a batch of any size.
+A node is an intermediate value h of the model f, found by its name: one marked with `diffprog.tap`,
+or an operation such as "conv:3".
 
-Objectives of your own: a function of f's output can be passed directly, `custom` makes one of a
-function of other nodes, and an `Objective` can have its own units and data for each image.
+An `Objective` lists the nodes that it reads (its requests) and computes one score per image from
+their values. A list of units gives a batch with one image per unit. Objectives of equal batches are
+combined image by image with `a + b`, `a - b`, `a * b`; one operand can be a number, one number per
+image, or an objective of one image, which is used for every image of the batch.
+
+For an objective of your own, pass a function of f's output, make one from a function of node values
+with `custom`, or construct an `Objective`, which can have other units and data for each image.
 """
 
 import dataclasses
@@ -32,17 +35,18 @@ Units = int | Sequence[int] | np.ndarray | Array
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A score to maximize for each image of a batch.
+    """A score to maximize for each image of a batch, computed from values inside the model.
 
     Attributes:
-        requests: nodes of the model to read, each with one unit per image or with all units.
-        data: pytree of further arrays, leading axis image.
-        score: `score(values, data) -> (batch,)`, where values[k] of shape (batch, ...) is the value
-            of requests[k].
+        requests: intermediate values of the model to read, each with all its units or with one unit
+            per image.
+        data: pytree of arrays that are passed to `score`, leading axis image.
+        score: `score(values, data) -> (batch,)`, where values[k] is the value of requests[k], of
+            shape (batch, ..., units), or (batch, ...) for one unit per image.
         names: description of the objective of each image.
 
-    A new kind of objective is a function that returns one. What `score` closes over is compiled
-    in; `requests` and `data` are arguments of the compiled program.
+    To add a kind of objective, write a function that returns an `Objective`, as below. Other units
+    and data do not recompile `visualize`; what `score` closes over is compiled as a constant.
 
     >>> def peak(node, units):
     ...     score = lambda values, data: values[0].max((1, 2))
@@ -86,7 +90,7 @@ class Objective:
         return len(self.names)
 
     def take(self, images: Sequence[int] | np.ndarray) -> "Objective":
-        """Select the objectives of some images; an index may occur several times."""
+        """Return the objective for the images with these indices, which may repeat."""
         index = np.asarray(images, int)
         requests = tuple(
             request if request.units is None else request._replace(units=request.units[index])
@@ -122,7 +126,10 @@ def _combine(
 
 
 def _with_numbers(a: Objective, operand: Any) -> tuple[Objective, Array]:
-    """Broadcast an objective and an operand, a number or one per image, to one batch."""
+    """Broadcast an objective and a number, or one number per image, to a common batch size.
+
+    Returns (objective, numbers of shape (batch,)).
+    """
     name = "an objective's operand"
     numbers = jnp.asarray(_validation.array(name, operand), jnp.result_type(float))
     if not numbers.size:
@@ -141,10 +148,10 @@ def _with_numbers(a: Objective, operand: Any) -> tuple[Objective, Array]:
 
 
 def logit(unit: Units) -> Objective:
-    """Objective y_j: an output of the model, before any softmax.
+    """Objective to maximize an output y_j of the model, such as the logit of a class.
 
     Args:
-        unit: j, an index of the last axis of the output, or several, for one image each.
+        unit: j, an index into the last axis of the output, or a sequence with one for each image.
 
     >>> (logit(3) - 0.5 * logit([5, 8])).names
     ('logit[3] - logit[5] * 0.5', 'logit[3] - logit[8] * 0.5')
@@ -155,14 +162,15 @@ def logit(unit: Units) -> Objective:
 
 
 def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objective:
-    """Objective h_j[p, q]: a single unit of a node at one position.
+    """Objective to maximize one unit j of a node h at one position, h_j[p, q].
 
     Args:
-        node: name of a tap (`diffprog.tap`), or an operation such as "conv:3": its value before
-            the activation function, where relu has not cut the gradient to 0.
-        unit: j, an index of the last axis of the node, or several, for one image each.
-        position: index for each axis between the first and the last; by default the middle. A node
-            (batch, units) has no position.
+        node: name of the node h: a value marked with `diffprog.tap`, or an operation such as
+            "conv:3". An operation is read before the activation function, so that a relu does not
+            set the gradient to 0.
+        unit: j, an index into the last axis of the node, or a sequence with one for each image.
+        position: (p, q), an index for each axis between the first and the last; by default the
+            middle. A node of shape (batch, units) has no such axes.
 
     >>> unit("conv2", [0, 1], position=(3, 3)).names
     ('conv2[3, 3, 0]', 'conv2[3, 3, 1]')
@@ -187,11 +195,13 @@ def unit(node: str, unit: Units, position: Sequence[int] | None = None) -> Objec
 
 
 def channel(node: str, unit: Units) -> Objective:
-    """Objective mean_{p, q} h_c[p, q]: a channel of a node, averaged over positions.
+    """Objective to maximize a channel c of a node h, averaged over positions.
+
+        mean_{p, q} h_c[p, q]
 
     Args:
-        node: name of a tap or an operation, as for `unit`.
-        unit: c, an index of the last axis of the node, or several, for one image each.
+        node: name of a value marked with `tap`, or an operation, as for `unit`.
+        unit: c, an index into the last axis of the node, or a sequence with one for each image.
 
     >>> len(channel("conv2", range(64)))
     64
@@ -202,13 +212,15 @@ def channel(node: str, unit: Units) -> Objective:
 
 
 def direction(node: str, vector: ArrayLike, *, cosine: float = 0.0) -> Objective:
-    """Objective mean_{p, q} <h, v> cos(h, v)^cosine: a direction in the space of a node's units.
+    """Objective to align the units of a node with a direction, averaged over positions.
+
+        mean_{p, q} <h, v> cos(h, v)^cosine,      h = h[p, q], of shape (units,)
 
     Args:
-        node: name of a tap or an operation, as for `unit`; h = h[p, q], (units,).
-        vector: v, finite floats (units,), or (images, units) for one image each.
-        cosine: exponent >= 0 of the cosine (where it is positive). The larger, the more the
-            direction of h matters, and the less its length.
+        node: name of the node h: a value marked with `tap`, or an operation, as for `unit`.
+        vector: direction v, finite floats (units,), or (images, units) with one for each image.
+        cosine: exponent >= 0 of the cosine, applied where the cosine is positive. The larger it is,
+            the more the direction of h matters compared with its length.
 
     >>> direction("hidden1", jnp.ones((2, 5))).names
     ('hidden1 along 0', 'hidden1 along 1')
@@ -233,7 +245,12 @@ def direction(node: str, vector: ArrayLike, *, cosine: float = 0.0) -> Objective
 
 
 def deep_dream(node: str) -> Objective:
-    """Objective mean h²: amplify every activation of a node (Mordvintsev, Olah and Tyka, 2015).
+    """DeepDream objective: the mean square of a node's values (Mordvintsev, Olah and Tyka, 2015).
+
+    It amplifies every activation.
+
+    Args:
+        node: name of a value marked with `tap`, or an operation, as for `unit`.
 
     >>> deep_dream("conv2").names
     ('more of conv2',)
@@ -244,11 +261,13 @@ def deep_dream(node: str) -> Objective:
 
 
 def inversion(node: str, target: ArrayLike) -> Objective:
-    """Objective -||h(x) - h*||² / ||h*||²: invert a representation (Mahendran and Vedaldi, 2015).
+    """Objective to reconstruct images from the values of a node (Mahendran and Vedaldi, 2015).
+
+        -||h(x) - h*||² / ||h*||²
 
     Args:
-        node: name of a tap or an operation, as for `unit`.
-        target: h*, values of the node for some images as `read_units` returns them,
+        node: name of the node h: a value marked with `tap`, or an operation, as for `unit`.
+        target: h*, the node's values for the images to reconstruct, from `read_units`;
             (images, ..., units), finite.
 
     >>> inversion("conv2", jnp.ones((1, 8, 8, 64))).names
@@ -266,13 +285,15 @@ def inversion(node: str, target: ArrayLike) -> Objective:
 
 
 def caricature(node: str, target: ArrayLike, *, cosine: float = 1.0) -> Objective:
-    """Objective <h(x), h*> / ||h*|| cos(h(x), h*)^cosine: exaggerate a representation.
+    """Objective to exaggerate what a node represents of given images.
+
+        <h(x), h*> / ||h*|| · cos(h(x), h*)^cosine
 
     Args:
-        node: name of a tap or an operation, as for `unit`.
-        target: h*, values of the node for some images as `read_units` returns them,
+        node: name of the node h: a value marked with `tap`, or an operation, as for `unit`.
+        target: h*, the node's values for the given images, from `read_units`;
             (images, ..., units), finite.
-        cosine: exponent >= 0 of the cosine.
+        cosine: exponent >= 0 of the cosine, applied where the cosine is positive.
 
     >>> caricature("conv2", jnp.ones((1, 8, 8, 64))).names
     ('conv2 of 0',)
@@ -290,13 +311,16 @@ def caricature(node: str, target: ArrayLike, *, cosine: float = 1.0) -> Objectiv
 
 
 def diversity(node: str) -> Objective:
-    """Objective -mean_{j ≠ i} cos(G(x_i), G(x_j)): make the images of a batch differ in style.
+    """Objective to make the images of a batch differ in style at a node.
 
-    G = h^T h, summed over positions, is the Gram matrix of the node's units.
+        -mean_{j ≠ i} cos(G(x_i), G(x_j))
+
+    G = hᵀ h, summed over positions, is the Gram matrix of the units of node h.
 
     Add it, with a weight, to an objective of several images of the same unit:
-    `channel("conv2", [3] * 4) + 0.1 * diversity("conv2")`. It compares the images that are
-    optimized together: all of them, unless memory is too small (`batch_size` of `visualize`).
+    `channel("conv2", [3] * 4) + 0.1 * diversity("conv2")`. It compares only images that are
+    optimized together: all of them, unless `batch_size` of `visualize`, by default limited by
+    memory, is smaller.
 
     >>> diversity("conv2").names
     ('diversity of conv2',)
@@ -313,9 +337,11 @@ def diversity(node: str) -> Objective:
 
 
 def alignment(node: str) -> Objective:
-    """Objective -mean_{j = i ± 1} mean (h(x_i) - h(x_j))²: make neighbouring images similar.
+    """Objective to make neighbouring images of a batch similar at a node h.
 
-    Use it along an interpolation, so that consecutive images change as little as possible.
+        -mean_{j = i ± 1} mean (h(x_i) - h(x_j))²
+
+    Add it to an interpolation, so that consecutive images change as little as possible.
 
     >>> (interpolate(logit(3), logit(8), 5) + alignment("conv2")).names[2]
     'logit[3] * 0.5 + logit[8] * 0.5 + alignment of conv2'
@@ -333,12 +359,12 @@ def alignment(node: str) -> Objective:
 
 
 def interpolate(a: Objective, b: Objective, images: int) -> Objective:
-    """Interpolate two objectives over a batch: (1 - t) a + t b, with t from 0 to 1.
+    """Interpolate two objectives over a batch: image k maximizes (1 - t) a + t b, t from 0 to 1.
 
     Args:
-        a: objective of one image, the first.
-        b: objective of one image, the last.
-        images: number of images, at least 2.
+        a: objective of one image; the first image maximizes it.
+        b: objective of one image; the last image maximizes it.
+        images: number of images in the batch, at least 2.
 
     >>> interpolate(logit(3), logit(8), 3).names[1]
     'logit[3] * 0.5 + logit[8] * 0.5'
@@ -356,12 +382,13 @@ def interpolate(a: Objective, b: Objective, images: int) -> Objective:
 
 
 def custom(score: Callable[..., Scores], *nodes: str, name: str = "custom") -> Objective:
-    """Make an objective of a function of the values of nodes, or of the model's output.
+    """Make an objective from a function of the values of nodes, or of the model's output.
 
     Args:
-        score: pure function of the values of the nodes, one argument (batch, ..., units) each; it
-            returns one float per image, (batch,).
-        nodes: names of taps or operations; none for the output of the model.
+        score: pure function that returns one float per image, (batch,). It takes one argument for
+            each node, of shape (batch, ..., units).
+        nodes: names of values marked with `tap`, or operations, as for `unit`; if none are given,
+            `score` takes the output of the model.
         name: description of the objective.
 
     >>> from diffprog.visualization import pixels, visualize
@@ -400,7 +427,10 @@ def _validate_node(node: Any) -> str:
 
 
 def _unit_indices(name: str, value: Any) -> Array:
-    """Convert one index or several to an array of one index >= 0 per image."""
+    """Convert a unit index, or a sequence of them, to an array with one index >= 0 per image.
+
+    `name` is the name of the argument for error messages.
+    """
     if isinstance(value, int | np.integer) or getattr(value, "ndim", None) == 0:
         value = [value]
     if not _is_list(value):
@@ -453,13 +483,13 @@ def _at(value: Array, position: tuple[int, ...]) -> Scores:
 
 
 def _norm(value: Array) -> Array:
-    """Euclidean norm over the last axis, with gradient 0 at 0."""
+    """Compute the Euclidean norm over the last axis, with gradient 0 at 0."""
     squares = jnp.square(value).sum(-1)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 def _product_with_cosine(h: Array, v: Array, exponent: float) -> Array:
-    """Compute <h, v> cos(h, v)^exponent over the last axis."""
+    """Compute <h, v> cos(h, v)^exponent over the last axis; <h, v> where the cosine is <= 0."""
     product = (h * v).sum(-1)
     if exponent == 0:
         return product

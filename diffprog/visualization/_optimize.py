@@ -1,10 +1,11 @@
-"""Optimize one batch of images by gradient descent on penalties minus an objective.
+"""Optimize one batch of images by gradient descent on their penalties minus their objectives.
 
     J(z) = Σ_i  Σ_R λ R(x_i) - objective_i(f(transform(x_i, key_i))),      x_i = paint(z_i)
 
-Unless the objective itself relates the images, no term depends on the variable of another image,
-so one descent on the sum optimizes each image independently. An image whose objective is not
-finite or has stopped rising is frozen while the others go on.
+Image x_i is computed from its variable z_i by a parametrization; f is the model, and each penalty R
+has a weight λ. Unless the objective itself relates the images, each term depends on one image, so
+that descent on the sum optimizes every image independently. An image whose cost is not finite or
+has stopped falling is frozen while the others continue.
 """
 
 import itertools
@@ -28,11 +29,11 @@ from diffprog.visualization.parametrization._image import Image
 
 
 class ImagePipeline(NamedTuple):
-    """Map from the variables of a parametrization to images, and from images to model inputs.
+    """Computes images from their variables, model inputs from images, and penalties.
 
     Attributes:
-        image: parametrization of the images.
-        transform: random transform of each image before the model.
+        image: parametrization, which computes one image from its variable.
+        transform: random transform, (image, key) -> image, applied before the model.
         penalties: pairs (penalty, weight).
     """
 
@@ -41,15 +42,15 @@ class ImagePipeline(NamedTuple):
     penalties: tuple[tuple[Penalty | OfVariable, Array], ...]
 
     def images(self, variables: Any) -> Array:
-        """Compute the images of a batch of variables."""
+        """Compute images (batch, height, width, channels) from the variables of a batch."""
         return jax.vmap(self.image.paint)(variables)
 
     def inputs(self, images: Array, keys: jax.Array) -> Array:
-        """Transform each image at random, with its own key."""
+        """Compute the model inputs: transform each image at random, with its own key."""
         return jax.vmap(self.transform)(images, keys)
 
     def penalty(self, variables: Any, images: Array) -> Array:
-        """Compute the sum of the weighted penalties of each image, (batch,)."""
+        """Sum the weighted penalties of each image, (batch,), from their variables and pixels."""
         total = jnp.zeros(len(images), images.dtype)
         for penalty, weight in self.penalties:
             if isinstance(penalty, OfVariable):
@@ -61,7 +62,15 @@ class ImagePipeline(NamedTuple):
 
 
 class OptimizedImages(NamedTuple):
-    """Result of `optimize` for one batch of images; its fields are those of `Visualization`."""
+    """Result of `optimize` for one batch of images.
+
+    Attributes:
+        variables: optimized variables of the parametrization, leading axis image.
+        images: (batch, height, width, channels).
+        scores: (batch,), objective of each final image.
+        history: (steps, batch), objective at each step; NaN after an image stopped.
+        endings: (batch,), why each image stopped: "steps", "plateau" or "nonfinite".
+    """
 
     variables: Any
     images: Array
@@ -83,20 +92,24 @@ def optimize(
     straight_through_steps: int,
     progress: bool | None,
 ) -> OptimizedImages:
-    """Optimize a batch of images by gradient descent, each until it fails or stops improving.
+    """Optimize a batch of images by gradient descent, for a number of steps or until a plateau.
 
     Args:
         f: model of a batch of images.
-        objective: objective of as many images as there are keys.
-        pipeline: map from variables to model inputs.
-        variables: initial variables, leading axis image.
-        keys: PRNG keys; image i draws its transforms of step k from `fold_in(keys[i], k)`.
+        objective: objective to maximize, with one score for each image.
+        pipeline: parametrization, transforms and penalties of the images.
+        variables: initial variables of the parametrization, leading axis image.
+        keys: PRNG key for each image; image i uses `fold_in(keys[i], k)` for its transforms in
+            step k.
         optimizer: optax optimizer of the variables.
         steps: maximal number of updates.
         plateau: an image stops if its mean cost over this many steps is no lower than over the
             same number before.
-        straight_through_steps: number of first steps in which the gradient of a relu is 1.
-        progress: see `descent.run`.
+        straight_through_steps: number of initial steps in which the gradient of a relu is 1.
+        progress: whether to show a progress bar; None shows it for long runs on a terminal.
+
+    Returns:
+        `OptimizedImages`. An image whose cost is not finite is stopped; the others continue.
     """
     active, frozen, state = jnp.ones(len(keys), bool), variables, variables
     endings, histories = ["steps"] * len(keys), [np.zeros((0, len(keys)))]
@@ -140,7 +153,7 @@ def optimize(
 
 
 def _select(mask: Bool[Array, "batch"], new: Any, old: Any) -> Any:
-    """Select `new` where the mask holds, else `old`, per image."""
+    """Select, for each image i, the leaves of `new` if mask[i] is true, else those of `old`."""
     choose = lambda a, b: jnp.where(jnp.expand_dims(mask, range(1, a.ndim)), a, b)
     return jax.tree.map(choose, new, old)
 
@@ -154,10 +167,10 @@ def _cost(
     frozen: Any,
     first: int,
 ) -> Callable[[Any, Array], Any]:
-    """Make the cost to minimize, (variables, step) -> (J, (scores, costs per image)).
+    """Return the cost function (variables, step) -> (total cost, (scores, cost of each image)).
 
-    J sums the costs of the active images; the others keep their `frozen` variables. `step` counts
-    from `first`.
+    The cost of an image is its penalties minus its score. The total is over the active images; the
+    others use their `frozen` variables. Step 0 of the function is step `first` of the optimization.
     """
     # Only the score is closed over, not the objective: units and weights stay arguments of the
     # compiled program.
@@ -179,9 +192,10 @@ def _cost(
 def _paint_and_score(
     f: Program, objective: Objective, pipeline: ImagePipeline
 ) -> Callable[[Any, jax.Array], tuple[Array, Array]]:
-    """Make the function (variables, keys) -> (images, scores) that evaluates optimized images.
+    """Return the function (variables, keys) -> (images, scores) that evaluates optimized images.
 
-    The scores are without transforms, unless these change the size: then with one random draw.
+    The scores are those of the images without random transforms. If the transforms change the image
+    size, so that f needs them, the scores are those of one random draw.
     """
     read, score, data = read_units(f, objective.requests), objective.score, objective.data
 

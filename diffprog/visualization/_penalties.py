@@ -5,12 +5,13 @@
     total_variation     Σ sqrt((x_{r+1,c} - x_{rc})² + (x_{r,c+1} - x_{rc})²)
     blur                Σ (x - b(x))²                 b: 3 x 3 binomial blur
     to_reference(r)     Σ (x - r)²
-    of_variable(R)      R of the variable behind the image
+    of_variable(R)      R of the image's parameters, such as Fourier coefficients, not of its pixels
 
-Sums are over pixels and channels. Where a root or an absolute value is not differentiable, the
-gradient is 0: it is finite on black and on constant images and does not move them.
+Sums are over pixels and channels; x_{rc} is the pixel in row r and column c. Where a root or an
+absolute value is not differentiable, its gradient is set to 0, so that it is finite on black and on
+constant images.
 
-Any function `image -> scalar` of your own is a penalty too.
+Any function `image -> scalar` of your own can be used as a penalty too.
 """
 
 from collections.abc import Callable
@@ -26,19 +27,20 @@ Penalty = Callable[[Float[Array, "height width channels"]], Float[Array, ""]]
 
 
 class OfVariable(NamedTuple):
-    """Penalty on the variable of the parametrization instead of the image; see `of_variable`.
+    """Penalty on the optimized variable of an image instead of its pixels, from `of_variable`.
 
-    It is not callable, because the variable cannot be computed from the image alone.
+    It is not callable, unlike other penalties: the variable (for example Fourier coefficients)
+    cannot be computed from the image alone.
 
     Attributes:
-        penalty: `penalty(variable)` of one image's variable, a pytree.
+        penalty: function of the variable of one image, a pytree, that returns a scalar.
     """
 
     penalty: Callable[[Any], Float[Array, ""]]
 
 
 def l1(image: Any) -> Float[Array, ""]:
-    """Sum the absolute values, Σ |x|, of an array or pytree; the gradient at 0 is 0.
+    """L1 penalty: the sum of absolute values, Σ |x|, of an image or pytree; gradient 0 at 0.
 
     >>> print(l1(jnp.array([[[-1.0], [2.0]]])))
     3.0
@@ -47,9 +49,9 @@ def l1(image: Any) -> Float[Array, ""]:
 
 
 def l2(image: Any) -> Float[Array, ""]:
-    """Sum the squares, Σ x², of an array or pytree.
+    """L2 penalty: the sum of squares, Σ x², of an image or pytree.
 
-    A linear unit w·x with penalty λ Σ x² is maximal at w / (2 λ).
+    Example: the image that maximizes a linear unit w·x minus λ Σ x² is x = w / (2 λ).
 
     >>> print(l2(jnp.array([[[-1.0], [2.0]]])))
     5.0
@@ -80,11 +82,11 @@ def total_variation(image: Float[Array, "height width channels"]) -> Float[Array
 
 
 def blur(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
-    """Penalize high frequencies: the squared distance between an image and its blur.
+    """Penalty on high frequencies: the squared distance between an image and its blurred version.
 
-        Σ (x - b(x))²,   b: [1 2 1] / 4 along both axes, edge pixels repeated
+        Σ (x - b(x))²,   b: blur with [1 2 1] / 4 along both axes, edge pixels repeated
 
-    The gradient is that of the formula: b(x) is not held constant.
+    The gradient flows through b(x) too.
 
     Args:
         image: float (height, width, channels).
@@ -124,12 +126,13 @@ def to_reference(reference: Float[Array, "height width channels"]) -> Penalty:
 
 
 def of_variable(penalty: Callable[[Any], Float[Array, ""]]) -> OfVariable:
-    """Apply a penalty to the variable of the parametrization instead of the image.
+    """Penalize the optimized variable (for example Fourier coefficients) instead of the pixels.
 
-    For `covariance`, `of_variable(l2)` is the squared Mahalanobis distance to the mean image.
+    Pass the result to `visualize` as a penalty. With the parametrization `covariance`,
+    `of_variable(l2)` is the squared Mahalanobis distance to the mean image.
 
     Args:
-        penalty: `penalty(variable) -> scalar` of one image's variable.
+        penalty: function `variable -> scalar` of the variable of one image, such as `l2`.
 
     Raises:
         TypeError: the penalty is not callable.

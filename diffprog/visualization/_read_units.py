@@ -1,9 +1,8 @@
-"""Read the values of a model's nodes: all units, or one unit for each image of the batch.
+"""Read intermediate values (nodes) of a model: all units, or one unit for each image of a batch.
 
     h[i, ..., u_i]        unit u_i of node h for image i
 
-Values that are not read, and everything computed after the last one that is, cost nothing in a
-compiled program.
+Under `jax.jit`, computations that the results in use do not need are removed.
 """
 
 import functools
@@ -22,10 +21,11 @@ from diffprog.visualization._axes import axes_of, units_last
 
 
 class Request(NamedTuple):
-    """A node of a model, and the unit of it to read for each image.
+    """What `read_units` reads: a node of the model, and all its units or one for each image.
 
     Attributes:
-        node: name of a node as in `nodes.read`, or None for the output of the model.
+        node: name of an intermediate value as in `nodes.read` (a name given with `tap`, or an
+            operation such as "conv:0"), or None for the output of the model.
         units: unit u_i to read for image i, integers (batch,), or None to read all units,
             (batch, ..., units).
     """
@@ -37,16 +37,20 @@ class Request(NamedTuple):
 def read_units(
     f: Callable[..., Any], requests: Sequence[Request]
 ) -> Callable[[Array], tuple[Any, list[Any]]]:
-    """Make a function images -> (f(images), values) that reads one value per request.
+    """Transform a model f to return (f(images), values), with one intermediate value per request.
 
-    A value is h[i, ..., u_i] of shape (batch, ...), or all units (batch, ..., units). The
-    output and taps must have the images on the first axis and the units on the last; convolutions
-    and matrix products may have any layout and are transposed. Gradients flow through the values.
+    Each value has shape (batch, ..., units), or (batch, ...) if the request selects one unit per
+    image. The output of f and values named with `tap` must have the images on the first axis and
+    the units on the last; convolutions and matrix products may have any layout and are transposed.
+    Gradients flow through the values.
 
     Args:
         f: model of a batch of images, (batch, ...) -> anything. Where units of its output are
             requested, it must return (batch, ..., units).
-        requests: nodes to read, and their units.
+        requests: values to read, each a `Request`.
+
+    Returns:
+        Function images -> (f(images), list of values in the order of the requests).
 
     Raises:
         TypeError: f is not callable, `requests` is not a sequence of `Request`, or units are not
@@ -155,7 +159,7 @@ def _evaluate_and_keep(equation: JaxprEqn, inputs: Sequence[Any], _: None) -> tu
 
 
 def select_units(value: Array, units: Array) -> Array:
-    """Select value[i, ..., units[i]] for each image i."""
+    """Select one unit per image: value[i, ..., units[i]] for each i, of shape (images, ...)."""
     # A masked sum and not an index: the gradient of a gather is a scatter, which is slow on CPU.
     mask = units[:, None] == jnp.arange(value.shape[-1])
     mask = jnp.expand_dims(mask, range(1, value.ndim - 1))

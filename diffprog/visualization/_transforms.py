@@ -4,7 +4,7 @@ A unit that is maximized through random shifts, rotations and scalings, max_x E_
 respond to the image under all of them. This removes the high-frequency patterns that excite a
 network only at one exact alignment (Olah, Mordvintsev and Schubert, 2017).
 
-A transform is a function (image, key) -> image of one image and one PRNG key. Under `jax.vmap`
+A transform t is a function (image, key) -> image of one image and one PRNG key. Under `jax.vmap`
 with a key per image, every image gets its own random parameters. The size of the output depends
 only on the size of the input; only `pad` and `crop` change it. Pixels outside an image are read as
 the nearest edge pixel.
@@ -30,7 +30,7 @@ _TWO_PIXELS = jax.lax.GatherDimensionNumbers(
 def default_transforms(
     *, shift: float = 1 / 16, zoom: float = 1.1, degrees: float = 10.0
 ) -> tuple[Transform, ...]:
-    """Return the recommended transforms: one small random `warp`, relative to the image size.
+    """Return the recommended transforms for `visualize`: a small random shift, zoom, rotation.
 
     Args:
         shift: largest shift, as a fraction of each side.
@@ -48,7 +48,7 @@ def default_transforms(
 
 
 def compose(transforms: Sequence[Transform]) -> Transform:
-    """Chain transforms, first to last, each with its own key `fold_in(key, position)`.
+    """Chain transforms into one, first to last; number k gets the PRNG key `fold_in(key, k)`.
 
     Args:
         transforms: functions (image, key) -> image; an empty sequence gives the identity.
@@ -78,7 +78,7 @@ def compose(transforms: Sequence[Transform]) -> Transform:
 
 
 def pad(n: int, value: float = 0.5) -> Transform:
-    """Pad the image with a constant border, to (height + 2n, width + 2n).
+    """Transform that pads an image with a constant border, to (height + 2n, width + 2n).
 
     Args:
         n: width of the border in pixels, at least 0.
@@ -100,7 +100,9 @@ def pad(n: int, value: float = 0.5) -> Transform:
 
 
 def jitter(d: int) -> Transform:
-    """Shift the image by a uniformly random whole number of pixels, -d .. d along each axis.
+    """Transform that shifts an image by a random whole number of pixels, -d .. d along each axis.
+
+    Shifts are uniform. Pixels outside the image are read as the nearest edge pixel.
 
     Args:
         d: largest shift in pixels, less than each side of the image.
@@ -124,7 +126,7 @@ def jitter(d: int) -> Transform:
 
 
 def crop(size: int | tuple[int, int]) -> Transform:
-    """Crop a window at a uniformly random position.
+    """Transform that crops a window of a given size at a uniformly random position.
 
     Args:
         size: (height, width) of the window, or the side of a square one.
@@ -147,7 +149,7 @@ def crop(size: int | tuple[int, int]) -> Transform:
 
 
 def scale(low: float, high: float) -> Transform:
-    """Scale the image about its centre by a uniformly random factor in low .. high.
+    """Transform that scales an image about its centre by a uniformly random factor, low .. high.
 
     The size of the array does not change.
 
@@ -164,7 +166,7 @@ def scale(low: float, high: float) -> Transform:
 
 
 def rotate(degrees: float) -> Transform:
-    """Rotate the image about its centre by a uniformly random angle in -degrees .. degrees.
+    """Transform that rotates an image about its centre by a random angle, -degrees .. degrees.
 
     The size of the array does not change.
 
@@ -181,11 +183,12 @@ def rotate(degrees: float) -> Transform:
 
 
 def warp(*, shift: float, low: float, high: float, degrees: float) -> Transform:
-    """Shift, scale and rotate the image about its centre at random, in one interpolation.
+    """Transform that randomly shifts, scales and rotates an image about its centre.
 
-    With coordinates relative to the centre, output pixel p reads the image at
+    It interpolates only once. With coordinates relative to the centre, the output at pixel p is the
+    image at
 
-        R(-angle) p / factor - shift
+        R(-angle) p / factor - shift,      R: rotation matrix
 
     Args:
         shift: largest shift, as a fraction of the height (vertical) and width (horizontal).
@@ -216,7 +219,7 @@ def warp(*, shift: float, low: float, high: float, degrees: float) -> Transform:
 
 
 def flip() -> Transform:
-    """Flip the image left to right with probability 1/2.
+    """Transform that flips an image left to right with probability 1/2.
 
     >>> flip()(jnp.zeros((8, 8, 1)), jax.random.key(0)).shape
     (8, 8, 1)
@@ -230,7 +233,9 @@ def flip() -> Transform:
 
 
 def noise(std: float) -> Transform:
-    """Add independent Gaussian noise to every value; the result may leave the pixel range.
+    """Transform that adds independent Gaussian noise to every value of an image.
+
+    The result may leave the pixel range.
 
     Args:
         std: standard deviation, at least 0.
@@ -260,6 +265,9 @@ def similarity_transform(
         shift: (down, right), as fractions of the height and the width.
         factor: scale factor, > 0.
         angle: counterclockwise rotation in radians.
+
+    Returns:
+        Image of the same shape; pixels outside the input are read as the nearest edge pixel.
     """
     height, width, _ = image.shape
     centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
@@ -276,11 +284,12 @@ def bilinear_sample(
 ) -> Float[Array, "h w channels"]:
     """Sample an image at fractional pixel coordinates by bilinear interpolation.
 
-        out[p] = Σ_q hat(row_p - q_row) hat(column_p - q_column) image[q],  hat(t) = max(0, 1 - |t|)
+        out[p] = Σ_{r, c} hat(rows[p] - r) hat(columns[p] - c) image[r, c]
+        hat(t) = max(0, 1 - |t|)
 
     Args:
         image: float image.
-        rows, columns: coordinates of the samples in pixels; those outside are clipped to the edge.
+        rows, columns: coordinates of each sample p in pixels, clipped to the image.
     """
     height, width, channels = image.shape
     top, down = _cell(rows, height)
@@ -305,14 +314,17 @@ def bilinear_sample(
 
 
 def _cell(position: Array, size: int) -> tuple[Array, Array]:
-    """Return the index of the pixel before each position, and the weight of the pixel after it."""
+    """Return the index of the pixel before each position, and the weight of the pixel after it.
+
+    Positions are coordinates along an axis of `size` pixels; the weights are for interpolation.
+    """
     inside = jnp.clip(position, 0, size - 1)
     before = jnp.clip(jnp.floor(inside), 0, max(size - 2, 0))
     return before.astype(jnp.int32), (inside - before)[..., None]
 
 
 def _random_window(image: Array, height: int, width: int, key: jax.Array) -> Array:
-    """Crop a window of the given size at a uniformly random position."""
+    """Crop an image to (height, width) at a uniformly random position."""
     counts = jnp.array([image.shape[0] - height + 1, image.shape[1] - width + 1])
     row, column = jax.random.randint(key, (2,), 0, counts)
     start = (row, column, jnp.zeros_like(row))

@@ -2,10 +2,11 @@
 
     maximize   Σ_i  objective_i(f(transform(x_i, key_i)))  -  Σ_R λ R(x_i)
 
-over the variables z_i of a parametrization x_i = paint(z_i). The images of a batch are optimized
-together in one compiled descent, each with its own random transforms, and do not influence each
-other, unless an objective such as `diversity` relates them: the result does not depend on the batch
-size. The unit indices are arguments of the compiled program, so other units do not recompile it.
+over the variables z_i of a parametrization x_i = paint(z_i) of the images; each penalty R on an
+image has a weight λ. The images of a batch are optimized together in one compiled program, each
+with its own random transforms. Unless an objective such as `diversity` relates them, they do not
+influence each other, and the result does not depend on the batch size. The unit indices are
+arguments of the compiled program, so that other units do not recompile it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ _MEMORY_BYTES = 2**30
 
 
 class Visualization(NamedTuple):
-    """Result of `visualize` for n images: the images, their scores, and how they were reached.
+    """Result of `visualize` for n images: the images, their scores, and the optimization history.
 
     Attributes:
         images: (n, height, width, channels), in the range of the parametrization.
@@ -41,9 +42,9 @@ class Visualization(NamedTuple):
         history: (steps, n), objective at each step, with transforms; NaN after an image stopped.
         percentiles: (n,), percentage of the images in `data` with a lower objective; None without
             data.
-        variables: variables of the parametrization, leading axis image.
-        endings: (n,), reason why each descent ended, "steps", "plateau" or "nonfinite"
-            (`descent.Result`).
+        variables: optimized variables of the parametrization, leading axis image.
+        endings: (n,), why the optimization of each image ended: "steps" (all steps were taken),
+            "plateau" (no more improvement) or "nonfinite" (the cost was not finite).
     """
 
     images: Float[Array, "n height width channels"]
@@ -55,7 +56,7 @@ class Visualization(NamedTuple):
     endings: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Format one line per image."""
+        """Format one line per image: its objective and score, percentile and ending."""
         lines = [
             f"{name}: {score:.4g}" for name, score in zip(self.names, self.scores, strict=True)
         ]
@@ -85,7 +86,7 @@ def visualize(
     mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> Visualization:
-    """Optimize images to maximize an objective.
+    """Optimize images to maximize an objective of a model, such as a unit or a channel.
 
     Args:
         f: model of a batch of images, (batch, height, width, channels) -> (batch, outputs).
@@ -96,19 +97,22 @@ def visualize(
         steps: number of updates.
         transforms: functions (image, key) -> image applied before f, such as
             `default_transforms()`.
-        penalties: weights λ by penalty R, a function image -> scalar or `of_variable(R)`; they are
-            subtracted from the objective.
+        penalties: dict from a penalty, a function image -> scalar or `of_variable(function)`, to
+            its weight. The weighted penalties are subtracted from the objective.
         optimizer: optax optimizer of the variables; default Adam with learning rate 0.05.
         start: initial image, or one for each of the n images; by default drawn by `image.init`.
         data: real images, for the percentiles of the result.
         batch_size: number of images optimized together; by default as many as have their
             intermediate values in about 1 GiB.
-        plateau: stop an image when its mean cost over this many steps is no lower than over the
-            same number before; by default never.
-        straight_through: number of first steps in which the gradient of every relu is taken as 1,
-            to reach units that are inactive at the start.
+        plateau: stop an image when its mean cost (penalties minus objective) over this many steps
+            is no lower than over the same number of steps before; by default never.
+        straight_through: number of initial steps in which the gradient of every relu is set to 1,
+            to activate units that are inactive at the start.
         mesh: devices to divide the images among, from `distributed.mesh()`.
         progress: whether to show a progress bar; None shows it for long runs on a terminal.
+
+    Returns:
+        `Visualization`: the n images, their scores, and the history of the optimization.
 
     Raises:
         TypeError, ValueError: f lacks a node of the objective (the message lists its nodes), a unit
@@ -202,7 +206,10 @@ def _validate_start(start: Any, image: Image, count: int) -> Array:
 
 
 def _input_shape(pipeline: ImagePipeline) -> jax.ShapeDtypeStruct:
-    """Return the shape of f's input for a batch of one image; check the penalties on the way."""
+    """Return the shape and dtype of the model's input for one image, after the transforms.
+
+    Raises an error if a penalty does not return a scalar.
+    """
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     variables = jax.eval_shape(jax.vmap(pipeline.image.init), keys)
     images = jax.eval_shape(pipeline.images, variables)
@@ -216,7 +223,10 @@ def _input_shape(pipeline: ImagePipeline) -> jax.ShapeDtypeStruct:
 
 
 def _default_batch_size(f: Program, inputs: jax.ShapeDtypeStruct) -> int:
-    """Compute the number of images whose intermediate values and adjoints fit into 1 GiB."""
+    """Return the number of images whose intermediate values in f and gradients fit in 1 GiB.
+
+    `inputs` is the shape and dtype of f's input for one image.
+    """
     equations = _jaxpr.find_equations(jax.make_jaxpr(f)(inputs), lambda _: True)
     values: list[Any] = [variable.aval for site in equations for variable in site.equation.outvars]
     bytes_per_image = 2 * sum(
@@ -228,9 +238,10 @@ def _default_batch_size(f: Program, inputs: jax.ShapeDtypeStruct) -> int:
 
 
 def _batches(count: int, batch_size: int, devices: int) -> list[np.ndarray]:
-    """Divide 0 .. count - 1 into batches of one size, a multiple of the number of devices.
+    """Divide the indices 0 .. count - 1 into batches of equal size, a multiple of `devices`.
 
-    The last batch repeats its last index, so that it does not compile another program.
+    If needed, the last batch is filled up with its last index, so that all batches use the same
+    compiled program.
     """
     size = -(-count // -(-count // (batch_size * devices)))
     size = -(-size // devices) * devices

@@ -1,8 +1,8 @@
 """Attribution: how much each input value contributes to an output.
 
-A method of your own is a function of a program, its input and a target that returns a map of the
-shape of the input, or without its last axis. The sanity checks and `plotting.draw_attributions`
-take its maps as they take those of the methods here:
+A method of your own is a function of a model, its input and a target. It returns an array of the
+input's shape, or of that shape without the last axis (channels). The sanity checks `deletion`,
+`insertion` and `randomise_parameters`, and `plotting.draw_attributions`, then work with it too:
 
 >>> import jax, jax.numpy as jnp
 >>> import diffprog as dp

@@ -1,14 +1,14 @@
 """Gradient attributions: the contribution of each value of the input, or of a node, to a score.
 
-With s the score (an output y_j, an objective, or a function of the output) and h the input x or a
-node:
+s is the score: an output y_j, an objective, or a function of the output. h is the input x, or a
+node: an intermediate value of the model, such as a convolution. h' is a baseline:
 
     saliency              ds/dh
     input_x_gradient      h ds/dh
-    smooth_grad           E_n[ds/dh (h + n)],  n ~ N(0, σ²)
+    smooth_grad           E_n[ds/dh (h + n)],  with noise n ~ N(0, σ²)
     integrated_gradients  (h - h') ∫₀¹ ds/dh (h' + t (h - h')) dt
     guided_backprop       ds/dh, where each relu passes on positive gradients only
-    grad_cam              relu(Σ_c mean_{p, q}(ds/dh_c[p, q]) h_c)
+    grad_cam              relu(Σ_c mean_{p, q}(ds/dh_c[p, q]) h_c),  channels c, positions (p, q)
 
 Each example of a batch has its own score and its own attribution.
 """
@@ -32,8 +32,8 @@ class Integrated(NamedTuple):
 
     Attributes:
         attribution: attribution of each value of the input or the node, of the same shape.
-        gap: (batch,), completeness gap: sum of the attribution - (s(h) - s(h')), the error of the
-            quadrature.
+        gap: (batch,), completeness gap: the sum of the attribution minus the difference of the
+            scores at the input and at the baseline. It is the error of the quadrature.
     """
 
     attribution: Examples
@@ -51,7 +51,8 @@ def saliency(
         target: the score s: index j of an output, one for all examples or one for each; or an
             objective such as `unit("hidden1", 3)`, for one image or one per example; or a
             function of the output, output -> (batch,).
-        at: the node h, which must lie before the target. Default: h is the input.
+        at: name of the node h, an intermediate value that the target must depend on (named with
+            `tap`, or an operation such as "conv:0"). Default: h is the input.
 
     Returns:
         (batch, ...), the signed gradient: same shape as x, or as the node with its batch axis
@@ -70,9 +71,12 @@ def saliency(
 def input_x_gradient(
     f: Callable[..., Any], x: Examples, target: Target, *, at: str | None = None
 ) -> Examples:
-    """Input x gradient: h ds/dh (Shrikumar et al., 2016).
+    """Input x gradient: the input times the gradient of a score (Shrikumar et al., 2016).
 
-    Arguments, result and errors are those of `saliency`.
+        h ds/dh,      s: the score,  h: the input, or the node `at`
+
+    The arguments (model f, input x, target, node `at`), the result (same shape as h) and the errors
+    are those of `saliency`.
 
     >>> input_x_gradient(lambda x: x**2, jnp.array([[1.0, 2.0]]), 1)
     Array([[0., 8.]], dtype=float32)
@@ -93,10 +97,10 @@ def smooth_grad(
 ) -> Examples:
     """SmoothGrad: the gradient averaged over Gaussian input noise (Smilkov et al., 2017).
 
-        E_n[ds/dh (h + n)],      n ~ N(0, σ²)
+        E_n[ds/dh (h + n)],      n ~ N(0, σ²),      s: the score,  h: the input, or the node `at`
 
     Args:
-        f, x, target, at: as for `saliency`.
+        f, x, target, at: model, input, score and node, as for `saliency`.
         key: PRNG key; example i uses `fold_in(key, i)`.
         noise: σ as a fraction of the range, max h - min h, of each example; at least 0.
         samples: number of noise samples, at least 1.
@@ -128,13 +132,17 @@ def integrated_gradients(
 
         attribution = (h - h') ∫₀¹ ds/dh (h' + t (h - h')) dt
 
-    Completeness: the attribution sums to s(h) - s(h'). The integral is computed by Gauss-Legendre
-    quadrature, exact if s is a polynomial of degree at most 2 points - 1 along the path.
+    s is the score, h the input or the node `at`, and h' the baseline. Completeness: the attribution
+    sums to s(h) - s(h'). The integral is computed by Gauss-Legendre quadrature, exact if the
+    gradient along the path is a polynomial of degree at most 2 · points - 1.
 
     Args:
-        f, x, target, at: as for `saliency`.
-        baseline: h', a finite number, one example for all, or one for each.
+        f, x, target, at: model, input, score and node, as for `saliency`.
+        baseline: h', a finite number, one array for all examples, or one for each.
         points: number of quadrature points, each one gradient evaluation; at least 1.
+
+    Returns:
+        `Integrated`: the attribution, of the shape of h, and its completeness gap.
 
     >>> result = integrated_gradients(lambda x: x**2, jnp.array([[1.0, 2.0]]), 1, points=1)
     >>> print(result.attribution, result.gap)
@@ -160,8 +168,9 @@ def guided_backprop(
 ) -> Examples:
     """Guided backpropagation: relus pass on positive gradients only (Springenberg et al., 2015).
 
-    The result mostly shows edges, also for untrained networks: test it with `randomise_parameters`.
-    Arguments, result and errors are those of `saliency`; f without a relu raises ValueError.
+    The result is a gradient like that of `saliency`, with the same arguments and shape, but mostly
+    shows edges, also for untrained networks: test it with `randomise_parameters`. Errors are those
+    of `saliency`; a model f without a relu raises ValueError.
 
     >>> guided_backprop(lambda x: -jax.nn.relu(x), jnp.array([[1.0, 2.0]]), 1) + 0.0
     Array([[0., 0.]], dtype=float32)
@@ -176,14 +185,15 @@ def grad_cam(
 
         relu(Σ_c a_c h_c),      a_c = mean_{p, q} ds/dh_c[p, q]
 
-    For a network that ends in global average pooling and an affine layer, this is the class
-    activation map of Zhou et al. (2016), divided by the number of positions.
+    s is the score and h_c channel c of the node, at positions (p, q). For a network that ends in
+    global average pooling and an affine layer, this is the class activation map of Zhou et al.
+    (2016), divided by the number of positions.
 
     Args:
-        f, target: as for `saliency`.
+        f, target: model and score, as for `saliency`.
         x: images, finite floats.
-        node: h, a convolution, usually the last, or a tap of shape (batch, p, q, channels). It must
-            lie before the target.
+        node: name of h, usually the last convolution, such as "conv:3", or a value named with `tap`
+            of shape (batch, p, q, channels). The target must depend on it.
 
     Returns:
         (batch, height, width), nonnegative, with the dtype of x, resized linearly from (p, q).
@@ -215,7 +225,11 @@ def _gradient(score: Program, h: Array) -> Array:
 def _mean_gradient(
     score: Program, h: Array, keys: jax.Array, sigma: Array, indices: Array
 ) -> Array:
-    """Average the gradient over Gaussian noise, with one sample per example and index."""
+    """Average the gradient of the score at h + Gaussian noise over samples.
+
+    `sigma` is the standard deviation of the noise as a fraction of the range of each example. Each
+    entry of `indices` gives one sample, drawn for example i from `fold_in(keys[i], index)`.
+    """
     axes = tuple(range(1, h.ndim))
     deviation = sigma * (h.max(axes, keepdims=True) - h.min(axes, keepdims=True))
 
@@ -230,7 +244,11 @@ def _mean_gradient(
 def _integrate(
     score: Program, h: Array, start: Array, times: Array, weights: Array
 ) -> tuple[Array, Array]:
-    """Integrate the gradient from `start` to h by quadrature; return attribution and gap."""
+    """Integrate the gradient of the score from `start` to h; return (attribution, its gap).
+
+    `times` and `weights` are the quadrature points in [0, 1] and their weights. The gap is the sum
+    of the attribution minus the difference of the scores at h and `start`.
+    """
 
     def add(total: Array, point: tuple[Array, Array]) -> tuple[Array, None]:
         time, weight = point

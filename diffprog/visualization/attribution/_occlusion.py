@@ -24,11 +24,11 @@ def occlusion(
 ) -> Float[Array, "batch height width"]:
     """Occlusion: drop of the score when windows are covered (Zeiler and Fergus, 2014).
 
-    A pixel's attribution is s(x) - s(x with a window covered), averaged over the windows that
-    cover the pixel.
+    The attribution of a pixel is s(x) - s(x with a window covered), averaged over the windows that
+    contain the pixel; s is the score.
 
     Args:
-        f, target: as for `saliency`.
+        f, target: model and score s, as for `saliency`.
         x: images, finite floats.
         window: height and width of the window, or one number for both; at most those of the image.
         stride: distance from one window to the next, at least 1.

@@ -1,13 +1,16 @@
-"""Gradient rules for relus: keep y = max(x, 0), replace dx = dy [x > 0] by a rule of x and dy.
+"""Replace the gradients of the relus in a model by another rule, as in guided backpropagation.
+
+The output y = max(x, 0) stays. The gradient with respect to x, dx = dy [x > 0], is replaced by a
+rule, a function of x and of the gradient dy with respect to y ([condition] is 1 if true, else 0):
 
     guided              dx = dy [x > 0] [dy > 0]    guided backpropagation, Springenberg et al. 2015
     deconvolution       dx = dy [dy > 0]            deconvolutional network, Zeiler and Fergus 2014
     straight_through    dx = dy                     inactive units pass on their gradient as well
 
-A relu is recognized by what it computes: max(x, 0), or x where x > 0 (or x >= 0) and 0 elsewhere,
-also as the body of a function such as `jax.nn.relu` or a hand-written layer. Two uses of max(x, 0)
-are not activations and keep their gradient: one bound of a range, as in `jnp.clip(x, 0, 1)` or
-`jax.nn.relu6`, and the guard of a root, as in sqrt(max(x, 0) + 1e-6) in a normalization.
+Relus are recognized by what they compute: max(x, 0), or x where x > 0 (or x >= 0) and 0 elsewhere,
+also inside a function such as `jax.nn.relu` or a hand-written layer. Two uses of max(x, 0) are not
+activations and keep their gradient: the lower bound of a range, as in `jnp.clip(x, 0, 1)` or
+`jax.nn.relu6`, and the argument of a root, as in sqrt(max(x, 0) + 1e-6) in a normalization.
 """
 
 import dataclasses
@@ -34,7 +37,9 @@ _ENTERABLE = _CALLS | {"scan", "cond"}
 
 
 def guided(x: Values, dy: Values) -> Values:
-    """Guided backpropagation rule, dx = dy [x > 0] [dy > 0].
+    """Guided backpropagation rule for a relu of x: dx = dy where x > 0 and dy > 0, else 0.
+
+    dy is the gradient with respect to the output of the relu. Pass this rule to `with_rectifier`.
 
     >>> guided(jax.numpy.array([1.0, 1.0, -1.0]), jax.numpy.array([3.0, -3.0, 3.0]))
     Array([3., 0., 0.], dtype=float32)
@@ -43,7 +48,9 @@ def guided(x: Values, dy: Values) -> Values:
 
 
 def deconvolution(x: Values, dy: Values) -> Values:
-    """Deconvolutional network rule, dx = dy [dy > 0], whether the unit is active or not.
+    """Deconvolutional network rule for a relu of x: dx = dy where dy > 0, else 0, for every x.
+
+    dy is the gradient with respect to the output of the relu. Pass this rule to `with_rectifier`.
 
     >>> deconvolution(jax.numpy.array([1.0, 1.0, -1.0]), jax.numpy.array([3.0, -3.0, 3.0]))
     Array([3., 0., 3.], dtype=float32)
@@ -52,7 +59,9 @@ def deconvolution(x: Values, dy: Values) -> Values:
 
 
 def straight_through(x: Values, dy: Values) -> Values:
-    """Straight-through rule, dx = dy, as if the relu were the identity.
+    """Straight-through rule for a relu of x: dx = dy, as if the relu were the identity.
+
+    dy is the gradient with respect to the output of the relu. Pass this rule to `with_rectifier`.
 
     >>> straight_through(jax.numpy.array([1.0, 1.0, -1.0]), jax.numpy.array([3.0, -3.0, 3.0]))
     Array([ 3., -3.,  3.], dtype=float32)
@@ -61,19 +70,21 @@ def straight_through(x: Values, dy: Values) -> Values:
 
 
 def with_rectifier(f: Callable[..., Any], rule: ReluRule) -> Callable[..., Any]:
-    """Replace the gradient of every relu in a function by a rule; values do not change.
+    """Transform f into a function of the same values, in which relus have another gradient.
 
-    Relus inside scans, branches, `jax.checkpoint` and jitted functions are included. The result
-    has no forward mode (`jax.jvp`).
+    Relus inside scans, branches, `jax.checkpoint` and jitted functions are included. The function
+    cannot be differentiated in forward mode (`jax.jvp`).
 
     Args:
         f: any callable of pytrees.
-        rule: gradient rule (x, dy) -> dx, such as `guided`, `deconvolution`, `straight_through`.
+        rule: gradient rule (x, dy) -> dx for y = relu(x), such as `guided`, `deconvolution` or
+            `straight_through`.
 
     Raises:
         TypeError: f or rule is not callable.
-        ValueError: on the call. f has no relu, or has one that cannot be changed, inside a function
-            with its own derivative rule or a `while` loop; or rule does not return an array like x.
+        ValueError: at the call: f has no relu; f has one that cannot be changed, inside a function
+            with its own derivative rule or a `while` loop; or rule does not return an array of the
+            shape and dtype of x.
 
     >>> f = with_rectifier(lambda x: -jax.nn.relu(x), straight_through)
     >>> f(-2.0), jax.grad(f)(-2.0)
@@ -114,7 +125,7 @@ def _apply_rule(
 
 @jax.custom_vjp
 def _with_gradient(rule: Program, x: Values, y: Values) -> Values:
-    """Return y; under differentiation, x gets the cotangent rule(x, dy)."""
+    """Return y = relu(x), with gradient rule(x, dy) instead of dy [x > 0] with respect to x."""
     return y
 
 
@@ -125,13 +136,13 @@ _with_gradient.defvjp(
 
 
 class _Relu(NamedTuple):
-    """An equation that computes a relu.
+    """Jaxpr equation that computes a relu of x, and whether its gradient can be replaced.
 
     Attributes:
-        path: path of the equation in the jaxpr.
+        path: path of the equation in the jaxpr, as for `_jaxpr.interpret`.
         operand: index of x among the inputs of the equation.
-        inside: name of the enclosing primitive that keeps the gradient from being replaced, or
-            None.
+        inside: name of the enclosing primitive that prevents the replacement of the gradient; None
+            if it can be replaced.
     """
 
     path: Path
@@ -139,18 +150,24 @@ class _Relu(NamedTuple):
     inside: str | None = None
 
 
-# Relus are found by abstract interpretation: each variable has one of the following three abstract
-# values, or a plain `object()`, which stands for an unknown value and equals only itself.
+# Relus are found by abstract interpretation: instead of an array, each variable of the jaxpr has
+# one of the following three abstract values, or a new `object()`, which stands for an unknown
+# value and equals only itself.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Zero:
-    """Abstract value of an array of zeros."""
+    """Abstract value, in the search for relus, of a variable known to be an array of zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sign:
-    """Abstract value of the condition x > 0 if `positive`, else x < 0; x = 0 does not matter."""
+    """Abstract value, in the search for relus, of a variable known to be a sign condition on x.
+
+    Attributes:
+        of: abstract value of x.
+        positive: whether the condition is x > 0 or x >= 0; otherwise x < 0 or x <= 0.
+    """
 
     of: Any
     positive: bool
@@ -158,7 +175,11 @@ class _Sign:
 
 @dataclasses.dataclass(frozen=True)
 class _ReluOf:
-    """Abstract value of max(x, 0)."""
+    """Abstract value, in the search for relus, of a variable known to be max(x, 0).
+
+    Attributes:
+        of: abstract value of x.
+    """
 
     of: Any
 
@@ -166,7 +187,11 @@ class _ReluOf:
 def _find_relus(
     program: ClosedJaxpr | Jaxpr, inputs: Sequence[Any]
 ) -> tuple[list[_Relu], list[Any]]:
-    """Evaluate a jaxpr on abstract values; return its relus and its abstract outputs."""
+    """Find the relus of a jaxpr, by tracking which variables are 0, sign conditions or max(x, 0).
+
+    `inputs` says what is known of each input: `_Zero`, `_Sign`, `_ReluOf`, or an `object()` if
+    nothing is. Returns (relus, what is known of each output).
+    """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     values |= {variable: object() for variable in jaxpr.constvars}
@@ -192,7 +217,11 @@ def _find_relus(
 
 
 def _evaluate_abstractly(equation: JaxprEqn, operands: list[Any]) -> tuple[list[_Relu], list[Any]]:
-    """Evaluate an equation on abstract values; return the relus inside and its abstract outputs."""
+    """Find the relus in the sub-jaxprs of an equation, and what is known of its outputs.
+
+    `operands` says what is known of each input, as `inputs` of `_find_relus`. Returns (relus, what
+    is known of each output).
+    """
     kind, outputs = equation.primitive.name, [object() for _ in equation.outvars]
     if len(outputs) == 1:
         outputs = [_abstract_output(kind, operands)]
@@ -211,7 +240,11 @@ def _evaluate_abstractly(equation: JaxprEqn, operands: list[Any]) -> tuple[list[
 
 
 def _abstract_output(kind: str, operands: list[Any]) -> Any:
-    """Evaluate a primitive with one output on abstract values."""
+    """Return what is known of the output of a primitive, from what is known of its operands.
+
+    `kind` is the name of the primitive. The result is a `_Zero`, `_Sign` or `_ReluOf`, or a new
+    `object()` if nothing is known.
+    """
     match kind, operands:
         case "max", [x, _Zero()] | [_Zero(), x]:
             return _ReluOf(x)
@@ -231,7 +264,10 @@ def _abstract_output(kind: str, operands: list[Any]) -> Any:
 
 
 def _is_bound_or_guard(variable: Any, jaxpr: Jaxpr) -> bool:
-    """Check if max(x, 0) is the lower bound of a range, or is used only to keep a root real."""
+    """Check if a max(x, 0) is the lower bound of a range or the argument of a root, not a relu.
+
+    `variable` is the output of that maximum in the jaxpr.
+    """
     for equation in jaxpr.eqns:
         others = [atom for atom in equation.invars if atom is not variable]
         if len(others) == len(equation.invars):

@@ -26,7 +26,7 @@ class Randomisation(NamedTuple):
         layers: names of the layers in the order of randomization; each step keeps the earlier ones
             randomized.
         similarity: (layers, batch), Spearman's rank correlation between |attribution| of the
-            randomized and of the original model: 1 identical, about 0 unrelated.
+            randomized model and of the original model: 1 if identical, about 0 if unrelated.
     """
 
     layers: tuple[str, ...]
@@ -56,7 +56,8 @@ def randomise_parameters(
 ) -> Randomisation:
     """Cascading parameter randomization test of an attribution method (Adebayo et al., 2018).
 
-    Layers are randomized from the output down, by permuting the entries of each of their arrays.
+    The attribution should change as layers are randomized, one after the other from the output
+    down, by permuting the entries of each of their arrays.
 
     Args:
         attribute: function params -> attribution (batch, ...), such as
@@ -65,6 +66,9 @@ def randomise_parameters(
         key: PRNG key.
         layers: names of layers in the order of randomization, the output layer first. They must be
             given, because JAX sorts dicts, which loses the order of the layers.
+
+    Returns:
+        `Randomisation`: rank correlation with the original attribution after each layer.
 
     Raises:
         TypeError, ValueError: params is not a dict of layers, or does not have a layer.
@@ -104,13 +108,17 @@ def deletion(
     """Deletion curve: score as pixels of largest attribution are removed (Petsiuk et al., 2018).
 
     Args:
-        f: model of a batch of examples; let it return probabilities to get their curve.
+        f: model of a batch of examples. If it returns probabilities, the curve is of a probability.
         x: input, (batch, ...), finite floats.
-        attribution: same shape as x, or without the last axis: one number for all channels of a
-            pixel.
-        target: the score, as for `saliency`.
+        attribution: attribution of x, of the same shape, or without the last axis: one number for
+            all channels of a pixel.
+        target: the score, such as the index of an output; as for `saliency`.
         points: number of points of the curve, at least 2.
         fill: value of removed pixels, finite.
+
+    Returns:
+        `Curve`: score of each example against the fraction of removed pixels, and the area under
+        it. A small area is good.
 
     Raises:
         TypeError, ValueError: shapes do not agree, values are not finite, or f does not have the
@@ -133,9 +141,10 @@ def insertion(
     points: int = 21,
     fill: float = 0.0,
 ) -> Curve:
-    """Insertion curve: score as pixels of largest attribution are inserted (Petsiuk et al., 2018).
+    """Insertion curve: score as pixels of largest attribution are added (Petsiuk et al., 2018).
 
-    The first point is an input of `fill` everywhere. Arguments and errors are those of `deletion`.
+    At the first point every pixel has the value `fill`; at the last the input is x. Returns a
+    `Curve`; a large area under it is good. Arguments and errors are those of `deletion`.
 
     >>> f, x = lambda x: x.sum(1, keepdims=True), jnp.array([[1.0, 3.0]])
     >>> curve = insertion(f, x, x, 0, points=3)
@@ -180,12 +189,15 @@ def _curve(
 def _scores_after_changes(
     score: Program, before: Array, after: Array, order: Array, counts: Array
 ) -> Array:
-    """Evaluate the score with the first `count` pixels in `order` from `after`, for each count."""
+    """Evaluate the score with the first `count` pixels of `before` replaced by those of `after`.
+
+    `order` is the rank of each pixel, 0 for the first. Returns (counts, batch), for all `counts`.
+    """
     return jax.lax.map(lambda count: score(jnp.where(order + 0.5 < count, after, before)), counts)
 
 
 def _absolute_ranks(attribution: Array) -> np.ndarray:
-    """Rank |attribution| within each example; equal values share their mean rank."""
+    """Rank |attribution| within each example, (batch, values); ties share their mean rank."""
     ranks = []
     for row in np.abs(np.asarray(attribution).reshape(len(attribution), -1)):
         _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
@@ -194,7 +206,7 @@ def _absolute_ranks(attribution: Array) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each row of a with that row of b; 0 where a row is constant."""
+    """Compute the Pearson correlation of rows a[i] and b[i] for each i; 0 if one is constant."""
     a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
     norms = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)

@@ -1,7 +1,8 @@
-"""Target of an attribution, converted to a score: a function of the input or of a hidden node.
+"""Convert the target of an attribution to a score s(h), a function of the input or of a node.
 
-The score s(h) is one number per example: an output y_j, an `Objective`, or any function of the
-output. If h is a node, s is computed from f run with h in place of that node.
+The score is one number per example: an output y_j, an `Objective`, or any function of the output of
+the model f. h is the input of f, or a node: an intermediate value of f. The score of a node's value
+h is computed by running f with h in place of the node.
 """
 
 import functools
@@ -28,12 +29,12 @@ Examples = Float[Array, "batch ..."]
 def score_program(
     f: Callable[..., Any], x: Any, target: Target, at: str | None = None
 ) -> tuple[Program, Array]:
-    """Convert the target of an attribution to a score function h -> (batch,), and evaluate h.
+    """Return the score function of an attribution, h -> (batch,), and h for the input x.
 
     h is the input x, or the value of the node `at`; its axes are (batch, ...).
 
     Args:
-        f, x, target, at: as for `saliency`.
+        f, x, target, at: model, input, score and node, as for `saliency`.
 
     Raises:
         TypeError, ValueError: an argument is invalid, or the target does not depend on `at`.
@@ -69,7 +70,7 @@ def score_program(
 
 
 def _objective(target: Target, batch: int) -> Objective:
-    """Convert the target of an attribution to an objective with one score per example."""
+    """Convert an attribution target to an `Objective` with one score for each example."""
     if isinstance(target, Objective):
         objective = target
     else:
@@ -85,7 +86,10 @@ def _objective(target: Target, batch: int) -> Objective:
 def _read_after_replacing(
     f: Program, x: Array, h: Array, at: str, names: tuple[str | None, ...]
 ) -> list[Any]:
-    """Read nodes of f(x) after replacing the node `at` by h; the name None reads the output."""
+    """Run f(x) with h in place of the node `at`, and return the values of the nodes `names`.
+
+    They are a list, each (batch, ..., units); the name None gives the output of f.
+    """
     read = [name for name in names if name is not None]
     axes = axes_of(f, x, find_nodes([at, *read], trace_program(f, (x,))[0]))
     output, values = nodes.intervene(f, {at: undo_units_last(h, axes[at])}, read)(x)
@@ -93,7 +97,7 @@ def _read_after_replacing(
 
 
 def _depends_on_arguments(program: ClosedJaxpr) -> bool:
-    """Check whether any output of a jaxpr depends on its arguments."""
+    """Check if any output of a jaxpr depends on any of its arguments."""
     mark = object()  # propagated in place of the values
     calls = {"jit", "pjit", "closed_call", "core_call"}
 

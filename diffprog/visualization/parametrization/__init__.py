@@ -1,4 +1,4 @@
-"""Image parametrizations: variables to optimize in place of raw pixels."""
+"""Image parametrizations: optimize Fourier coefficients or other variables instead of pixels."""
 
 from diffprog.visualization.parametrization._decorrelation import Colors, decorrelated
 from diffprog.visualization.parametrization._fourier import fourier, phase_only, spectrum

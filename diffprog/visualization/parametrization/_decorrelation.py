@@ -1,9 +1,9 @@
-"""Decorrelated colour: a linear map from uncorrelated channels to those of given images.
+"""Colour decorrelation: optimize uncorrelated channels, and map them linearly to image colours.
 
-    correlated pixel = uncorrelated pixel · M,      M = Σ^{1/2} / sqrt(trace Σ / channels)
+    image pixel = uncorrelated pixel · M,      M = Σ^{1/2} / sqrt(trace Σ / channels)
 
-Σ is the covariance of the channels over all pixels of the data. Applied to independent channels of
-variance 1, M gives them the correlations of the data and a mean variance of 1. Among all M with
+Σ is the covariance of the channels over all pixels of given images. Applied to independent channels
+of variance 1, M gives them the correlations of these images and a mean variance of 1. Of all M with
 Mᵀ M ∝ Σ, the symmetric square root changes a pixel least, so each channel keeps its hue.
 """
 
@@ -21,10 +21,10 @@ _BLOCK_SIZE = 32
 
 
 class Colors(NamedTuple):
-    """Linear map from uncorrelated channels to image channels, and its inverse.
+    """Linear map from uncorrelated to colour channels, and its inverse, made by `decorrelated`.
 
     Attributes:
-        mix: matrix from uncorrelated channels to image channels.
+        mix: matrix that maps uncorrelated channels to image channels, pixel · mix.
         unmix: inverse of `mix`.
     """
 
@@ -33,12 +33,17 @@ class Colors(NamedTuple):
 
 
 def decorrelated(data: Float[Array, "n height width channels"]) -> Colors:
-    """Compute decorrelated colours from images, for `fourier`, `spectrum` or `phase_only`.
+    """Compute the map that decorrelates the colour channels of images.
+
+    Pass it to `fourier`, `spectrum` or `phase_only`, to optimize uncorrelated channels.
 
     Args:
         data: images of any size, range and number of channels, not all of one colour. Each of
-            their n · height · width pixels is a sample. Variances below 1e-4 of the largest, as of
-            channels that repeat one another, are raised to that.
+            their n · height · width pixels is a sample. Principal variances of the colours below
+            1e-4 of the largest (0 if channels are equal) are raised to that value.
+
+    Returns:
+        `Colors`, the matrix from uncorrelated to image channels and its inverse.
 
     Raises:
         TypeError, ValueError: the data are not finite float images, or do not vary.
@@ -65,7 +70,10 @@ def decorrelated(data: Float[Array, "n height width channels"]) -> Colors:
 def multiply_pixels(
     matrix: Float[Array, "channels channels"], count: int
 ) -> Callable[[Array], Array]:
-    """Make a function that multiplies every pixel of an image of `count` pixels by a matrix."""
+    """Return a function that multiplies each pixel of an image by a matrix, pixel · matrix.
+
+    `count` is the number of pixels of the image.
+    """
     # A product with 3 x 3 is too small for XLA:CPU's fast matrix product: a block-diagonal matrix
     # for eight pixels at a time takes a tenth of the time.
     largest = max(1, _BLOCK_SIZE // len(matrix))
@@ -75,7 +83,7 @@ def multiply_pixels(
 
 
 def require_colors(colors: Any, shape: tuple[int, ...]) -> None:
-    """Check that `colors` is None or `Colors` for the channels of `shape`."""
+    """Raise an error unless `colors` is None or a `Colors` for images of this shape."""
     if colors is None:
         return
     if not isinstance(colors, Colors):

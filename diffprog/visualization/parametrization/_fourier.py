@@ -1,12 +1,15 @@
-"""Fourier parametrizations: a variable per frequency, an inverse real FFT, and a sigmoid.
+"""Image parametrizations by Fourier coefficients, with a sigmoid that keeps pixels in a range.
 
-    x = low + (high - low) σ(y · M),      y = F⁻¹ s,      s = z · scale      or      s = a · e^{i z}
+    s = z · scale   or   s = a · e^{i z},      y = F⁻¹ s,      x = low + (high - low) σ(y · M)
 
-F is the orthonormal real FFT over height and width; M decorrelates the colours. A real FFT stores
-half of the spectrum: a bin stands for a frequency and its opposite. Only the first column, and of
-an even width the last, hold both, so |y|² counts those columns once and every other column twice.
-In those two columns F⁻¹ takes the Hermitian part of s: magnitudes there are kept only if opposite
-frequencies have opposite phases.
+The variable z gives the Fourier coefficients s, either scaled for each frequency or as phases with
+fixed magnitudes a. F is the orthonormal real FFT over height and width, M a matrix that mixes
+decorrelated colour channels, σ the sigmoid, and x the image.
+
+A real FFT stores half of the spectrum: each coefficient stands for a frequency and its opposite.
+Only the first column, and the last if the width is even, store both. So |y|² counts those columns
+once and the others twice; and in those columns F⁻¹ uses only the Hermitian part of s, which keeps
+the magnitudes only if opposite frequencies have opposite phases.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,14 +46,19 @@ def fourier(
 
         s = (z₀ + i z₁) / max(f, 1 / max(height, width))^decay
 
-    z has shape (2, height, width // 2 + 1, channels) and starts as the spectrum of white noise.
+    s are the coefficients and f their frequencies, in cycles per pixel. The variable z, real and
+    imaginary parts, has shape (2, height, width // 2 + 1, channels) and starts as the spectrum of
+    white noise. The image is a sigmoid of the inverse FFT of s.
 
     Args:
         shape: (height, width, channels), each at least 1.
-        range: (low, high) of the pixels, enforced by a sigmoid; z = 0 is the middle.
+        range: (low, high) of the pixels, enforced by the sigmoid; z = 0 gives the middle.
         decay: exponent of the frequency; 0 scales all frequencies alike, 1 as in natural images.
         spread: standard deviation of the initial white noise.
-        colors: decorrelated colours, from `decorrelated`; None keeps the channels independent.
+        colors: colour map from `decorrelated`; None keeps the channels independent.
+
+    Returns:
+        `Image`: the functions between z and the pixels.
 
     Raises:
         TypeError, ValueError: an argument is invalid. `invert` raises if its image is not a float
@@ -74,20 +82,25 @@ def spectrum(
     spread: float = 0.1,
     colors: Colors | None = None,
 ) -> Image:
-    """Parametrize an image by its Fourier coefficients, scaled by their mean amplitude in the data.
+    """Parametrize an image by its Fourier coefficients, scaled by those of given images.
 
         s = (z₀ + i z₁) · mean |F y|,      y = 4 (x - middle) / (high - low)
 
-    y is the first-order inverse of the sigmoid, so z of size 1 paints contrasts like those of the
-    data. z has shape (2, height, width // 2 + 1, channels).
+    s are the coefficients of the new image, whose pixels are a sigmoid of the inverse FFT of s. The
+    mean is over the images x of the data; F is the FFT, and y the inverse of the sigmoid to first
+    order. So a variable z of size 1 gives contrasts like those of the data. z, real and imaginary
+    parts, has shape (2, height, width // 2 + 1, channels).
 
     Args:
         data: at least one image within the range. Amplitudes below 1e-3 of the largest are raised
-            to that, so that every frequency can be painted.
+            to that value, so that the image can have every frequency.
         range: (low, high) of the pixels.
         spread: standard deviation of the white noise whose spectrum is the initial z.
-        colors: decorrelated colours, from `decorrelated`; the amplitudes are then those of the
-            uncorrelated channels.
+        colors: colour map from `decorrelated`; the amplitudes are then those of the uncorrelated
+            channels.
+
+    Returns:
+        `Image`: the functions between z and the pixels.
 
     Raises:
         TypeError, ValueError: an argument is invalid, or the data are traced or constant at the
@@ -115,21 +128,28 @@ def phase_only(
     decay: float = 1.0,
     colors: Colors | None = None,
 ) -> Image:
-    """Parametrize an image by its Fourier phases, with fixed magnitudes: s = a · e^{i z} (MACO).
+    """Parametrize an image by its Fourier phases, with fixed magnitudes (MACO).
 
-    z has shape (height, width // 2 + 1, channels) and starts as the phases of white noise. Phases
-    of opposite frequencies are made opposite, which keeps every magnitude. The mean and the
-    checkerboards are their own opposite: they have a fixed sign instead of a phase, that of the
-    mean image of the data. Magnitudes are those before the sigmoid.
+        s = a · e^{i z}
+
+    The phases z are the variable, of shape (height, width // 2 + 1, channels), and start as those
+    of white noise. The image is a sigmoid of the inverse FFT of the coefficients s; the magnitudes
+    a are fixed before the sigmoid. Phases of opposite frequencies are made opposite, which keeps
+    every magnitude. Frequencies that equal their opposite (the mean and the Nyquist frequencies)
+    have a fixed sign instead of a phase: that of the mean image of the data.
 
     Args:
         shape: (height, width, channels).
         data: images of this shape within the range; a is their mean amplitude, as in `spectrum`.
-            Default: a ∝ 1 / frequency^decay, so that y has mean 0 and standard deviation 1.
+            Default: a ∝ 1 / frequency^decay, such that the inverse FFT of s has mean 0 and standard
+            deviation 1.
         range: (low, high) of the pixels.
         decay: exponent of the frequency; used only without data.
-        colors: decorrelated colours, from `decorrelated`; the magnitudes are then those of the
-            uncorrelated channels.
+        colors: colour map from `decorrelated`; the magnitudes are then those of the uncorrelated
+            channels.
+
+    Returns:
+        `Image`: the functions between z and the pixels.
 
     Raises:
         TypeError, ValueError: an argument is invalid, the data have another shape or are traced.
@@ -174,7 +194,10 @@ def _scaled_spectrum(
     spread: float,
     colors: Colors | None,
 ) -> Image:
-    """Parametrize an image by its Fourier coefficients divided by `scale`."""
+    """Return the parametrization x = sigmoid(inverse FFT(scale · variable)) of an image.
+
+    `bounds` are those of the pixels; `spread` and `colors` are as for `fourier`.
+    """
     spread = _validation.number("spread", spread, low=0)
     scale = jnp.asarray(scale, jnp.float32)
     to_pixels, from_pixels = _pixel_maps(shape, bounds, colors)
@@ -200,9 +223,9 @@ def _scaled_spectrum(
 def _pixel_maps(
     shape: Shape, bounds: tuple[float, float], colors: Colors | None
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Make the map from an unbounded image y to pixels, and its inverse.
+    """Return the map from an unbounded image y to pixels x within the bounds, and its inverse.
 
-    x = low + (high - low) σ(y · M)
+    x = low + (high - low) σ(y · M), with the sigmoid σ and the colour matrix M of `colors`.
     """
     _decorrelation.require_colors(colors, shape)
     low, high = bounds
@@ -232,21 +255,25 @@ def _irfft2(coefficients: Array, shape: Shape) -> Array:
 
 
 def _holds_opposites(width: int) -> Any:
-    """Mark the columns of a real FFT that hold both a frequency and its opposite."""
+    """Return a mask of the columns of a real FFT that store both a frequency and its opposite.
+
+    It has shape (width // 2 + 1, 1) for images of this width.
+    """
     column = np.arange(width // 2 + 1)[:, None]
     return (column == 0) | (2 * column == width)
 
 
 def _odd_phases(phases: Array, width: int) -> Array:
-    """Make phases odd: opposite for opposite frequencies, as in the spectrum of a real image."""
+    """Make Fourier phases opposite for opposite frequencies, as they are for a real image."""
     opposite = jnp.roll(phases[::-1], 1, axis=0)
     return jnp.where(_holds_opposites(width), (phases - opposite) / 2, phases)
 
 
 def _inverse_frequency(shape: Shape, decay: float) -> np.ndarray:
-    """Compute 1 / f^decay for each coefficient of a real FFT, with f clamped from below.
+    """Compute 1 / f^decay for the frequency f of each real FFT coefficient, (height, half, 1).
 
-    f is in cycles per pixel, at least 1 / max(height, width), so that f = 0 gets a finite value.
+    f is in cycles per pixel and clipped to at least 1 / max(height, width), so that the value at
+    f = 0 is finite. `shape` is that of the image.
     """
     height, width, _ = shape
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
@@ -254,7 +281,7 @@ def _inverse_frequency(shape: Shape, decay: float) -> np.ndarray:
 
 
 def _unit_variance_amplitude(shape: Shape, decay: float) -> np.ndarray:
-    """Compute Fourier amplitudes ∝ 1 / f^decay of an image with mean 0 and variance 1."""
+    """Compute magnitudes ∝ 1 / frequency^decay whose inverse FFT has mean 0 and variance 1."""
     height, width, channels = shape
     amplitude = np.repeat(_inverse_frequency(shape, decay), channels, axis=-1)
     amplitude[0, 0] = 0
@@ -266,10 +293,10 @@ def _unit_variance_amplitude(shape: Shape, decay: float) -> np.ndarray:
 def _mean_amplitude(
     data: Any, shape: Shape, bounds: tuple[float, float], colors: Colors | None
 ) -> np.ndarray:
-    """Compute the mean magnitude of each Fourier coefficient of images.
+    """Compute the mean magnitude of each Fourier coefficient over the images of `data`.
 
-    Self-conjugate coefficients (zero and Nyquist frequencies) are real: they get the sign of their
-    mean.
+    Coefficients of the zero and Nyquist frequencies are real: their magnitude is multiplied by the
+    sign of their mean over the images.
     """
     images = _image.require_data(data, *bounds)
     if images.shape[1:] != shape:
@@ -288,7 +315,8 @@ def _linearized_spectra(
 ) -> np.ndarray:
     """Compute the Fourier coefficients of y = 4 (x - middle) / (high - low) for images x.
 
-    This is the inverse of the sigmoid to first order, which is finite at the bounds too.
+    y is the inverse of the sigmoid to first order, which is finite at the bounds too. With
+    `colors`, the channels of y are decorrelated first.
     """
     _decorrelation.require_colors(colors, images.shape[1:])
     low, high = bounds

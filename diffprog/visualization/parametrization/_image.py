@@ -2,8 +2,8 @@
 
     x = paint(z),      dJ/dz = (dx/dz)ᵀ dJ/dx
 
-Gradient ascent on raw pixels mostly produces high-frequency noise. Another variable for the same
-image is another metric for the ascent, in which smooth or likely images are close:
+Gradient ascent of an objective J on raw pixels mostly produces high-frequency noise. Ascent on
+another variable takes other steps in the space of images, toward smooth or likely images:
 
     pixels        x = z                              z projected onto the pixel bounds
     fourier       x = σ(F⁻¹ (z / frequency))         low frequencies change faster than high ones
@@ -11,8 +11,9 @@ image is another metric for the ascent, in which smooth or likely images are clo
     phase_only    x = σ(F⁻¹ (amplitude · e^{iz}))    magnitudes fixed, only phases optimized (MACO)
     covariance    x = μ + L z,  L Lᵀ = Σ             z is standard normal for given images
 
-An `Image` describes one image; `jax.vmap` over its functions handles a batch. This file has
-`pixels` and `covariance`; `_fourier` has the other three.
+F is the Fourier transform, σ a sigmoid onto the pixel range; μ and Σ are the mean and covariance of
+given images. An `Image` is the parametrization of one image; use `jax.vmap` on its functions for
+a batch. This file has `pixels` and `covariance`; `_fourier` has the other three.
 """
 
 import math
@@ -33,7 +34,9 @@ _FULL_SIZE, _COMPONENTS = 2048, 256
 
 
 class Image(NamedTuple):
-    """Parametrization of one image; use `jax.vmap` for a batch.
+    """Parametrization of an image: functions between an optimized variable and the pixels.
+
+    The functions are for one image; use `jax.vmap` for a batch.
 
     Attributes:
         shape: (height, width, channels) of the image.
@@ -63,10 +66,10 @@ def pixels(
     spread: float = 0.01,
     project: Callable[[Pixels], Pixels] | None = None,
 ) -> Image:
-    """Parametrize an image by its pixels, x = z.
+    """Parametrize an image by its pixels: the optimized variable is the image.
 
-    z starts as the middle of the range plus noise N(0, spread²) and is clipped to the range after
-    each update.
+    The pixels start as the middle of the range plus noise N(0, spread²) and are clipped to the
+    range after each update.
 
     Args:
         shape: (height, width, channels).
@@ -74,6 +77,9 @@ def pixels(
         spread: standard deviation of the initial noise, at least 0.
         project: projection `image -> image` used instead of clipping, for example onto a ball or a
             sphere inside the range.
+
+    Returns:
+        `Image`: the functions between the variable and the pixels.
 
     Raises:
         TypeError, ValueError: an argument is invalid. `invert` raises if its image is not a float
@@ -111,11 +117,12 @@ def covariance(
 ) -> Image:
     """Parametrize an image by whitened principal components of given images, x = clip(μ + L z).
 
-    L Lᵀ is the covariance of the data: the columns of L are the principal components times their
-    standard deviations, from a thin singular value decomposition of the centred data. |z|² is the
-    squared Mahalanobis distance from the mean; penalize it with `of_variable(l2)`, weight about
-    0.01, to keep images likely. A clipped pixel has derivative 0. It can leave the bound again,
-    because z moves all pixels together: the other pixels and the penalty still change z.
+    μ is the mean of the data and L Lᵀ their covariance: the columns of L are the principal
+    components times their standard deviations, from a thin singular value decomposition of the
+    centred data. The variable z has one number per component. |z|² is the squared Mahalanobis
+    distance from the mean; penalize it with `of_variable(l2)`, weight about 0.01, to keep images
+    likely. A clipped pixel has derivative 0, but can leave the bound again when the other pixels or
+    the penalty change z.
 
     Args:
         data: at least two different images within the range. A thousand images of 32 x 32 x 3 take
@@ -125,6 +132,9 @@ def covariance(
             of the normal distribution fitted to the data.
         components: number of principal components to keep, the largest ones. Default: all, or 256
             if an image has more than 2048 numbers.
+
+    Returns:
+        `Image`: the functions between z and the pixels.
 
     Raises:
         TypeError, ValueError: an argument is invalid, or the data are traced.
@@ -159,9 +169,10 @@ def covariance(
 def _principal_components(
     rows: np.ndarray, components: int | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Principal component analysis of the rows of a matrix.
+    """Compute the principal components of the rows of a matrix.
 
-    Returns the mean, the nonzero standard deviations in descending order, and their axes.
+    Returns (mean, standard deviations, axes) of the `components` largest ones, or of all that are
+    not 0, in descending order; the axes are unit vectors, one per row.
     """
     mean = rows.mean(0)
     _, singular, axes = np.linalg.svd(rows - mean, full_matrices=False)
@@ -182,13 +193,13 @@ def _clip(low: float, high: float) -> Callable[[Array], Array]:
 
 
 def require_shape(shape: Any) -> tuple[int, int, int]:
-    """Check that `shape` is (height, width, channels)."""
+    """Return `shape` as a tuple (height, width, channels); raise unless all are positive."""
     height, width, channels = _validation.integers("shape", shape, least=3, most=3)
     return height, width, channels
 
 
 def require_image(image: Any, shape: tuple[int, ...]) -> Array:
-    """Check that `image` is one float image of this shape."""
+    """Return `image` as a JAX array; raise unless it is a float array of this shape."""
     _validation.floating("image", image)
     if tuple(image.shape) != shape:
         raise ValueError(f"image must have shape {list(shape)}, got {list(image.shape)}")
@@ -196,7 +207,10 @@ def require_image(image: Any, shape: tuple[int, ...]) -> Array:
 
 
 def require_data(data: Any, low: float, high: float, *, minimum: int = 1) -> np.ndarray:
-    """Check a batch of finite float images within [low, high]; return it as NumPy float64."""
+    """Return a batch of images as NumPy float64, after checking it.
+
+    Raises an error unless there are at least `minimum` images of finite floats in [low, high].
+    """
     _validation.floating("data", data, rank=4)
     _validation.concrete("data", data, "compute the parametrization outside the transformation")
     if len(data) < minimum or 0 in data.shape:
