@@ -30,7 +30,7 @@ _TWO_PIXELS = jax.lax.GatherDimensionNumbers(
 def default_transforms(
     *, shift: float = 1 / 16, zoom: float = 1.1, degrees: float = 10.0
 ) -> tuple[Transform, ...]:
-    """Return the recommended transforms for `visualize`: a small random shift, zoom, rotation.
+    """Return a tuple of recommended transforms: a small random shift, zoom and rotation.
 
     Args:
         shift: largest shift, as a fraction of each side.
@@ -289,7 +289,10 @@ def bilinear_sample(
 
     Args:
         image: float image.
-        rows, columns: coordinates of each sample p in pixels, clipped to the image.
+        rows, columns: coordinates (h, w) of each sample p in pixels, clipped to the image.
+
+    Returns:
+        Samples (h, w, channels).
     """
     height, width, channels = image.shape
     top, down = _cell(rows, height)

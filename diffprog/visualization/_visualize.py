@@ -40,8 +40,8 @@ class Visualization(NamedTuple):
         scores: (n,), objective of each image without transforms (with one draw of them if they
             change the size).
         history: (steps, n), objective at each step, with transforms; NaN after an image stopped.
-        percentiles: (n,), percentage of the images in `data` with a lower objective; None without
-            data.
+        percentiles: (n,), percentage of the real images, passed as `data`, with a lower objective;
+            None if none were passed.
         variables: optimized variables of the parametrization, leading axis image.
         endings: (n,), why the optimization of each image ended: "steps" (all steps were taken),
             "plateau" (no more improvement) or "nonfinite" (the cost was not finite).

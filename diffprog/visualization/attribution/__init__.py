@@ -28,8 +28,8 @@ input's shape, or of that shape without the last axis (channels). The sanity che
 >>> plotting.draw_attributions(x, {"gradient norm": attribution})
 <Figure size ... with ... Axes>
 
-To add a method to diffprog: one file here, built on `_target.score_program`; one export; one row
-of the table ATTRIBUTIONS in the tests.
+To add a method to diffprog, write a file here, built on `_target.score_program`, export the method
+and add a row to the table ATTRIBUTIONS in the tests.
 """
 
 from diffprog.visualization.attribution._gradients import (

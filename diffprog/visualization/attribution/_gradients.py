@@ -1,7 +1,7 @@
 """Gradient attributions: the contribution of each value of the input, or of a node, to a score.
 
 s is the score: an output y_j, an objective, or a function of the output. h is the input x, or a
-node: an intermediate value of the model, such as a convolution. h' is a baseline:
+node: an intermediate value of the model, such as a convolution. h' is a baseline.
 
     saliency              ds/dh
     input_x_gradient      h ds/dh
@@ -106,7 +106,7 @@ def smooth_grad(
         samples: number of noise samples, at least 1.
 
     Returns:
-        (batch, ...), as for `saliency`.
+        Averaged gradient (batch, ...), of the same shape as h.
 
     >>> smooth_grad(lambda x: 3 * x, jnp.array([[1.0, 2.0]]), 1, key=jax.random.key(0), samples=2)
     Array([[0., 3.]], dtype=float32)

@@ -70,9 +70,9 @@ def straight_through(x: Values, dy: Values) -> Values:
 
 
 def with_rectifier(f: Callable[..., Any], rule: ReluRule) -> Callable[..., Any]:
-    """Transform f into a function of the same values, in which relus have another gradient.
+    """Return f with another gradient rule for its relus; its values do not change.
 
-    Relus inside scans, branches, `jax.checkpoint` and jitted functions are included. The function
+    Relus inside scans, branches, `jax.checkpoint` and jitted functions are included. The result
     cannot be differentiated in forward mode (`jax.jvp`).
 
     Args:
