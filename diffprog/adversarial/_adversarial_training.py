@@ -3,13 +3,14 @@
     J(θ) = mean_i L(f_θ(x_i + r_i), y_i),   r_i = attack(f_θ, x_i, y_i)
     dJ/dθ = mean_i dL/dθ (x_i + r_i, y_i)
 
-Where r_i is the maximum over the ball, its own derivative with respect to θ does not contribute
-(Danskin's theorem), so the attack runs under `stop_gradient`.
+with f_θ the model, L the loss and r_i the perturbation of example i. If r_i maximizes the loss over
+the ball, the derivative of r_i with respect to θ does not contribute to dJ/dθ (Danskin's theorem).
+The attack therefore runs under `stop_gradient`.
 
 An attack does not perturb examples that f misclassifies, but training must. For the attack, the
-logit of the label is therefore raised by a constant until the example is correctly classified.
-The cross-entropy log(1 + exp(d)) depends on x through d = log Σ_{j != y} exp z_j - z_y alone, and
-the constant shifts d: the direction of its gradient does not change, nor does that of the margin.
+logit of the label is therefore raised by a constant until the example is correctly classified. The
+attack still ascends in the same direction: with z the logits, the cross-entropy log(1 + exp(d))
+depends on x only through d = log Σ_{j != y} exp z_j - z_y, and the constant only shifts d.
 """
 
 from collections.abc import Callable
@@ -31,19 +32,20 @@ def adversarial_training(
     *,
     loss: Callable[[Logits, Labels], Float[Array, "batch"]] = losses.softmax_cross_entropy,
 ) -> Callable[[Any, Any, Labels, jax.Array], Float[Array, ""]]:
-    """Return the adversarial training loss, a function (params, x, y, key) -> mean loss at x + r.
+    """Return the adversarial training loss: the mean loss at the inputs that an attack perturbed.
 
     Args:
         apply: function (params, x) -> logits, such as `models.cnn(...).apply`.
         attack: an untargeted attack, usually `pgd` with few steps.
-        loss: function (logits, y) -> (batch,), the loss to minimize. The attack maximizes its own.
+        loss: function (logits, y) -> (batch,), the loss to minimize; default softmax cross-entropy.
+            The attack maximizes its own loss.
 
     Returns:
-        A function (params, x, y, key) -> float scalar, to be differentiated in params.
+        A function (params, x, y, key) -> float scalar, to be differentiated with respect to params.
 
     Raises:
-        TypeError, ValueError: an invalid argument, or a targeted attack. At the call, what the
-            attack raises.
+        TypeError, ValueError: an invalid argument, or a targeted attack. The returned function
+            raises what the attack raises.
 
     Source: A. Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
 

@@ -1,16 +1,19 @@
 """Common parts of all attacks: argument checks, flattening, keys, compilation, final evaluation.
 
-    find r  with  f(x + r) misclassified, or the target,   ||r|| <= ε,   low <= x + r <= high
+    find r such that f misclassifies x + r, or predicts the target class for it,
+    subject to ||r|| <= ε (the ball) and low <= x + r <= high (the box)
 
-    minimum-norm attacks have ε = ∞ and look for the shortest such r
+with f the model, x the example and r its perturbation. A minimum-norm attack has ε = ∞ and looks
+for the shortest such r.
 
-An attack consists of a search, a pure function Problem -> Search; `make_attack` does the rest. It
-flattens examples of any shape or pytree to rows, gives every example its own random key, compiles
-the search once, and evaluates the perturbations that the search returns: `adversarial` lies in the
-box, its distance from x is at most ε, and `success` is decided by f's prediction for it.
+The method of an attack is its search, a pure function Problem -> Search; `make_attack` does the
+rest. It flattens examples of any shape or pytree to rows, gives every example its own PRNG key,
+compiles the search once, and evaluates the perturbations that the search returns. In the
+`AttackResult`, `adversarial` lies in the box, its distance from x is at most ε, and `success` is
+decided by the prediction of f for it.
 
 The key of an example is derived from the example's values. Its result therefore depends neither on
-the other examples in the batch nor on its position.
+the other examples in the batch nor on its position in the batch.
 """
 
 import dataclasses
@@ -36,17 +39,17 @@ Tree = TypeVar("Tree")
 
 
 class Problem(NamedTuple):
-    """Problem that a search solves: examples as flat rows, radii, bounds and the attacked model.
+    """Input of an attack's search function: flattened examples, radii, bounds and the model.
 
     Attributes:
-        logits: function from rows (batch, n) to logits (batch, classes).
-        x: (batch, n), the examples, inside the bounds.
+        logits: the attacked model, a function from rows (batch, n) to logits (batch, classes).
+        x: (batch, n), the examples, flattened to rows, inside the bounds.
         y: (batch,), the labels, or the target classes of a targeted attack.
         epsilon: (batch,), the radii; infinite for a minimum-norm attack.
         keys: (batch,), one PRNG key per example.
-        norm: the norm object, with `project`, `length`, `ascent` and `sample`.
+        norm: the norm of the perturbations, `norms.linf`, `norms.l2` or `norms.l1`.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
+        targeted: whether y holds target classes.
         shape: the shape of one example before flattening, or () if examples are pytrees.
         clean_logits: (batch, classes), the logits of x.
     """
@@ -67,7 +70,10 @@ class Problem(NamedTuple):
         return self.logits(add_rounded_toward_x(self.x, r))
 
     def is_adversarial(self, logits: Logits) -> Bool[Array, "batch"]:
-        """Check which rows of logits are misclassified, or predict the target; NaN is False."""
+        """Check per example whether the logits predict a class other than y, or the target y.
+
+        Logits with a NaN count as no success.
+        """
         return is_adversarial(logits, self.y, self.targeted)
 
     def margin(self, logits: Logits) -> PerExample:
@@ -88,31 +94,37 @@ class Problem(NamedTuple):
         return self.bounds[1] - self.bounds[0]
 
     def keys_at(self, *indices: Any) -> jax.Array:
-        """Derive one PRNG key per example from loop indices such as restart and step."""
+        """Derive one PRNG key per example from loop indices, such as the restart and the step."""
         fold_in = jax.vmap(jax.random.fold_in, (0, None))
         return functools.reduce(fold_in, indices, self.keys)
 
     def sample(self, draw: Callable[..., Array], *indices: Any) -> Flat:
-        """Sample an array like x by draw(key, shape, dtype), with the keys of the loop indices."""
+        """Sample an array like x, one row per example, by a function draw(key, shape, dtype).
+
+        Further arguments are loop indices, such as (restart, step), to derive the keys from.
+        """
         draw_row = lambda key: draw(key, self.x.shape[1:], self.x.dtype)
         return jax.vmap(draw_row)(self.keys_at(*indices))
 
     def sample_ball(self, radius: PerExample, *indices: Any) -> Flat:
-        """Sample perturbations uniformly from the ball of this radius, clipped to the box."""
+        """Sample perturbations uniformly from balls of these radii (batch,), clipped to the box.
+
+        Further arguments are loop indices, such as (restart, step), to derive the keys from.
+        """
         draw = lambda key, shape, dtype: self.norm.sample(key, (1, *shape), 1.0, dtype)[0]
         # Clipping shortens every coordinate: r stays in the ball.
         return self.clip_to_box(radius[:, None] * self.sample(draw, *indices))
 
 
 class Search(NamedTuple):
-    """Result of a search; the leading axis is the example.
+    """Perturbations that an attack's search function found, and their cost in model evaluations.
 
     Attributes:
         r: (batch, n), the perturbations.
         step: (batch,), the step at which r was found; -1 if the search found no perturbation.
-        restart: (batch,), the restart in which r was found.
-        gradients: (batch,), the number of gradient evaluations, forward passes included.
-        queries: (batch,), the number of further forward passes.
+        restart: (batch,), index of the restart in which r was found.
+        gradients: (batch,), the number of forward-and-backward passes for each example.
+        queries: (batch,), the number of forward-only passes for each example.
     """
 
     r: Flat
@@ -126,19 +138,19 @@ class AttackResult(NamedTuple):
     """Result of an attack; the leading axis is the example.
 
     Attributes:
-        adversarial: like x, the perturbed examples, inside the bounds.
-        perturbation: like x, adversarial - x. Zero for initially misclassified examples.
+        adversarial: the perturbed examples, of the shape of x, inside the bounds.
+        perturbation: adversarial - x. Zero for initially misclassified examples.
         success: (batch,), whether `adversarial` is misclassified, or classified as the target.
             False where a logit is NaN.
         distance: (batch,), the norm of the perturbation.
-        loss: (batch,), the cross-entropy of the label at `adversarial`, or minus that of the
-            target. Where the softmax saturates it is the margin.
+        loss: (batch,), the cross-entropy of the label at `adversarial`, or minus the cross-entropy
+            of the target. Where the softmax rounds to 1, the margin is returned instead.
         initially_misclassified: (batch,), whether x itself is misclassified, or classified as the
             target. Such an example is not perturbed, and counts as a success.
         step: (batch,), the step at which the perturbation was found; -1 if none was found.
-        restart: (batch,), the restart in which the perturbation was found.
-        gradients: (batch,), the number of gradient evaluations, forward passes included.
-        queries: (batch,), the number of further forward passes.
+        restart: (batch,), index of the restart in which the perturbation was found.
+        gradients: (batch,), the number of forward-and-backward passes for each example.
+        queries: (batch,), the number of forward-only passes for each example.
     """
 
     adversarial: Any
@@ -165,10 +177,10 @@ class Attack:
         norm: "linf", "l2" or "l1".
         epsilon: the radius, a number or an array (batch,); None for a minimum-norm attack.
         bounds: (low, high) of every value of x.
-        targeted: whether y holds the classes to reach, rather than the labels to leave.
+        targeted: whether y holds target classes, rather than the true labels.
         run: function (f, x, y, epsilon, key) -> AttackResult that checks no arguments.
-        draws: number of keys averaged over, for an attack on a random f(x, key); None for an
-            attack on f(x).
+        draws: number of PRNG keys over which the softmax of a random model f(x, key) is averaged;
+            None for an attack on a model f(x).
         uses_gradients: whether the attack evaluates gradients of f.
     """
 
@@ -199,8 +211,12 @@ class Attack:
                 the bounds by rounding errors are clipped.
             y: integer labels (batch,), or target classes if the attack is targeted.
             key: PRNG key.
-            labels: true labels, for targeted attacks: raises if a target equals its label.
+            labels: true labels (batch,) of the examples of a targeted attack, used only to check
+                that no target equals the label.
             mesh: devices to split the batch over, from `distributed.mesh()`.
+
+        Returns:
+            An `AttackResult` with the perturbed examples and where the attack succeeded.
 
         Raises:
             TypeError, ValueError: x is not finite, not floating, of several dtypes or outside the
@@ -234,18 +250,19 @@ def make_attack(
 ) -> Attack:
     """Build an attack from a search function.
 
-    The search works on flat rows and is traced by `jax.jit`. It should return an r inside ball and
-    box, as `Problem.project` does. It need not check arguments. Initially misclassified examples
-    are left unperturbed, whatever r is; success, distance and loss are computed afterwards. Arrays
-    that the search closes over are traced; numbers are compiled in.
+    The search gets examples that are checked and flattened to rows, and is traced by `jax.jit`. The
+    perturbations that it returns should lie in the ball and in the box, as those of
+    `Problem.project` do. Perturbations of initially misclassified examples are ignored. Success,
+    distance and loss are computed afterwards. Arrays that the search closes over are traced;
+    numbers are compiled in.
 
     Args:
         name: name of the method, for reports.
-        search: function Problem -> Search.
+        search: function Problem -> Search that looks for perturbations.
         norm: "linf", "l2" or "l1".
         epsilon: radius >= 0, a number or an array (batch,); None for a minimum-norm attack.
         bounds: (low, high) of every value of x.
-        targeted: whether y holds targets.
+        targeted: whether y holds target classes.
         uses_gradients: whether the search differentiates `Problem.logits`. `evaluate` uses it to
             compare attacks with and without gradients.
 
@@ -302,7 +319,10 @@ def make_attack(
 
 
 def per_example_epsilon(epsilon: Any, batch: int | None, dtype: Any) -> PerExample:
-    """Check epsilon and broadcast it to one radius per example; batch None allows any number."""
+    """Check the radius `epsilon`, a number or one per example, and return it as an array (batch,).
+
+    If `batch` is None, any number of radii is accepted.
+    """
     if isinstance(epsilon, int | float):
         return jnp.full(batch or 1, _validation.number("epsilon", epsilon, low=0), dtype)
     _validation.floating("epsilon", epsilon, rank=(0, 1))
@@ -317,7 +337,7 @@ def per_example_epsilon(epsilon: Any, batch: int | None, dtype: Any) -> PerExamp
 
 
 def validate_examples(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, Labels]:
-    """Check x, y and the output of f, and return x clipped to the bounds and y as int32."""
+    """Check x, y and the output of f; return x clipped to the bounds, and y as int32."""
     _validation.floating_leaves("x", x)
     _validation.array("y", y)
     _validation.batch(x=x, y=y)
@@ -342,7 +362,7 @@ def validate_examples(f: Program, x: Any, y: Any, bounds: Bounds) -> tuple[Any, 
 
 
 def _clip_rounding_errors(leaf: Any, bounds: Bounds) -> Array:
-    """Clip values that exceed the bounds by rounding errors; raise if any exceeds them by more."""
+    """Clip an array to the bounds; raise if a value exceeds them by more than rounding errors."""
     x, values = jnp.asarray(leaf), _validation.values(leaf)
     low, high = bounds
     if values is not None:
@@ -375,7 +395,10 @@ def _validate_targets(y: Labels, labels: Any, targeted: bool) -> None:
 
 
 def validate_num_targets(targets: Any, targeted: bool) -> Array | None:
-    """Return the argument `targets`, a number of target classes, as an array; None stays None."""
+    """Check the argument `targets`, the number of target classes to try, and return it as an array.
+
+    None stays None. Raises ValueError for a targeted attack, whose targets are y.
+    """
     if targets is None:
         return None
     if targeted:
@@ -386,28 +409,29 @@ def validate_num_targets(targets: Any, targeted: bool) -> Array | None:
 
 
 def validate_attack(attack: Any, name: str = "attack") -> None:
-    """Check that the argument `name` is an `Attack`."""
+    """Raise TypeError if `attack` is not an `Attack`; the message calls the argument `name`."""
     if not isinstance(attack, Attack):
         raise TypeError(f"{name} must be an Attack, got {type(attack).__name__}")
 
 
 def select(which: Bool[Array, "batch"], new: Tree, old: Tree) -> Tree:
-    """Select the examples of `new` where `which` holds, and those of `old` elsewhere."""
+    """Select per example from two pytrees: from `new` where `which` holds, else from `old`."""
     where = lambda new, old: jnp.where(jnp.expand_dims(which, range(1, old.ndim)), new, old)
     return jax.tree.map(where, new, old)
 
 
 def zero_nonfinite(gradient: Flat) -> Flat:
-    """Replace NaN and infinite values by zero, so that they do not reach r."""
+    """Replace NaN and infinite entries of a gradient by zero, so that perturbations stay finite."""
     return jnp.where(jnp.isfinite(gradient), gradient, 0)
 
 
 @functools.partial(jax.jit, static_argnames=("targeted",))
 def reevaluate(f: Program, result: AttackResult, x: Any, y: Labels, targeted: bool) -> AttackResult:
-    """Evaluate the perturbed examples of an attack result with another function f.
+    """Evaluate the perturbed examples of an attack result with another model f.
 
-    The result has the success, the loss and the initially misclassified examples of f. The latter
-    are reset to x. It may be the result of a `cascade` too.
+    Returns the result with `success`, `loss` and `initially_misclassified` recomputed for f.
+    Examples that f misclassifies without a perturbation are reset to x. The result of a `cascade`
+    is accepted too.
     """
     initial = is_adversarial(f(x), y, targeted)
     adversarial = select(initial, x, result.adversarial)
@@ -442,7 +466,7 @@ def add_rounded_toward_x(x: Flat, r: Flat) -> Flat:
 
 
 def per_example_keys(key: jax.Array, rows: Flat) -> jax.Array:
-    """Derive a PRNG key for each row from a hash of its bits."""
+    """Derive a PRNG key for each row (example) from `key` and a hash of the bits of the row."""
     bits = jax.lax.bitcast_convert_type(rows.astype(jnp.float32), jnp.uint32)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
     # Odd multipliers, another one for each position: a permuted row has another hash.
@@ -452,7 +476,10 @@ def per_example_keys(key: jax.Array, rows: Flat) -> jax.Array:
 
 
 def flatten_examples(x: Any) -> tuple[Flat, Callable[[Flat], Any]]:
-    """Flatten a batch of examples to rows; return the rows and the inverse function."""
+    """Flatten an array or pytree of examples to rows (batch, n).
+
+    Returns the rows, and the function from rows back to examples.
+    """
     leaves, structure = jax.tree.flatten(x)
     sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
 
@@ -475,9 +502,10 @@ def _example_keys(key: jax.Array, x: Any) -> jax.Array:
 def _run_search(
     search: Program, f: Program, x: Any, settings: tuple[str, Bounds, bool], **arrays: Array
 ) -> Search:
-    """Flatten the examples and run the search; settings are the norm, the bounds and `targeted`.
+    """Flatten the examples x, run the search of an attack on them, and return its result.
 
-    Further arrays are the fields y, epsilon, keys and clean_logits of the `Problem`.
+    `settings` are (norm, bounds, targeted). Further arrays are the fields y, epsilon, keys and
+    clean_logits of the `Problem`.
     """
     rows, unflatten = flatten_examples(x)
     norm, bounds, targeted = settings
@@ -499,9 +527,9 @@ def _run_search(
 def _perturb(
     x: Any, r: Flat, unperturbed: Bool[Array, "batch"], norm: str
 ) -> tuple[Any, Any, PerExample]:
-    """Compute the perturbed examples, their differences to x after rounding, and the norms.
+    """Compute the perturbed examples x + r, their differences from x after rounding, and the norms.
 
-    Examples that are `unperturbed`, and values with r = 0, keep the value of x exactly.
+    Where `unperturbed` holds or a value of r is 0, the value of x is kept exactly.
     """
     rows, unflatten = flatten_examples(x)
     adversarial = jnp.where(unperturbed[:, None] | (r == 0), rows, add_rounded_toward_x(rows, r))

@@ -6,10 +6,11 @@
     margin           max_{j != y} z_j - z_y                z_y - max_{j != y} z_j
     dlr              margin / (z_1st - z_3rd)              the same, with the targeted margin
 
-All are per example. The margin and dlr are positive exactly where the attack has succeeded. The
-difference of logits ratio (Croce and Hein, 2020) is a margin that does not depend on the scale of
-the logits. Where the softmax rounds to 1, the gradient of the cross-entropy is zero or inaccurate;
-there `cross_entropy` returns the margin.
+z are the logits of an example, z_1st and z_3rd the largest and third largest of them. The margin
+and dlr are positive exactly where the attack has succeeded. The difference of logits ratio dlr
+(Croce and Hein, 2020) is a margin that does not depend on the scale of the logits. Where the
+softmax rounds to 1, the gradient of the cross-entropy is zero or inaccurate; there `cross_entropy`
+returns the margin.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,9 @@ Loss = Callable[[Logits, Labels, bool], Float[Array, "batch"]]
 
 
 def is_adversarial(logits: Logits, y: Labels, targeted: bool) -> Bool[Array, "batch"]:
-    """Check which rows of logits are misclassified, or predict the target; NaN counts as False.
+    """Check per example whether the logits predict a class other than y, or the target y.
+
+    Logits with a NaN count as False.
 
     >>> logits, y = jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), jnp.array([0, 0])
     >>> print(is_adversarial(logits, y, targeted=False))
@@ -36,7 +39,7 @@ def is_adversarial(logits: Logits, y: Labels, targeted: bool) -> Bool[Array, "ba
 
 
 def margin(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
-    """Compute the margin max_{j != y} z_j - z_y, or its negative for a target.
+    """Compute the margin max_{j != y} z_j - z_y of logits z, or its negative if y is a target.
 
     >>> margin(jnp.array([[1.0, 3.0]]), jnp.array([0]), targeted=False)
     Array([2.], dtype=float32)
@@ -46,9 +49,9 @@ def margin(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
 
 
 def cross_entropy(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
-    """Compute the cross-entropy -log softmax(z)_y, or its negative for a target.
+    """Compute the cross-entropy -log softmax(z)_y of logits z, or its negative if y is a target.
 
-    Where the softmax saturates, the margin is returned instead.
+    Where the softmax rounds to 1, the margin is returned instead.
 
     >>> cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([0]), targeted=False)
     Array([0.6931472], dtype=float32)
@@ -63,9 +66,10 @@ def cross_entropy(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "ba
 
 
 def dlr(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
-    """Compute the difference of logits ratio, the margin over z_1st - z_3rd (Croce and Hein, 2020).
+    """Compute the difference of logits ratio: the margin divided by z_1st - z_3rd.
 
-    With two classes, where there is no third, it is the margin.
+    z_1st and z_3rd are the largest and third largest logit (Croce and Hein, 2020). With two classes
+    it is the margin itself.
 
     >>> dlr(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([0]), targeted=False)
     Array([1.], dtype=float32)
@@ -90,11 +94,11 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dl
 
 
 def pick_label(logits: Logits, y: Labels) -> Float[Array, "batch"]:
-    """Return the logit z_y of the label y."""
+    """Return the logit of the label y of each example, (batch,)."""
     # Not a gather, whose gradient is a scatter and slow.
     return jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), logits, 0).sum(-1)
 
 
 def mask_label(logits: Logits, y: Labels) -> Logits:
-    """Return the logits with that of the label y set to -inf."""
+    """Return the logits with the logit of each example's label y set to -inf."""
     return jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), -jnp.inf, logits)

@@ -1,14 +1,15 @@
 """HopSkipJump: a minimum-norm attack that only queries the predicted class.
 
-Each iteration starts at a point x + r on the decision boundary. It uses random unit vectors u_b, a
-radius δ that is small against ||r||, and the decision φ: +1 for an adversarial point, else -1.
+Iteration k starts at a point x + r on the decision boundary, with x the example. It uses random
+unit vectors u_b, a radius δ that is small against ||r||, and the decision φ of the model: +1 for an
+adversarial point, else -1.
 
     v = Σ_b (φ(x + r + δ u_b) - mean φ) u_b            estimates the gradient of the margin
     r' = r + ξ v / ||v||_2   (linf: ξ sign(v))         ξ = ||r|| / sqrt(k), halved until x + r'
                                                        is adversarial
     r  ← the point between x and x + r' on the boundary, by bisection
 
-In l2 the bisection follows the segment; in linf it clips r' to smaller and smaller cubes.
+In l2 the bisection scales r'; in linf it clips the entries of r' to a smaller and smaller range.
 
 Source: J. Chen, M. Jordan and M. Wainwright, "HopSkipJumpAttack: a query-efficient decision-based
 attack", 2020.
@@ -52,13 +53,17 @@ def hop_skip_jump(
 
     Args:
         norm: "l2" or "linf".
-        steps: at least 1. Step k queries sqrt(k) `draws` probes and some tens of other points.
-        draws: number of probes in the first step, at least 1. The paper's 100.
+        steps: number of steps, at least 1. Step k = 1, 2, ... queries `draws` * sqrt(k) probes and
+            some tens of other points.
+        draws: number of probes in the first step, at least 1; default the paper's 100.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
-        examples: array or pytree like x, of any batch size. The search starts from the nearest
-            adversarial one, or else from the first adversarial one of 100 samples of uniform noise,
-            which rarely contain a target.
+        targeted: whether y holds target classes.
+        examples: inputs like x, of any batch size. The search starts from the nearest of them that
+            is adversarial. If none is, it starts from the first adversarial one of 100 samples of
+            uniform noise, which are rarely classified as a given target.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -96,7 +101,7 @@ def _no_logits(_: Flat) -> Any:
 
 
 class _State(NamedTuple):
-    """State of the search; the leading axis is the example.
+    """State of the HopSkipJump search; the leading axis is the example.
 
     Attributes:
         r: (batch, n), an adversarial perturbation; zero as long as none has been found.
@@ -137,7 +142,11 @@ def _search(
 
 
 def _initialize(decide: Decision, problem: Problem, examples: Flat | None) -> _State:
-    """Start from the nearest adversarial one of the examples, or else from adversarial noise."""
+    """Create the state at which the search starts, with an adversarial perturbation per example.
+
+    It leads to the nearest adversarial one of `examples`, or else to adversarial noise. decide(r)
+    is whether x + r is adversarial.
+    """
     none = jnp.zeros(len(problem.x), int)
     state = _State(jnp.zeros_like(problem.x), none > 0, none)
     low, high = problem.bounds
@@ -165,10 +174,10 @@ def _initialize(decide: Decision, problem: Problem, examples: Flat | None) -> _S
 def _estimate_direction(
     decide: Decision, problem: Problem, state: _State, k: Array, num_probes: Array
 ) -> tuple[_State, Flat]:
-    """Estimate the direction of the margin's gradient at x + r from the decisions around it.
+    """Estimate the direction of the margin's gradient at x + r from decisions at random points.
 
-    Returns the state with the queries counted, and v of the module docstring: scaled to l2 norm 1
-    or, in linf, its signs.
+    decide(r) is whether x + r is adversarial, k the step. Returns the state with the queries
+    counted, and the direction (batch, n): a unit vector in l2, signs in linf.
     """
     distance = problem.norm.length(state.r)
     relative_radius = max(1 / problem.x.shape[1], _MIN_PROBE_RADIUS)
@@ -193,7 +202,11 @@ def _estimate_direction(
 
 
 def _step_along(decide: Decision, problem: Problem, state: _State, v: Flat, k: Array) -> _State:
-    """Step from r along v, halving the step until x + r is adversarial; keep r if it never is."""
+    """Step from r along the direction v, halving the step until x + r is adversarial.
+
+    decide(r) is whether x + r is adversarial. The first length tried in step k is ||r|| / sqrt(k +
+    1). Returns the state; r is unchanged where no length succeeds.
+    """
 
     def halve(
         _: Array, carry: tuple[_State, PerExample, Array]
@@ -210,7 +223,11 @@ def _step_along(decide: Decision, problem: Problem, state: _State, v: Flat, k: A
 
 
 def _bisect(decide: Decision, problem: Problem, state: _State, tolerance: float) -> _State:
-    """Shorten r by bisection to an adversarial point next to the decision boundary."""
+    """Shorten r by bisection until x + r is adversarial and next to the decision boundary.
+
+    decide(r) is whether x + r is adversarial; `tolerance` is the relative width at which the
+    bisection ends. Returns the state with the queries counted.
+    """
 
     dtype = state.r.dtype
 
@@ -228,7 +245,10 @@ def _bisect(decide: Decision, problem: Problem, state: _State, tolerance: float)
 
 
 def _move_past_rounding(decide: Decision, problem: Problem, state: _State) -> _State:
-    """Lengthen r by one part in 1e5, so that rounding differences of f do not undo the success."""
+    """Lengthen r by one part in 1e5, so that x + r stays adversarial if f is rounded differently.
+
+    decide(r) is whether x + r is adversarial; where the longer r is not, r is kept.
+    """
     r = problem.clip_to_box(state.r * (1 + RELATIVE_WIDTH))
     success = decide(r) & state.found
     r = _base.select(success, r, state.r)
@@ -238,7 +258,7 @@ def _move_past_rounding(decide: Decision, problem: Problem, state: _State) -> _S
 def _for_while(
     count: Array, condition: Callable[[Any], Array], body: Callable[[Array, Any], Any], start: Any
 ) -> Any:
-    """Apply body(k, carry) for k = 0 .. count - 1 while condition(carry) holds."""
+    """Iterate carry = body(k, carry) for k = 0 .. count - 1 while condition(carry) holds."""
     _, carry = jax.lax.while_loop(
         lambda state: (state[0] < count) & condition(state[1]),
         lambda state: (state[0] + 1, body(*state)),

@@ -1,23 +1,26 @@
 """Square attack: random search over squares of extreme values, from logits alone.
 
-    r'      = r with a random square of side s_k replaced
-    r_{k+1} = r'  if loss(x + r') > loss(x + r) or x + r' is adversarial,  else  r
+    r' = r with the values in a random square replaced
+    r  ← r'  if loss(x + r') > loss(x + r) or x + r' is adversarial,  else  r
 
-Squares hold extreme values, since the strongest perturbations lie on the surface of the ball:
+with x the example and r its perturbation. The new values are extreme, since the strongest
+perturbations lie on the surface of the ball of radius ε:
 
     linf    every channel of the square is +ε or -ε
-    l2, l1  a second square is set to zero, and the norm that is left of ε goes into the first, in
-            the direction r / ||r|| + h / ||h||, with h = +1 in one half of it and -1 in the other
+    l2, l1  a second square is set to zero, and the first is set to a pattern of the largest norm
+            that the ball then allows, in the direction r / ||r|| + h / ||h|| with r restricted to
+            the square; h is +1 in one half of the square and -1 in the other
 
-The share p_k of the image that a square covers is halved nine times: coarse changes come first,
-single pixels last. In l2 the smallest side is two, since one pixel alone cannot hold an even share
-of the norm. (On digits flat halves did as well as the paper's decaying ones, and in l2 a smallest
-side of two better than its three.) Examples other than images (H, W, C) are one row of values, with
-intervals as squares. A square is a mask, so squares of all sides share one compiled program.
+The share of the image that a square covers is halved nine times: coarse changes come first, single
+pixels last. In l2 the smallest side is two pixels. (On digits flat halves did as well as the
+paper's decaying ones, and in l2 a smallest side of two better than its three.) Examples other than
+images (H, W, C) are one row of values, with intervals as squares. A square is a mask, so squares of
+all sides share one compiled function.
 
 Early stopping in linf: each square of the smallest side is sampled with probability at least 1 / N,
 N = positions × 2^channels, or N = positions for one channel. After N (ln N + 5) rejections in a row
-all of them have been tried with probability 1 - e^-5, r is a local optimum, and the restart ends.
+all squares have been tried with probability 1 - e^-5. Then r is a local optimum and the restart
+ends.
 On 8 × 8 pixels this takes about 1500 of 5000 queries; on 32 × 32 all are used.
 
 Sources: M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square attack: a query-efficient
@@ -62,21 +65,25 @@ def square(
 ) -> Attack:
     """Square attack (Andriushchenko et al., 2020).
 
-    Random search: a perturbation that differs from r in a random square replaces r if its loss is
-    larger.
+    Random search from logits alone: in every query the perturbation is changed in a random square
+    of the image, and the change is kept if it makes the loss larger.
 
     Args:
         norm: "linf", "l2" or "l1".
         epsilon: the radius, a number or an array (batch,).
-        queries: maximum number of forward passes per restart, at least 1. An example stops at its
-            first success, or when no square of the smallest side increases its loss. The paper's
-            5000.
-        p: share of the image that the first squares cover, 0 < p <= 1. AutoAttack's 0.8.
+        queries: maximum number of forward passes per restart, at least 1; default the paper's 5000.
+            An example stops at its first success, or when no square of the smallest side increases
+            its loss.
+        p: share of the image that the first squares cover, 0 < p <= 1; default 0.8, as in
+            AutoAttack.
         loss: "margin", "cross_entropy", "dlr", or a function (logits, y, targeted) -> (batch,) to
             maximize.
         restarts: number of independent searches for examples without success, at least 1.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
+        targeted: whether y holds target classes.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -139,7 +146,7 @@ def square(
 
 
 class _State(NamedTuple):
-    """State of the search; the leading axis is the example.
+    """State of the Square attack's random search; the leading axis is the example.
 
     Attributes:
         r: (batch, n), the perturbation.
@@ -164,7 +171,11 @@ class _State(NamedTuple):
     def update(
         self, r: Flat, loss: PerExample, success: Bool[Array, "batch"], query: Array, restart: Array
     ) -> "_State":
-        """Accept the proposal r where x + r is adversarial or has a larger loss."""
+        """Return the state with the proposal r accepted where it succeeds or has a larger loss.
+
+        `loss` and `success` are those of x + r; `query` and `restart` are the loop indices.
+        Examples that have stopped do not change.
+        """
         success = success & ~self.stopped
         accepted = success | ((loss > self.loss) & ~self.stopped)
         return _State(
@@ -179,12 +190,15 @@ class _State(NamedTuple):
         )
 
     def stop_early(self, is_smallest: Array, patience: Any) -> "_State":
-        """Stop an example after `patience` rejections in a row of squares of the smallest side."""
+        """Stop examples after `patience` rejections in a row of squares of the smallest side.
+
+        `is_smallest` is whether the last square had this side; if not, the count restarts at 0.
+        """
         rejections = jnp.where(is_smallest, self.rejections, 0)
         return self._replace(rejections=rejections, stopped=self.stopped | (rejections >= patience))
 
     def keep_better(self, best: "_State") -> "_State":
-        """Keep the state of this restart where it succeeded or has a larger loss, else `best`."""
+        """Return this restart's state where it succeeded or has a larger loss, else `best`."""
         better = self.found | (self.loss > best.loss)
         return _base.select(better, self, best)._replace(queries=self.queries)
 
@@ -196,7 +210,7 @@ def _for_until_all(
     first: int,
     end: Array,
 ) -> _State:
-    """Apply body(k, state) for k = first .. end - 1, but stop once all examples are done."""
+    """Iterate state = body(k, state) for k = first .. end - 1 until all of done(state) are True."""
     return jax.lax.while_loop(
         lambda carry: (carry[0] < end) & ~done(carry[1]).all(),
         lambda carry: (carry[0] + 1, body(*carry)),
@@ -205,7 +219,7 @@ def _for_until_all(
 
 
 def _image_shape(problem: Problem) -> ImageShape:
-    """Return (height, width, channels) of an example, (1, n, 1) unless it is an image."""
+    """Return (height, width, channels) of an example; (1, n, 1) if it is n values but no image."""
     if len(problem.shape) != 3:
         return 1, problem.x.shape[1], 1
     height, width, channels = problem.shape
@@ -213,17 +227,21 @@ def _image_shape(problem: Problem) -> ImageShape:
 
 
 def _side(shape: ImageShape, share: Array, minimum: int) -> Array:
-    """Compute the side of a square, or length of an interval, that covers this share of pixels."""
+    """Return the side of a square that covers this share of the image's pixels, at least `minimum`.
+
+    For examples that are not images, it is the length of an interval.
+    """
     height, width, _ = shape
     exponent = 0.5 if height > 1 else 1
     return jnp.maximum(jnp.round((share * height * width) ** exponent), minimum)
 
 
 def _draws_to_cover(shape: ImageShape, side: Array) -> Array:
-    """Compute how many random squares include all N possible ones with probability 1 - e^-5.
+    """Compute after how many random squares each possible one has been drawn, but for chance e^-5.
 
-    This number is N (ln N + 5). With one channel there is one square per position, because the
-    square with the other sign replaces one that changes nothing.
+    The number is N (ln N + 5). N counts the positions of a square of this side, times the sign
+    patterns over channels. With one channel N counts positions only: a proposal that would change
+    nothing is replaced by the one of opposite sign.
     """
     height, width, channels = shape
     positions = (height - jnp.minimum(side, height) + 1) * (width - jnp.minimum(side, width) + 1)
@@ -236,7 +254,10 @@ def _sign_of_uniform(uniform: Array) -> Array:
 
 
 def _stripes(problem: Problem, keys: jax.Array) -> Flat:
-    """Sample the initial perturbation: vertical stripes one pixel wide, scaled into the ball."""
+    """Sample the initial perturbation: vertical stripes one pixel wide of random sign, with norm ε.
+
+    It is clipped to the box.
+    """
     height, width, channels = _image_shape(problem)
     draw = lambda key: jax.random.rademacher(key, (width, channels), problem.x.dtype)
     signs = jax.vmap(draw)(keys)
@@ -247,7 +268,7 @@ def _stripes(problem: Problem, keys: jax.Array) -> Flat:
 
 
 def _clip_and_scale(problem: Problem, r: Flat) -> Flat:
-    """Clip r to the box, and shorten it to ε where it is longer by rounding errors."""
+    """Clip r to the box, and scale it down to norm ε where rounding errors make it longer."""
     clipped = problem.clip_to_box(r)
     length = problem.norm.length(clipped)
     is_inside = length <= problem.epsilon
@@ -258,10 +279,10 @@ def _clip_and_scale(problem: Problem, r: Flat) -> Flat:
 def _window(
     shape: ImageShape, side: Array, position: Float[Array, "2"]
 ) -> tuple[Mask, Array, Array]:
-    """Compute the mask of a square in the image, and row and column relative to the square.
+    """Return the mask of a square in the image, and pixel rows and columns relative to the square.
 
-    Inside the square, relative rows and columns are between 0 and 1. `position` is a pair of
-    uniform samples in 0 .. 1, which places the square.
+    Rows and columns are scaled such that they lie between 0 and 1 inside the square. `position` is
+    a pair of numbers in 0 .. 1 that places the square.
     """
     height, width, _ = shape
     rows, columns = jnp.minimum(side, height), jnp.minimum(side, width)
@@ -272,9 +293,10 @@ def _window(
 
 
 def _linf_proposal(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> Flat:
-    """Propose r with a random square of it set to +ε or -ε in each channel.
+    """Return r with a random square of each example set to +ε or -ε, one random sign per channel.
 
-    Where the square holds these values already, the proposal has the opposite signs.
+    The square covers this share of the image. Where r has these values already, the signs are
+    flipped.
     """
     shape = _image_shape(problem)
     side = _side(shape, share, 1)
@@ -294,10 +316,10 @@ def _linf_proposal(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> 
 def _two_square_proposal(
     remaining_norm: Callable[[PerExample, PerExample], PerExample], smallest_side: int
 ) -> Proposal:
-    """Build the proposal for l2 or l1: r with one square set to zero and another one enlarged.
+    """Return a function (problem, keys, r, share) -> r that proposes a change of r in l2 or l1.
 
-    remaining_norm(ε, length) is the norm that r may have inside the enlarged square if it has norm
-    `length` outside both.
+    It sets one random square to zero and enlarges the values in another. remaining_norm(ε, length)
+    is the norm that the enlarged square may have if r has norm `length` outside both squares.
     """
 
     def propose(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> Flat:
@@ -316,10 +338,10 @@ def _two_square_proposal(
 
 
 def _two_windows(shape: ImageShape, side: Array, key: jax.Array) -> tuple[Image, Image, Image]:
-    """Sample two squares: the pattern h of the first, and the masks of the first and the second.
+    """Sample two squares of this side; return a pattern for the first, and the masks of both.
 
-    h is +1 in one half of the square, -1 in the other and 0 outside, times one random sign per
-    channel.
+    The pattern is +1 in one half of the first square, -1 in the other half and 0 outside, times one
+    random sign per channel.
     """
     uniform = jax.random.uniform(key, (5 + shape[2],))
     filled, row, column = _window(shape, side, uniform[0:2])
@@ -333,7 +355,7 @@ def _two_windows(shape: ImageShape, side: Array, key: jax.Array) -> tuple[Image,
 
 
 def _normalize(norm: norms.Norm, rows: Flat) -> Flat:
-    """Scale rows to norm 1; rows of zeros stay zero."""
+    """Scale each row to norm 1; rows of zeros stay zero."""
     length = norm.length(rows)
     return rows / jnp.where(length > 0, length, 1)[:, None]
 

@@ -7,9 +7,9 @@ The result of each example is as if every attack had run on all examples and the
 been kept, but only the remaining examples are attacked. `auto_attack` is the standard cascade, for
 publishable robust accuracy.
 
-The first attack sees the whole batch. Later attacks see chunks of one eighth of it, the last of
-them padded. How many examples remain changes the number of chunks but no shape, so nothing is
-compiled again for other data.
+The first attack runs on the whole batch. Later attacks run on chunks of one eighth of its size, the
+last of them padded. How many examples remain changes the number of chunks but no shape, so nothing
+is compiled again for other data.
 """
 
 import dataclasses
@@ -34,19 +34,20 @@ _CHUNKS = 8
 
 @jax.tree_util.register_static
 class StaticTuple(tuple[Any, ...]):
-    """Tuple that has no leaves as a pytree: JAX compares its values and does not trace them."""
+    """Tuple that JAX treats as a constant: a pytree without leaves, whose values are not traced."""
 
 
 class Cascaded(NamedTuple):
-    """Result of a cascade: an `AttackResult` with the stage that succeeded on each example.
+    """Result of running several attacks in turn, each on the examples the earlier ones failed on.
 
-    Examples on which no stage succeeded keep the perturbation with the largest loss.
+    The attacks are called stages. The result of an example is that of the first stage that
+    succeeded on it; if none did, it is the perturbation with the largest loss.
 
     Attributes:
         adversarial, perturbation, success, distance, loss, initially_misclassified, step, restart:
             as in `AttackResult`.
-        gradients: (batch,), gradient evaluations of all stages together.
-        queries: (batch,), further forward passes of all stages together.
+        gradients: (batch,), number of forward-and-backward passes of all stages together.
+        queries: (batch,), number of forward-only passes of all stages together.
         stage: (batch,), index of the attack that succeeded; -1 if no attack did, or if x itself is
             misclassified.
         stages: names of the attacks.
@@ -69,7 +70,7 @@ class Cascaded(NamedTuple):
 
     @property
     def broken(self) -> dict[str, int]:
-        """Number of examples on which each attack, by name, was the first to succeed."""
+        """Dict from the name of each attack to the number of examples it succeeded on first."""
         return {name: int((self.stage == k).sum()) for k, name in enumerate(self.stages)}
 
 
@@ -86,9 +87,10 @@ def auto_attack(
 ) -> Attack:
     """AutoAttack (Croce and Hein, 2020), for publishable robust accuracy without tuning.
 
-    A cascade of APGD on the cross-entropy, APGD on the DLR loss towards several target classes, FAB
-    towards several target classes, and Square. If targeted, the second stage maximizes the targeted
-    DLR loss and FAB has one target.
+    It runs four attacks (stages) in turn, each on the examples on which those before it failed:
+    APGD on the cross-entropy, APGD on the DLR loss towards several target classes, FAB towards
+    several target classes, and Square. If `targeted`, the second stage maximizes the targeted DLR
+    loss, and FAB has y as its only target.
 
     Args:
         norm: "linf", "l2" or "l1".
@@ -99,10 +101,10 @@ def auto_attack(
         queries: forward passes of the last stage; default 5000.
         restarts: runs of the first stage; default 1. The original takes 5 for "l1".
         bounds: (low, high) of the input values.
-        targeted: whether y is the target class.
+        targeted: whether y holds target classes.
 
     Returns:
-        An attack whose result is a `Cascaded`.
+        An `Attack`, called as `attack(f, x, y, key=key)`, whose result is a `Cascaded`.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
@@ -130,15 +132,16 @@ def auto_attack(
 
 
 def cascade(attacks: Sequence[Attack]) -> Attack:
-    """Run attacks one after another, each on the examples on which those before it failed.
+    """Combine attacks into one that runs them in turn, each where those before it failed.
 
     Args:
         attacks: at least one attack with a radius; all with the same norm, radius, bounds and
             `targeted`.
 
     Returns:
-        An attack whose result is a `Cascaded`. Under `jax.jit` every attack runs on every example,
-        since which examples remain is unknown when compiling; the result is the same.
+        An `Attack`, called as `attack(f, x, y, key=key)`, whose result is a `Cascaded`. Under
+        `jax.jit` every attack runs on every example, since which examples remain is unknown when
+        compiling; the result is the same.
 
     Raises:
         TypeError: an element is not an `Attack`.
@@ -202,10 +205,10 @@ def _validate_stages(attacks: Any) -> None:
 
 
 def _remaining_chunks(success: Bool[Array, "batch"], x: Any) -> list[Integer[np.ndarray, "chunk"]]:
-    """Split the indices of the examples without success into chunks of equal size.
+    """Split the indices of the examples without success into a list of arrays of equal size.
 
-    The last chunk is padded with the batch size, which is one past the last index. Under `jax.jit`
-    there is one chunk, of all examples.
+    The last array is padded with the batch size, which is one past the last index. Under `jax.jit`
+    there is one array, of all indices. The size is a multiple of the number of devices that hold x.
     """
     values, batch = _validation.values(success), len(success)
     if values is None:
@@ -218,7 +221,10 @@ def _remaining_chunks(success: Bool[Array, "batch"], x: Any) -> list[Integer[np.
 
 
 def _take_sharded(tree: Any, indices: Integer[np.ndarray, "chunk"]) -> Any:
-    """Select examples and shard them like the tree; indices past the end give the last example."""
+    """Select examples from a pytree of arrays, and shard them over devices as these arrays are.
+
+    Indices past the end select the last example.
+    """
 
     def shard(chunk: Array, whole: Array) -> Array:
         return chunk if _device_count(whole) == 1 else jax.device_put(chunk, whole.sharding)
@@ -242,10 +248,10 @@ def _update(
     indices: Integer[Array, "chunk"],
     k: Integer[Array, ""],
 ) -> Cascaded:
-    """Write the result of attack k on some examples into the result of the cascade.
+    """Write the result of attack k on some examples (`indices`) into the result of the cascade.
 
-    The new result replaces the old one of an example if it is the first success, or if neither is
-    a success and the new loss is larger. Padding indices are ignored.
+    The new result replaces the old one of an example if it is the first success, or if neither is a
+    success and the new loss is larger. Padding indices are ignored.
     """
     old = _take(cascaded, indices)
     new = old._replace(**result._asdict(), stage=jnp.where(result.success, k, -1))

@@ -129,7 +129,7 @@ def evaluate(
 
 
 def _validate_attacks(attacks: Any) -> list[tuple[str, Attack]]:
-    """Check that the attacks can be evaluated together, and return them with their names."""
+    """Check that the attacks can be evaluated together; return a list of (name, attack)."""
     if not isinstance(attacks, Mapping | Sequence) or not attacks:
         raise ValueError(
             f"attacks must be a sequence or dict of at least one Attack, got {attacks!r:.60}"
@@ -169,7 +169,10 @@ def _compute_logits(f: Program, x: Any) -> jax.Array:
 
 
 def _map_batches(function: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
-    """Call a function of example indices batch by batch, and concatenate the results in NumPy."""
+    """Call a function of example indices for each batch, and concatenate its results in NumPy.
+
+    `count` is the number of examples. The function returns a pytree of arrays (batch, ...).
+    """
     size = min(batch_size, count)
     # The last batch is padded with the last index, so that nothing compiles twice.
     batches = [
@@ -180,7 +183,10 @@ def _map_batches(function: Callable[[np.ndarray], Any], count: int, batch_size: 
 
 
 def _smallest_perturbations(results: list[AttackResult], right: Bool[np.ndarray, "batch"]) -> Worst:
-    """Find the smallest successful perturbation of each example among the attacks' results."""
+    """Find the smallest successful perturbation of each example over the results of all attacks.
+
+    `right` (batch,) is whether an example is correctly classified; the distance of others is 0.
+    """
     distances = np.stack(
         [np.where(result.success, result.distance.astype(np.float64), np.inf) for result in results]
     )
@@ -206,7 +212,8 @@ def _measure_some(
 ) -> Measurements | None:
     """Measure signs of gradient masking on up to 64 correctly classified examples.
 
-    Returns None if no example is correctly classified.
+    The radius is the largest of those of the attacks (`outcomes`), or else the median distance of
+    the smallest perturbations (`worst`). Returns None if no example is correctly classified.
     """
     if not right.any():
         return None

@@ -2,16 +2,18 @@
 
 Gradient-based attacks fail on a model whose gradients are zero, NaN, random or misleading.
 
-Signs of it, measured on a few correctly classified examples:
+A few correctly classified examples are tested for these signs of it:
 
-    two calls         |f(x) - f(x)|                      the logits differ
-    logits            their sum, softmax                 they sum to 1; softmax rounds to 1
-    gradient          of the loss that attacks maximize  zero, NaN or infinite
-    PGD in the ball   1 and 20 steps, radius ε and 2 ε   no larger loss by more steps or radius
-                      four random starts                 the starts disagree in success
-    attack results    which attacks succeeded            only attacks without gradients did
+    measured                                      sign of gradient masking
+    logits of repeated calls                      differ
+    sum of the logits, softmax                    sum is 1 (probabilities); softmax rounds to 1
+    gradient of the loss that attacks maximize    zero, NaN or infinite
+    loss after 1 and 20 steps of PGD              not larger after 20 steps
+    loss of PGD at radius ε and 2 ε               not larger at 2 ε
+    success of PGD from four random starts        the starts disagree
+    successes of all evaluated attacks            only attacks without gradients succeed
 
-A flag is a sign of gradient masking, not a proof; it names the attack to try next.
+Each sign that is found gives a `Flag`. It is no proof, but names the attack to try next.
 
 Sources: A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of
 security", 2018; N. Carlini et al., "On evaluating adversarial robustness", 2019.
@@ -44,7 +46,7 @@ _MAX_ONLY_BLACK_BOX = 0.02
 
 
 class Measurements(NamedTuple):
-    """Behaviour of a model at a few correctly classified examples and in the balls around them.
+    """Logits, gradients and PGD losses of a model at a few examples and in the balls around them.
 
     Attributes:
         logits: (examples, classes), the logits.
@@ -84,9 +86,12 @@ def measure(
     Args:
         f: function x -> logits; a function of (x, key) if the attack is an `expectation`.
         x, y: correctly classified examples and their labels.
-        attack: an attack with the norm, the bounds and the number of draws to use.
+        attack: an attack, of which only the norm, the bounds and `draws` are used.
         epsilon: the radius of the balls.
         key: PRNG key.
+
+    Returns:
+        `Measurements`, from which `masking_flags` decides.
     """
     norm, bounds, draws = attack.norm, attack.bounds, attack.draws
     model = program(f if draws is None else lambda x: f(x, key))
@@ -130,7 +135,10 @@ def _logits_and_gradient(f: Program, x: Any, y: Labels) -> tuple[Logits, Array]:
 
 
 def _repeated_logits(f: Callable[..., Any], x: Any, logits: Logits) -> Logits:
-    """Call f twice more and return the logits that differ most from `logits`."""
+    """Call f twice more and return the logits that differ most from `logits`.
+
+    They reveal a random model.
+    """
     # Outside jit, so that a random state that f keeps in Python advances between the calls.
     calls = [jnp.asarray(f(x)) for _ in range(2)]
     return max(calls, key=lambda repeated: float(jnp.nan_to_num(jnp.abs(repeated - logits)).max()))
@@ -142,11 +150,11 @@ def masking_flags(
     right: Bool[np.ndarray, "batch"],
     has_nan: Bool[np.ndarray, "batch"] | None = None,
 ) -> tuple[Flag, ...]:
-    """Return a flag for each sign of gradient masking in measurements and attack results.
+    """Return a tuple with a `Flag` for each sign of gradient masking in measurements and results.
 
     Args:
         measurements: result of `measure`; None if no example is correctly classified.
-        outcomes: results of the attacks.
+        outcomes: results of the evaluated attacks.
         right: (batch,), whether each example is correctly classified.
         has_nan: (batch,), whether a logit of each example is NaN; default none.
     """
@@ -294,13 +302,19 @@ def _black_box_flags(
 
 
 def _stages_use_gradients(outcome: Outcome) -> tuple[bool, ...]:
-    """Return for each stage of an attack whether it differentiates f; a cascade has several."""
+    """Return a tuple of whether each stage of an attack uses gradients of the model.
+
+    A cascade has one stage per attack in it; any other attack is one stage.
+    """
     stages = getattr(outcome.found, "stage_uses_gradients", (True,))
     return tuple(outcome.uses_gradients and stage for stage in stages)
 
 
 def _stage_success(outcome: Outcome, *, uses_gradients: bool) -> Bool[np.ndarray, "batch"]:
-    """Find the examples on which a stage with (or without) use of gradients succeeded."""
+    """Return for each example whether a stage that uses gradients, or one that does not, succeeded.
+
+    A cascade has one stage per attack in it; any other attack is one stage.
+    """
     stage = getattr(outcome.found, "stage", np.where(outcome.found.success, 0, -1))
     uses = np.array(_stages_use_gradients(outcome))
     return np.isin(stage, np.flatnonzero(uses == uses_gradients))

@@ -88,14 +88,14 @@ class Flag(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Result of one attack on all examples.
+    """Result of one attack on all evaluated examples, in a `Report`.
 
     Attributes:
         name: key of the attack in `attacks` if that is a dict, else the attack's own name.
         method: the attack's own name, `Attack.name`.
         epsilon: radius, a number or one per example; None for a minimum-norm attack.
         accuracy: share of examples that are correctly classified and on which the attack failed.
-        found: the `AttackResult` or `Cascaded`, with NumPy arrays.
+        found: the result of the attack, an `AttackResult` or `Cascaded` of NumPy arrays.
         uses_gradients: whether the attack differentiates the model.
     """
 
@@ -164,10 +164,13 @@ class Report(NamedTuple):
     flags: tuple[Flag, ...]
 
     def robust(self, epsilon: Any) -> Share:
-        """Compute the robust accuracy against all attacks together at a radius.
+        """Compute the robust accuracy at a radius against all attacks together.
 
         Args:
             epsilon: radius >= 0, a number or one per example (batch,).
+
+        Returns:
+            A `Share`: the share of examples that no attack in this ball made misclassified.
 
         Raises:
             TypeError: epsilon is not a number or array.
@@ -194,6 +197,9 @@ class Report(NamedTuple):
         Args:
             epsilons: (points,), increasing float radii >= 0; default 0 and every radius at which
                 the accuracy drops.
+
+        Returns:
+            A `Curve` with the radii, the accuracies and their confidence intervals.
 
         Raises:
             TypeError: epsilons are not a float array.
@@ -236,7 +242,11 @@ class Report(NamedTuple):
 
 
 def _table_rows(outcome: Outcome, right: Bool[np.ndarray, "batch"]) -> list[tuple[str, ...]]:
-    """Format the result of an attack as a row of the table, with a row per stage of a cascade."""
+    """Format the result of an attack as rows of the printed table, as tuples of strings.
+
+    The first row is the attack; if it is a cascade, a row for each of its attacks follows. `right`
+    is whether each example is correctly classified.
+    """
     found, success = outcome.found, right & outcome.found.success
     row = (
         outcome.name,
@@ -260,7 +270,7 @@ def _format_radius(epsilon: Any) -> str:
 
 
 def _distinct_radii(outcomes: tuple[Outcome, ...]) -> list[Any]:
-    """List the distinct radii of the attacks: first numbers, ascending, then per-example arrays."""
+    """List the distinct radii of the attacks: first numbers, ascending, then arrays (batch,)."""
     radii = [outcome.epsilon for outcome in outcomes if outcome.epsilon is not None]
     numbers = sorted({float(radius) for radius in radii if np.ndim(radius) == 0})
     arrays = {np.asarray(radius).tobytes(): radius for radius in radii if np.ndim(radius)}

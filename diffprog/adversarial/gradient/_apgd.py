@@ -2,18 +2,24 @@
 
     linf, l2    z = project(r_k + ε η d(dL/dr))
                 r_{k+1} = project(r_k + 3/4 (z - r_k) + 1/4 (r_k - r_{k-1}))
-    l1          r_{k+1} = project(r_k + ε η s),  s the signs of the largest entries, of length 1
+    l1          r_{k+1} = project(r_k + ε η s)
 
-η starts at 2 radii, for l1 at 1. At certain steps, the checkpoints, it is updated per example:
+with r_k the perturbation after k steps, L the loss, ε the radius and `project` the projection onto
+ball and box. d is the sign of the gradient (linf) or the unit gradient (l2); s holds the signs of
+the gradient's largest entries, scaled to l1 norm 1, and zeros elsewhere.
+
+The step size η, in units of ε, starts at 2 (l1: 1). At certain steps, the checkpoints, it is
+updated per example:
 
     linf, l2    If the loss rose in fewer than 3/4 of the steps since the last checkpoint, or
                 neither η nor the best loss changed: restart from the best point with η / 2.
-    l1          If the best point has fewer nonzero entries than before: restart from it with
-                η = 1. Otherwise η / 1.5, at least 1/10. Steps then move 1/1.5 times as many
-                entries as the best point has: the perturbation becomes sparse.
+    l1          If the best point has fewer nonzero entries than at the last checkpoint: restart
+                from it with η = 1. Otherwise divide η by 1.5, down to 1/10 at least. The next
+                steps change 1/1.5 times as many entries as are nonzero in the best point, so
+                the perturbation becomes sparse.
 
-With `targets`, each run maximizes the loss of a targeted attack on another class, in the order of
-their logits at x.
+With `targets`, each run maximizes the loss of a targeted attack towards one other class. The
+classes are taken in decreasing order of their logits at x.
 """
 
 from collections.abc import Callable
@@ -51,11 +57,14 @@ def apgd(
 ) -> Attack:
     """Auto-PGD attack (Croce and Hein, 2020); with `targets`, its multi-targeted form.
 
+    Projected gradient ascent with momentum, whose step size shrinks when the loss stops rising.
+
     Args:
         norm: "linf", "l2" or "l1".
         epsilon: radius, a number or an array (batch,).
         steps: gradient steps per run, at least 1.
-        restarts: runs, with `targets` per target; an example takes part until one succeeds.
+        restarts: number of runs, at least 1; with `targets`, for each target class. The runs of an
+            example end with the first that succeeds.
         random_start: whether the first run starts at a point drawn uniformly from the ball, as all
             later ones do, rather than at x.
         loss: "cross_entropy", "margin", "dlr", or a function (logits, y, targeted) -> (batch,) to
@@ -66,6 +75,9 @@ def apgd(
             loss.
         bounds: (low, high) of every value of x.
         targeted: whether y holds target classes.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an invalid argument, or `targets` for a targeted attack.
@@ -127,9 +139,10 @@ TARGET_LOSSES: dict[str, TargetLoss] = {
 def _target_run_losses(
     problem: Problem, target_loss: TargetLoss, max_targets: Array
 ) -> tuple[Array, Callable[[Array], RunLoss]]:
-    """Return the number of target classes, and a function from the run to the loss it maximizes.
+    """Return the number of target classes, and a function from the index of a run to its loss.
 
-    Run k attacks towards the class with the k-th largest logit at x, the label left out.
+    Run k maximizes `target_loss` towards the class with the k-th largest logit at x, leaving out
+    the label. There are at most `max_targets` classes, which repeat after the last.
     """
     order = jnp.argsort(-_losses.mask_label(problem.clean_logits, problem.y), axis=1)
     count = jnp.minimum(max_targets, order.shape[1] - 1)
@@ -142,7 +155,7 @@ def _target_run_losses(
 
 
 class _Point(NamedTuple):
-    """Perturbations (batch, n), losses (batch,) and gradients of the loss (batch, n)."""
+    """Perturbations r (batch, n), their losses (batch,) and the gradients at them (batch, n)."""
 
     r: Flat
     value: PerExample
@@ -150,7 +163,7 @@ class _Point(NamedTuple):
 
 
 class _HalvingSchedule(NamedTuple):
-    """Step size schedule for linf and l2, per example.
+    """Step size for linf and l2, per example: halved when the loss stops rising.
 
     Attributes:
         rate: the step size η, in multiples of the radius.
@@ -165,19 +178,25 @@ class _HalvingSchedule(NamedTuple):
     halved: Bool[Array, "batch"]
 
     def count_step(self, rose: Bool[Array, "batch"]) -> "_HalvingSchedule":
-        """Count the examples' steps in which the loss rose."""
+        """Add one to the number of rises of the examples whose loss `rose` in the last step."""
         return self._replace(rises=self.rises + rose)
 
     def at_checkpoint(
         self, best: _Point, period: Array
     ) -> tuple["_HalvingSchedule", Bool[Array, "batch"]]:
-        """Return the schedule after a checkpoint and which examples return to their best point."""
+        """Return the schedule after a checkpoint, and which examples restart from their best point.
+
+        `best` is the best point so far, `period` the number of steps since the last checkpoint.
+        """
         stalled = (self.rises < 0.75 * period) | (~self.halved & (best.value <= self.last_best))
         rate = jnp.where(stalled, self.rate / 2, self.rate)
         return _HalvingSchedule(rate, jnp.zeros_like(self.rises), best.value, stalled), stalled
 
     def step(self, problem: Problem, point: _Point, previous: Flat) -> Flat:
-        """Take a step with momentum."""
+        """Return the next perturbation: a gradient step from `point`, with momentum.
+
+        `previous` is the perturbation before `point`.
+        """
         direction = _pgd.drop_blocked_coordinates(problem, point.gradient, point.r)
         length = (self.rate * problem.epsilon)[:, None]
         z = problem.project(point.r + length * problem.norm.ascent(direction))
@@ -185,7 +204,7 @@ class _HalvingSchedule(NamedTuple):
 
 
 class _SparseSchedule(NamedTuple):
-    """Step size and sparsity schedule for l1, per example.
+    """Step size and sparsity of the steps for l1, per example.
 
     Attributes:
         rate: the step size η, in multiples of the radius.
@@ -198,20 +217,26 @@ class _SparseSchedule(NamedTuple):
     last_nonzero: PerExample
 
     def count_step(self, rose: Bool[Array, "batch"]) -> "_SparseSchedule":
-        """Return the schedule unchanged: it depends on the best point alone."""
+        """Return the schedule unchanged: for l1, it does not depend on how often the loss rose."""
         return self
 
     def at_checkpoint(
         self, best: _Point, period: Array
     ) -> tuple["_SparseSchedule", Bool[Array, "batch"]]:
-        """Return the schedule after a checkpoint and which examples return to their best point."""
+        """Return the schedule after a checkpoint, and which examples restart from their best point.
+
+        These are the examples whose best point so far, `best`, has become sparser.
+        """
         nonzero = (best.r != 0).sum(1).astype(self.last_nonzero.dtype)
         sparser = nonzero < 0.95 * self.last_nonzero
         rate = jnp.where(sparser, 1, jnp.maximum(self.rate / 1.5, 0.1))
         return _SparseSchedule(rate, nonzero / 1.5 / best.r.shape[1], nonzero), sparser
 
     def step(self, problem: Problem, point: _Point, previous: Flat) -> Flat:
-        """Take a step along the signs of the largest entries of the gradient."""
+        """Return the next perturbation: a step from `point` along the signs of its gradient.
+
+        Only the largest entries of the gradient count; `previous` is not used.
+        """
         direction = _pgd.drop_blocked_coordinates(problem, point.gradient, point.r)
         length = (self.rate * problem.epsilon)[:, None]
         return problem.project(point.r + length * _signs_of_largest(direction, self.share))
@@ -224,8 +249,8 @@ class _RunState(NamedTuple):
         r: the current perturbation.
         previous: the perturbation before it.
         value: the loss of the run at `previous`.
-        best_point: the point of this run at which the loss of the run is largest.
-        schedule: the step size schedule.
+        best_point: the `_Point` of this run at which the loss of the run is largest.
+        schedule: the step size, a `_HalvingSchedule` or `_SparseSchedule`.
         checkpoint: the step of the next checkpoint.
         period: the number of steps between the last checkpoint and the next.
         best: the best iterate of all runs, by success and the loss of the attack.
@@ -304,10 +329,10 @@ def _run(
 
 
 def _signs_of_largest(direction: Flat, share: PerExample) -> Flat:
-    """Return the signs of the largest entries, scaled to length 1 in l1, and zero elsewhere.
+    """Return the signs of the largest entries of each row, scaled to l1 norm 1; zero elsewhere.
 
-    `share` is the share of the entries that count as largest. Bisection finds their threshold,
-    without sorting.
+    `share` (batch,) is the share of the entries that count as largest. Bisection finds their
+    threshold, without sorting.
     """
     size, count = jnp.abs(direction), jnp.maximum(share * direction.shape[1], 1)
 

@@ -2,10 +2,11 @@
 
     r_{k+1} = project(r_k + ε η_k d(dL/dr (x + r_k)))
 
-`project` is the projection onto ball and box. The direction d is that of steepest ascent: the signs
-of the gradient for linf, the unit gradient for l2. For l1 it is the unit gradient too: the
-projection makes r sparse, and it was measured stronger than steps along the largest entries
-(SLIDE). The steps are those of `diffprog.descent` with an optax update rule.
+with r_k the perturbation after k steps, L the loss, ε the radius and η_k the step size in units of
+ε. `project` is the projection onto ball and box. The direction d is that of steepest ascent: the
+signs of the gradient for linf, the unit gradient for l2. For l1 it is the unit gradient too: the
+projection makes r sparse, and the attack was measured to be stronger than with steps along the
+largest entries (SLIDE). The steps are those of `diffprog.descent` with an optax update rule.
 
 The result is the best iterate of each example: a success before a failure, then the larger loss.
 """
@@ -40,9 +41,10 @@ def fgsm(
 ) -> Attack:
     """Fast gradient sign method (Goodfellow et al., 2015), for any norm.
 
-    r = argmax <dL/dx, r> over ball and box, the maximum of the linearized loss. For linf that is
-    ε sign(dL/dx), clipped to the box. For l2 and l1 it is the projection of a long step: without
-    the box, ε g / ||g||, or ε in the largest entry of g.
+    One step to the perturbation r in ball and box that maximizes the linearized loss <g, r>, with g
+    the gradient of the loss at x. For linf it is ε sign(g), clipped to the box. For l2 and l1 it is
+    the projection of a long step along g: without the box, ε g / ||g|| for l2, and for l1 ε in the
+    largest entry of g.
 
     Args:
         norm: "linf", "l2" or "l1".
@@ -51,6 +53,9 @@ def fgsm(
             maximize.
         bounds: (low, high) of every value of x.
         targeted: whether y holds target classes.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an invalid argument.
@@ -86,22 +91,29 @@ def pgd(
 ) -> Attack:
     """Projected gradient descent attack (Madry et al., 2018).
 
-    r_{k+1} = project(r_k + 2 ε (1 - k / steps) d(dL/dr)), for l1 with steps four times as long.
-    This schedule was the strongest of eight that were measured.
+        r_{k+1} = project(r_k + 2 ε (1 - k / steps) d(dL/dr))
+
+    with r_k the perturbation after k steps, L the loss and d(g) = sign(g) for linf, g / ||g||_2 for
+    l2 and l1. For l1 the steps are four times as long. This step size schedule was the strongest of
+    eight that were measured.
 
     Args:
         norm: "linf", "l2" or "l1".
         epsilon: radius, a number or an array (batch,).
-        steps: gradient steps per restart, at least 1.
-        restarts: runs, at least 1; an example takes part until one of them succeeds.
+        steps: gradient steps per run, at least 1.
+        restarts: number of runs, at least 1. The runs of an example end with the first that
+            succeeds.
         random_start: whether the first run starts at a point drawn uniformly from the ball, as all
             later ones do, rather than at x.
-        optimizer: optax optimizer to use as update rule instead, with a state per example. It
-            minimizes -L, and its learning rate is in units of x.
+        optimizer: optax optimizer that replaces this update rule, with a state per example; it
+            minimizes -L, with a learning rate in units of x. Default: the steps above.
         loss: "cross_entropy", "margin", "dlr", or a function (logits, y, targeted) -> (batch,) to
             maximize.
         bounds: (low, high) of every value of x.
         targeted: whether y holds target classes.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an invalid argument, or an optimizer that needs more than gradients.
@@ -141,7 +153,10 @@ def mi_fgsm(
 ) -> Attack:
     """Momentum iterative FGSM (Dong et al., 2018), whose perturbations transfer between models.
 
-    g <- μ g + dL/dr / ||dL/dr||_1,   r <- project(r + ε / steps d(g)),   from r = 0
+        g ← μ g + dL/dr / ||dL/dr||_1
+        r ← project(r + ε / steps d(g)),   from r = 0
+
+    with r the perturbation, L the loss and d(g) = sign(g) for linf, g / ||g||_2 for l2 and l1.
 
     Args:
         norm: "linf", "l2" or "l1".
@@ -153,11 +168,14 @@ def mi_fgsm(
         bounds: (low, high) of every value of x.
         targeted: whether y holds target classes.
 
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
+
     Raises:
         TypeError, ValueError: an invalid argument.
 
-    Source: Y. Dong et al., "Boosting adversarial attacks with momentum", 2018; μ = 1 and ten steps
-    are theirs.
+    Source: Y. Dong et al., "Boosting adversarial attacks with momentum", 2018, with their μ = 1 and
+    ten steps.
 
     >>> attack = mi_fgsm(epsilon=0.25)
     >>> x, y = jnp.array([[0.6, 0.5]]), jnp.array([0])
@@ -206,7 +224,10 @@ Evaluate = Callable[[Flat, Logits, Any, Any], Iterate]
 
 
 def make_evaluator(problem: Problem, loss: Loss) -> Evaluate:
-    """Return the function (r, logits at x + r, step, restart) -> Iterate."""
+    """Return a function (r, logits, step, restart) -> Iterate that computes loss and success.
+
+    The logits are those of x + r.
+    """
 
     def evaluate(r: Flat, logits: Logits, step: Any, restart: Any) -> Iterate:
         return Iterate(
@@ -221,12 +242,12 @@ def make_evaluator(problem: Problem, loss: Loss) -> Evaluate:
 
 
 def nan_to_lowest(loss: PerExample) -> PerExample:
-    """Replace NaN by -inf, so that losses can be compared."""
+    """Replace NaN losses by -inf, so that losses can be compared."""
     return jnp.where(jnp.isnan(loss), -jnp.inf, loss)
 
 
 def select_better(best: Iterate, new: Iterate) -> Iterate:
-    """Select the better of two iterates per example: first by success, then by larger loss."""
+    """Select the better iterate per example: a success before a failure, then the larger loss."""
     better = jnp.where(new.success == best.success, new.loss > best.loss, new.success)
     return select(better, new, best)
 
@@ -241,11 +262,14 @@ def run_restarts(
     """Repeat `run` until the attack has succeeded on every example, at most `restarts` times.
 
     Args:
-        problem: the attack problem.
+        problem: examples and model.
         evaluate: result of `make_evaluator`.
-        run: function (best iterate so far, number of the restart) -> best iterate.
+        run: function (best iterate so far, index of the run) -> best iterate.
         steps: gradient evaluations per run, for the counts of the result.
         restarts: the largest number of runs.
+
+    Returns:
+        The best perturbations of all runs, as a `Search`.
     """
 
     def next_run(carry: tuple[Array, Iterate, Array]) -> tuple[Array, Iterate, Array]:
@@ -261,7 +285,7 @@ def run_restarts(
 
 
 def drop_blocked_coordinates(problem: Problem, direction: Flat, r: Flat) -> Flat:
-    """Zero the entries of a direction that are not finite or lead out of the box from x + r."""
+    """Zero the entries of a direction that are not finite or would lead x + r out of the box."""
     low, high = problem.bounds
     x = problem.x + r
     blocked = jnp.where(direction < 0, x <= low, x >= high)
@@ -269,7 +293,7 @@ def drop_blocked_coordinates(problem: Problem, direction: Flat, r: Flat) -> Flat
 
 
 def resolve_loss(loss: Any) -> Loss:
-    """Return the loss function of a name; a function is returned with a check of its output."""
+    """Return the loss function of this name; a callable is wrapped to check its output's shape."""
     if not callable(loss):
         _validation.choice("loss", loss, LOSSES)
         return LOSSES[loss]
@@ -298,7 +322,10 @@ def _ascent_attack(
     targeted: bool,
     random_start: bool,
 ) -> Attack:
-    """Build an attack that ascends the loss with an update rule, projecting after each step."""
+    """Build an attack that ascends the loss by optax updates, with a projection after each step.
+
+    `update` is a function from the `Problem` to an optax transformation of the gradient of -loss.
+    """
     _base.per_example_epsilon(epsilon, None, jnp.float32)  # `make_attack` allows None
     value = resolve_loss(loss)
     length = jnp.int32(_validation.integer("steps", steps, low=1))
@@ -347,14 +374,17 @@ def _drop_blocked(problem: Problem) -> optax.GradientTransformation:
 
 
 def _steepest(problem: Problem, schedule: Callable[[Array], Any]) -> optax.GradientTransformation:
-    """Build an optax update: a step of schedule(k) radii in the direction of steepest ascent."""
+    """Build an optax transformation: ascent gradient -> step of length schedule(k) ε at step k.
+
+    The step has the direction of steepest ascent: the signs for linf, the unit gradient otherwise.
+    """
     norm = norms.linf if problem.norm is norms.linf else norms.l2
     one_radius = optax.stateless(lambda up, _: problem.epsilon[:, None] * norm.ascent(up))
     return optax.chain(one_radius, optax.scale_by_schedule(schedule))
 
 
 def _per_example(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Vectorize an optimizer over the examples, so that each example has its own state."""
+    """Vectorize an optax optimizer over examples, so that each example has its own state."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax optimizer, got {type(optimizer).__name__}")
     per_example = optax.GradientTransformation(jax.vmap(optimizer.init), jax.vmap(optimizer.update))

@@ -1,14 +1,15 @@
-"""Bisection to the decision boundary, with which all minimum-norm attacks end.
+"""Bisection to the decision boundary, the last step of minimum-norm attacks.
 
     t* = min { t in [0, 1] : x + t r is adversarial },     r ← t* r
 
-The bisection of the segment from x to x + r brackets a crossing of the boundary to a relative width
-of 1e-5. The result is the outer end of the bracket, a point at which f was evaluated.
+with x the example and r the perturbation that the attack found. The bisection of the segment from x
+to x + r brackets a crossing of the boundary to a relative width of 1e-5. The result is the outer
+end of the bracket, a point that was evaluated and is adversarial.
 
-If the search found no adversarial r, the bisection starts from the nearest adversarial one of the
-`examples` that the user gave. Without such an example it starts from random points: uniform noise
-and corners of the box, each followed by gradient ascent on log-odds, with steps that shrink from
-half the width of the box to a hundredth.
+If the attack found no adversarial r, the bisection starts from the nearest of the `examples` given
+by the user that is adversarial. If there is none, it starts from the nearest adversarial point of a
+random search: uniform noise and corners of the box, each followed by gradient ascent on the
+log-odds of success, with steps that shrink from half the width of the box to a hundredth.
 """
 
 from collections.abc import Callable
@@ -45,40 +46,46 @@ class Shortest(NamedTuple):
 
     @classmethod
     def empty(cls, problem: Problem) -> "Shortest":
-        """Create the state before the first success."""
+        """Return a `Shortest` without any success: r is zero and the distance infinite."""
         none = jnp.full(len(problem.x), -1)
         infinite = jnp.full(len(problem.x), jnp.inf, problem.x.dtype)
         return cls(jnp.zeros_like(problem.x), infinite, none, none)
 
     @property
     def found(self) -> Bool[Array, "batch"]:
-        """Whether there has been a success, (batch,)."""
+        """Whether each example has had a success, (batch,)."""
         return jnp.isfinite(self.distance)
 
     def update(
         self, problem: Problem, r: Flat, success: Bool[Array, "batch"], step: Any, restart: Any = 0
     ) -> "Shortest":
-        """Replace the perturbation by r where `success` holds and r is shorter."""
+        """Replace the perturbation of each example by r where `success` holds and r is shorter.
+
+        `step` and `restart` are those of r.
+        """
         distance = jnp.where(success, problem.norm.length(r), jnp.inf)
         return self.merge(Shortest(r, distance, step, restart))
 
     def merge(self, other: "Shortest") -> "Shortest":
-        """Select the shorter perturbation per example; of equally short ones, that of `self`."""
+        """Select the shorter perturbation per example; that of `self` if both are equally short."""
         return select(other.distance < self.distance, other, self)
 
 
 def refine(
     problem: Problem, shortest: Shortest, gradients: Any, queries: Any, examples: Flat | None
 ) -> Search:
-    """Move the perturbations that a search found to the decision boundary, and count the cost.
+    """Shorten the perturbations that a search found to the decision boundary.
 
     Args:
-        problem: the problem that was searched.
-        shortest: what the search found. Where it found nothing, the bisection starts elsewhere, as
-            the module docstring says.
-        gradients: (batch,), the gradient evaluations so far.
-        queries: (batch,), the further forward passes so far.
-        examples: (examples, n), the starting examples that the user gave, or None.
+        problem: examples and model.
+        shortest: the perturbations that the search found. Where it found none, the bisection starts
+            from the nearest adversarial one of `examples`, or else from random points.
+        gradients: (batch,), the number of forward-and-backward passes so far.
+        queries: (batch,), the number of forward-only passes so far.
+        examples: (examples, n), the starting points that the user gave, or None.
+
+    Returns:
+        The result of the search, as a `Search`.
     """
     require_same_size(examples, problem)
     found = shortest.found
@@ -100,7 +107,7 @@ def refine(
 
 
 def bisect_to_boundary(problem: Problem, r: Flat) -> tuple[Flat, Integer[Array, "batch"]]:
-    """Shorten each adversarial r to the decision boundary, and return the number of queries too.
+    """Shorten each adversarial r to the decision boundary; return (r, number of queries).
 
     An r that is not adversarial is returned unchanged.
     """
@@ -127,10 +134,11 @@ def bisect(
     relative_width: float,
     smallest: Any,
 ) -> tuple[PerExample, Integer[Array, "batch"]]:
-    """Find by bisection where is_outside(t) changes from False at 0 to True at `outer`.
+    """Find per example by bisection where is_outside(t) changes from False at 0 to True at `outer`.
 
-    Returns the outer end t of the last bracket, and the number of evaluations of `is_outside`. A
-    bracket is halved until it is narrower than `relative_width` t, or t is below `smallest`.
+    Returns the outer ends t (batch,) of the last brackets, and the number of evaluations of
+    `is_outside` for each. A bracket is halved until it is narrower than `relative_width` times t,
+    or t is below `smallest`.
     """
 
     def is_wide(inner: PerExample, outer: PerExample) -> Bool[Array, "batch"]:
@@ -159,7 +167,7 @@ def _fallback(problem: Problem, examples: Flat | None) -> Shortest:
 
 
 def _nearest_example(problem: Problem, examples: Flat) -> Shortest:
-    """Find the perturbation to the nearest of the given examples that are adversarial."""
+    """Find the perturbation from x to the nearest of the given examples that is adversarial."""
     logits = problem.logits(examples)
 
     def compare(k: Array, shortest: Shortest) -> Shortest:
@@ -171,7 +179,7 @@ def _nearest_example(problem: Problem, examples: Flat) -> Shortest:
 
 
 def _random_ascent(problem: Problem) -> Shortest:
-    """Find the shortest adversarial perturbation along gradient ascents from random points."""
+    """Find the shortest adversarial perturbation on paths of gradient ascent from random points."""
     low, width = problem.bounds[0], problem.box_width
 
     def ascend(start: Array, shortest: Shortest) -> Shortest:
@@ -197,10 +205,10 @@ def _random_ascent(problem: Problem) -> Shortest:
 
 
 def _log_odds_gradient(problem: Problem, r: Flat) -> tuple[Flat, Logits]:
-    """Compute the gradient of the log-odds of success at x + r, and the logits there.
+    """Return the gradient of the log-odds of success at x + r, and the logits there.
 
-    The log-odds are log p_y / (1 - p_y) for a target y, and their negative for a label y. Unlike
-    the margin they are smooth in the logits.
+    With p_y the probability of class y, the log-odds are log p_y / (1 - p_y) if y is a target, and
+    their negative if y is a label. Unlike the margin they are smooth in the logits.
     """
 
     def total(r: Flat) -> tuple[Array, Logits]:
@@ -214,7 +222,7 @@ def _log_odds_gradient(problem: Problem, r: Flat) -> tuple[Flat, Logits]:
 
 
 def validate_starting_examples(examples: Any, bounds: Bounds) -> Flat | None:
-    """Validate the argument `examples` of an attack and flatten it to rows; None stays None."""
+    """Check the argument `examples` of an attack and flatten it to rows; None stays None."""
     if examples is None:
         return None
     bounds = _validation.bounds("bounds", bounds)
@@ -227,7 +235,7 @@ def validate_starting_examples(examples: Any, bounds: Bounds) -> Flat | None:
 
 
 def require_same_size(examples: Flat | None, problem: Problem) -> None:
-    """Raise ValueError if the starting examples have another number of values than those of x."""
+    """Raise ValueError if the starting examples have a different number of values than x."""
     if examples is not None and examples.shape[1] != problem.x.shape[1]:
         raise ValueError(
             f"examples must have {problem.x.shape[1]} values each, like x, got {examples.shape[1]}"

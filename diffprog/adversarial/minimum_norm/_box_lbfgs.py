@@ -1,4 +1,4 @@
-"""The attack of Szegedy et al.: box-constrained L-BFGS on ||r||² plus a cross-entropy."""
+"""Box-constrained L-BFGS attack in l2: minimize ||r||² plus a weighted cross-entropy."""
 
 from typing import Any
 
@@ -29,20 +29,25 @@ def box_lbfgs(
 
         min over r   ||r||² + c loss(f(x + r)),     low <= x + r <= high
 
-    The loss is -log p of the class to reach, or -log (1 - p) of the label to leave; c is the
-    penalty weight, searched per example. The logits are scaled to a margin of 100 at x, because the
-    minimizer depends on their scale. The paper minimizes ||r||; its square has the same minimizers
-    for other values of c, and a gradient at r = 0.
+    The loss is -log p with p the probability of the target class, or -log (1 - p) with p that of
+    the label; c is the penalty weight, for which several values are tried per example. The logits
+    are scaled to a margin of 100 at x, because the minimizer depends on their scale. The paper
+    minimizes ||r||; its square has the same minimizers for other values of c, and a gradient at
+    r = 0.
 
     Args:
         searches: number of values of c, at least 1.
         steps: L-BFGS steps per value of c, at least 1. Each takes one gradient per trial of its
             line search, mostly one.
-        memory: number of past steps in the inverse Hessian, at least 1.
+        memory: number of past steps from which the inverse Hessian is estimated, at least 1.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
-        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
-            adversarial one is moved to the boundary instead. Default: random points of the box.
+        targeted: whether y holds target classes.
+        examples: inputs like x, of any batch size. Where the search fails, the nearest of them that
+            is adversarial is moved to the decision boundary instead. Default: random points of the
+            box.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -83,9 +88,9 @@ def box_lbfgs(
 
 
 def _negative_log_probability(problem: Problem, target: Labels, logits: Logits) -> PerExample:
-    """Compute -log p with p the probability of the target, or of all adversarial classes together.
+    """Compute -log p, with p the probability of the class `target`.
 
-    The latter is meant where the target is ANY_CLASS.
+    Where `target` is ANY_CLASS, p is the total probability of all classes that count as a success.
     """
     one_hot = lambda labels: jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     adversarial = one_hot(problem.y) if problem.targeted else ~one_hot(problem.y)

@@ -1,4 +1,4 @@
-"""The attack of Carlini and Wagner: Adam on a change of variables that removes the box."""
+"""Carlini and Wagner's l2 attack: Adam on a change of variables that keeps x + r in the box."""
 
 from typing import Any
 
@@ -33,16 +33,21 @@ def carlini_wagner(
 
         min over w   ||r||² + c max(-m, 0),     x + r = low + (high - low) (tanh w + 1) / 2
 
-    with m the margin of the logits and c the penalty weight, searched per example.
+    by Adam, with m the margin of the logits, which is positive where the attack succeeds, and c the
+    penalty weight, for which several values are tried per example.
 
     Args:
         searches: number of values of c, at least 1. The paper's 9.
         steps: Adam steps per value of c, at least 1. The paper uses up to 10000.
         rate: Adam's learning rate on w, > 0; a cosine schedule takes it to a hundredth.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
-        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
-            adversarial one is moved to the boundary instead. Default: random points of the box.
+        targeted: whether y holds target classes.
+        examples: inputs like x, of any batch size. Where the search fails, the nearest of them that
+            is adversarial is moved to the decision boundary instead. Default: random points of the
+            box.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.

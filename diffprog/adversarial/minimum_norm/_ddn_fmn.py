@@ -3,21 +3,24 @@
     r_{k+1} = project(r_k + α_k g / ||g||_2)  onto  ||r|| <= ε_{k+1} and the box,    g = dL/dr
     ε_{k+1} < ε_k  where x + r_k is adversarial,  else  ε_{k+1} > ε_k
 
-The direction comes from the gradient and the norm from the successes, so there is no penalty weight
-to tune. DDN ascends the cross-entropy on spheres. FMN ascends the margin in balls, whose first
-radius is the distance to the linearized boundary. The shortest success is moved to the boundary at
-the end.
+with r_k the perturbation after k steps, ε_k the radius, α_k the step size and L the loss. The
+direction comes from the gradient and the norm from the successes, so there is no penalty weight to
+tune. DDN ascends the cross-entropy on spheres. FMN ascends the margin in balls, whose first radius
+is the distance to the linearized boundary. The shortest success is moved to the decision boundary
+at the end.
 
 Restart 0 is the papers' attack. Its loss leads to the likeliest other class, which is not always
-the nearest. We therefore add restarts:
+the nearest. We therefore add restarts of three kinds, with z the logits and y the label:
 
-    for one class j each, nearest linearized boundary first     ascend z_j - z_y from r = 0
-    then two from the shortest success                          steps of a tenth and a hundredth
-    then from random points of the ball, and from the shortest success with half its values zeroed
+    class      from r = 0, ascend z_j - z_y, with one class j per restart, in the order of the
+               distances of their linearized boundaries
+    refine     two restarts from the shortest success, with a tenth and a hundredth of the step size
+    random     from random points of the ball, and from the shortest success with half of its values
+               set to zero
 
-A targeted attack has no restarts of the first kind. The second kind serves corners where several
+A targeted attack has no restarts for classes. The refining ones serve corners where several
 boundaries meet: there the gradient jumps between them, and long steps end beside the corner. The
-third serves l1, where few values change and a restart can pick the wrong ones.
+random ones serve l1, where few values change and a restart can pick the wrong ones.
 """
 
 import functools
@@ -66,15 +69,15 @@ class _Iterate(NamedTuple):
 
 
 class _Method(NamedTuple):
-    """Functions and settings in which DDN and FMN differ.
+    """Functions and settings in which the attacks DDN and FMN differ.
 
     Attributes:
         loss: function (problem, logits) -> the loss that restart 0 ascends.
         initial_epsilon: function from the problem to the first radius.
         update_epsilon: function (problem, iterate, γ) -> the next radius.
         on_sphere: whether r is scaled to length ε before the projection.
-        rates: the first and the last α, in widths of the box.
-        gammas: the first and the last γ.
+        rates: the first and the last step size α, in widths of the box.
+        gammas: the first and the last relative change γ of the radius.
     """
 
     loss: Callable[[Problem, Logits], PerExample]
@@ -100,8 +103,8 @@ def ddn(
         r ← ε (r + α g/||g||) / ||r + α g/||g|| ||,  clipped to the box
         ε ← (1 - γ) ε  where x + r is adversarial,  else  (1 + γ) ε
 
-    with g the gradient of the cross-entropy. ε starts at the width of the box; α falls from `rate`
-    to a hundredth of it by a cosine schedule.
+    with r the perturbation, ε the radius and g the gradient of the cross-entropy. ε starts at the
+    width of the box; the step size α falls from `rate` to a hundredth of it by a cosine schedule.
 
     Args:
         steps: gradient steps per restart, at least 1. The paper uses 100 to 1000.
@@ -110,9 +113,13 @@ def ddn(
         restarts: number of restarts, at least 1. The paper's single run can miss the nearest class
             by far.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
-        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
-            adversarial one is moved to the boundary instead. Default: random points of the box.
+        targeted: whether y holds target classes.
+        examples: inputs like x, of any batch size. Where the search fails, the nearest of them that
+            is adversarial is moved to the decision boundary instead. Default: random points of the
+            box.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -160,9 +167,10 @@ def fmn(
         ε ← (1 - γ) min(ε, ||shortest success||)       where x + r is adversarial
         ε ← (1 + γ) ε                                  otherwise
 
-    with g the gradient of the margin m. Cosine schedules take α to a hundredth and γ to a fiftieth
-    of their initial values. The factor 1.001 is not in the paper. Without it the iterates approach
-    the boundary of a locally linear f from inside and may never cross it.
+    with r the perturbation, ε the radius, g the gradient of the margin m and ||g||_dual its dual
+    norm. Cosine schedules take the step size α to a hundredth and γ to a fiftieth of their initial
+    values. The factor 1.001 is not in the paper. Without it the iterates approach the boundary of a
+    locally linear f from inside and may never cross it.
 
     Args:
         norm: "linf", "l2" or "l1".
@@ -174,9 +182,13 @@ def fmn(
         restarts: number of restarts, at least 1. The paper's single run can miss the nearest class
             by far.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
-        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
-            adversarial one is moved to the boundary instead. Default: random points of the box.
+        targeted: whether y holds target classes.
+        examples: inputs like x, of any batch size. Where the search fails, the nearest of them that
+            is adversarial is moved to the decision boundary instead. Default: random points of the
+            box.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -303,9 +315,10 @@ def cosine_decay(initial: Any, final: Any, k: Array, num_steps: Array) -> Array:
 
 
 def _random_start(problem: Problem, restart: Array, shortest: Shortest) -> Flat:
-    """Return a starting point: in even restarts a random r no longer than the shortest success.
+    """Return the r from which a restart begins: random, or the shortest success partly set to zero.
 
-    In odd restarts it is the shortest success with half of its values set to zero.
+    In even restarts r is random and no longer than the shortest success. In odd ones it is the
+    shortest success with half of its values set to zero.
     """
     radius = jnp.where(shortest.found, shortest.distance, 0)
     half = _binary_search.random_half(problem, shortest.r, restart)
@@ -313,7 +326,10 @@ def _random_start(problem: Problem, restart: Array, shortest: Shortest) -> Flat:
 
 
 def _normalized_gradient_step(rate: Array) -> optax.GradientTransformation:
-    """Build an optax update: a descent step of l2 length `rate`. Its state is the gradient."""
+    """Build an optax transformation: a descent step of l2 length `rate`.
+
+    Its state is the last gradient.
+    """
 
     def update(gradient: Flat, _: Flat, __: Any = None) -> tuple[Flat, Flat]:
         gradient = _base.zero_nonfinite(gradient)

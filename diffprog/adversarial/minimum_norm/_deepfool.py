@@ -3,11 +3,12 @@
     z_j(x + r + d) - z_y(x + r + d)  ≈  m_j + <g_j, d>
     d_j = argmin ||d||   subject to   m_j + <g_j, d> >= 0,   x + r + d in the box
 
-with z the logits, m_j the value of z_j - z_y at x + r and g_j its gradient. An untargeted attack
-takes the shortest of the steps d_j to all classes j other than y. The logit of a target must exceed
-that of every other class, so a targeted attack crosses all linearized boundaries at once, by
-`project_to_intersection`. On a linear classifier the first step is the smallest perturbation, since
-it takes the box into account; for a target it is close to the smallest.
+with z the logits, y the label, r the perturbation so far, m_j the value of z_j - z_y at x + r and
+g_j its gradient. An untargeted attack takes the shortest of the steps d_j to all classes j other
+than y. If y is a target, its logit must exceed that of every other class, so a targeted attack
+crosses all linearized boundaries at once, by `project_to_intersection`. On a linear classifier the
+first step is the smallest perturbation, since it takes the box into account; for a target it is
+close to the smallest.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ Candidates = Integer[Array, "candidates batch"]
 
 
 class LinearizedBoundaries(NamedTuple):
-    """Linearized boundaries to several classes at one point.
+    """Logits at one point, and the shortest steps from there to linearized decision boundaries.
 
     Attributes:
         logits: (batch, classes), the logits at that point.
@@ -48,7 +49,7 @@ class LinearizedBoundaries(NamedTuple):
 
     @property
     def shortest_step(self) -> Flat:
-        """Shortest step to any of the boundaries, (batch, n)."""
+        """Shortest of the steps for each example, (batch, n)."""
         return jnp.take_along_axis(self.steps, self.lengths.argmin(0)[None, :, None], axis=0)[0]
 
 
@@ -66,8 +67,9 @@ def deep_fool(
 
         r_{k+1} = r_k + (1 + overshoot) d
 
-    with d the shortest step to a linearized decision boundary, inside the box; for a target, the
-    shortest step across the boundaries to all other classes. An example stops at its first success.
+    with r_k the perturbation after k steps and d the shortest step to a linearized decision
+    boundary, inside the box; for a target, the shortest step across the boundaries to all other
+    classes. An example stops at its first success.
 
     Args:
         norm: "l2", "linf" or "l1".
@@ -76,9 +78,13 @@ def deep_fool(
         candidates: number of classes considered, those with the largest logits at x, at least 1.
             The paper considers 10.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
-        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
-            adversarial one is moved to the boundary instead. Default: random points of the box.
+        targeted: whether y holds target classes.
+        examples: inputs like x, of any batch size. Where the search fails, the nearest of them that
+            is adversarial is moved to the decision boundary instead. Default: random points of the
+            box.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -120,13 +126,19 @@ def deep_fool(
 
 
 def likeliest_classes(problem: Problem, count: int) -> Candidates:
-    """Return the `count` classes other than y with the largest logits at x, in decreasing order."""
+    """Return the `count` classes other than y with the largest logits at x, (count, batch).
+
+    They are in decreasing order of their logits.
+    """
     others = mask_label(jnp.nan_to_num(problem.clean_logits), problem.y)
     return jax.lax.top_k(others, min(count, others.shape[1] - 1))[1].T
 
 
 def nearest_classes(problem: Problem, norm: str, count: int) -> Candidates:
-    """Sort the `count` likeliest classes by the distance of x from their linearized boundaries."""
+    """Return the `count` likeliest classes other than y, those with the nearest boundaries first.
+
+    Distances are those of x from the linearized decision boundaries. The shape is (count, batch).
+    """
     classes = likeliest_classes(problem, count)
     boundaries = linearized_boundaries(problem, norm, classes, jnp.zeros_like(problem.x))
     return jnp.take_along_axis(classes, jnp.argsort(boundaries.lengths, axis=0), axis=0)
@@ -149,7 +161,7 @@ def linearized_boundaries(
 
 
 def deepfool_step(problem: Problem, norm: str, classes: Candidates, r: Flat) -> tuple[Logits, Flat]:
-    """Compute the logits at x + r, and the step from there across the linearized boundaries.
+    """Return the logits at x + r, and the shortest step d from there across linearized boundaries.
 
     An untargeted step crosses the nearest boundary between y and one of the classes. A targeted
     step crosses the boundaries between the target and all of the classes.
@@ -166,11 +178,11 @@ def deepfool_step(problem: Problem, norm: str, classes: Candidates, r: Flat) -> 
 def linearize(
     problem: Problem, r: Flat
 ) -> tuple[Logits, Callable[[Array], tuple[Flat, PerExample]]]:
-    """Compute the logits at x + r, and return a function from a class to (g, gain).
+    """Return the logits at x + r, and a function from a class to its linearized boundary (g, gain).
 
-    {d : <g, d> = gain} is the linearized boundary between the class and y. To first order, the
-    class has a larger logit than y at x + r + d where <g, d> > gain. For a targeted attack it is y
-    that has the larger logit there.
+    The boundary between the class and y is the set of x + r + d with <g, d> = gain. To first order,
+    the class has the larger logit where <g, d> > gain. For a targeted attack it is y that has the
+    larger logit there.
     """
     logits, vjp = jax.vjp(problem.perturbed_logits, r)
     own = jax.nn.one_hot(problem.y, logits.shape[1], dtype=logits.dtype)

@@ -1,4 +1,4 @@
-"""The elastic-net attack of Chen et al.: accelerated proximal gradient steps (FISTA)."""
+"""Elastic-net attack in l1: accelerated proximal gradient steps (FISTA) with an l1 penalty."""
 
 from typing import Any
 
@@ -33,20 +33,27 @@ def elastic_net(
         r_{k+1} = shrink(v_k - α ∇L(v_k)),     L = ||v||² + c max(-m, 0)
         v_{k+1} = r_{k+1} + k/(k+3) (r_{k+1} - r_k)
 
-    with m the margin of the logits, c the penalty weight, searched per example, and shrink the soft
-    threshold at α β followed by the clip to the box.
+    with m the margin of the logits, which is positive where the attack succeeds, c the penalty
+    weight, for which several values are tried per example, α the step size, v_k the iterates with
+    momentum, and shrink the soft threshold at α β followed by the clip to the box.
 
     Args:
-        beta: β >= 0, in widths of the box. The paper's 0.01 makes the length almost the square of
-            l2. Distances here are l1; at 30 the square only keeps the minimizer unique.
-        searches: number of values of c, at least 1, shared among the classes. The paper uses 9.
+        beta: weight β >= 0 of the l1 norm, in widths of the box. With the paper's 0.01 the
+            objective is almost the squared l2 norm. Distances are measured in l1; at the default
+            30 the square only makes the minimizer unique.
+        searches: number of values of c, at least 1, shared among the classes that are tried. The
+            paper uses 9.
         steps: steps per value of c, at least 1. The paper uses up to 1000; more searches of fewer
             steps find shorter perturbations.
         rate: initial α (1 + β) > 0; α decays geometrically to a thousandth.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
-        examples: array or pytree like x, of any batch size. Where the search fails, the nearest
-            adversarial one is moved to the boundary instead. Default: random points of the box.
+        targeted: whether y holds target classes.
+        examples: inputs like x, of any batch size. Where the search fails, the nearest of them that
+            is adversarial is moved to the decision boundary instead. Default: random points of the
+            box.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.

@@ -1,8 +1,8 @@
-"""FAB: walk along the decision boundary towards its point nearest to x.
+"""FAB: step along the decision boundary towards its point nearest to the example x.
 
-Around r the boundary to another class is linearized, {r' : v + <g, r' - r> = 0}, with v the
-difference of the two logits at x + r and g its gradient. Two projections onto it, both in the box,
-give the next iterate:
+Around the perturbation r, the boundary between the label and another class is linearized to
+{r' : v + <g, r' - r> = 0}, with v the difference of the two logits at x + r and g its gradient. Two
+projections onto it, both in the box, give the next iterate:
 
     d      from r:  the smallest d with <g, d> = -v
     d_x    from x:  the smallest d with <g, d> = <g, r> - v
@@ -11,9 +11,9 @@ give the next iterate:
     r  ← β r'  where x + r' is adversarial,  else  r'
 
 The shortest adversarial r' is kept, and moved to the boundary in the end. The linearized boundary
-is that of the nearest class, or of the likeliest other class for a target. Where several boundaries
-limit the target's region, a walk ends beside the nearest point. A targeted attack therefore takes a
-few DeepFool steps first, which cross all boundaries at once.
+is that of the nearest class; for a target, that between the target and the likeliest other class.
+Where several boundaries limit the target's region, these steps end beside the nearest point. A
+targeted attack therefore takes a few DeepFool steps first, which cross all boundaries at once.
 
 Source: F. Croce and M. Hein, "Minimally distorted adversarial examples with a fast adaptive
 boundary attack", 2020.
@@ -59,7 +59,9 @@ def fab(
 
         r' = (1 - α) (r + η d) + α η d_x
 
-    with d and d_x the smallest steps from x + r and from x onto the linearized decision boundary.
+    with r the perturbation, d and d_x the smallest steps from x + r and from x onto the linearized
+    decision boundary, and α in 0 .. α_max the weight of the latter. The iterates move along the
+    boundary towards its point nearest to x.
 
     Args:
         norm: "linf", "l2" or "l1".
@@ -68,17 +70,20 @@ def fab(
         steps: steps per restart and target class, at least 1. The paper's 100.
         restarts: number of restarts, at least 1. The first starts at x, later ones at random points
             within half the shortest norm so far.
-        targets: None steps to the nearest of all boundaries, for one gradient per class and step.
-            A number runs one attack per class for that many of the likeliest classes, for one
-            gradient per step (FAB-T).
+        targets: number of likeliest other classes to attack one after another, for one gradient per
+            step (FAB-T). None steps to the nearest of all boundaries, for one gradient per class
+            and step.
         overshoot: η - 1 >= 0, the share by which steps overshoot the boundary.
         pull: α_max in 0 .. 1, the largest weight of the projection from x.
         backward: β in 0 .. 1, the factor that shortens r' after a success.
         bounds: (low, high) of every value of x + r.
-        targeted: whether y holds targets.
-        examples: array or pytree like x, of any batch size. Where a minimum-norm search fails, the
-            nearest adversarial one is moved to the boundary instead. Default: random points of the
-            box.
+        targeted: whether y holds target classes.
+        examples: inputs like x, of any batch size. Where a minimum-norm search fails, the nearest
+            of them that is adversarial is moved to the decision boundary instead. Default: random
+            points of the box.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range, or `targets` of a
@@ -105,7 +110,10 @@ def fab(
     def step(
         problem: Problem, boundary: Boundary, r: Flat
     ) -> tuple[Flat, Bool[Array, "batch"], Flat]:
-        """Compute r' from r, whether x + r' is adversarial, and the next iterate."""
+        """Return the step r' from r, whether x + r' is adversarial, and the next iterate.
+
+        boundary(r) returns the logit difference v and its gradient g at x + r.
+        """
         v, g = boundary(r)
         d = _project_to_boundary(problem, norm, g, -v, r)
         d_x = _project_to_boundary(problem, norm, g, (g * r).sum(1) - v, jnp.zeros_like(r))
@@ -162,7 +170,7 @@ def fab(
 
 
 class _State(NamedTuple):
-    """State of the search; the leading axis is the example.
+    """State of the FAB search; the leading axis is the example.
 
     Attributes:
         shortest: the shortest success so far.
@@ -175,7 +183,7 @@ class _State(NamedTuple):
     queries: Integer[Array, "batch"]
 
     def is_active(self, problem: Problem) -> Bool[Array, "batch"]:
-        """Check which examples go on: those without success in the ball; all, if ε is infinite."""
+        """Return which examples go on: those without success in the ball; all, if ε is infinite."""
         is_outside = ~self.shortest.found | (self.shortest.distance > problem.epsilon)
         return is_outside | jnp.isinf(problem.epsilon)
 
@@ -188,7 +196,11 @@ class _State(NamedTuple):
         restart: Array,
         cost: int,
     ) -> "_State":
-        """Update the active examples by r of step k, which took `cost` gradient evaluations."""
+        """Record the perturbations r of step k for the active examples; return the new state.
+
+        `success` is whether x + r is adversarial, `cost` the number of gradient evaluations of the
+        step.
+        """
         active = self.is_active(problem)
         return _State(
             self.shortest.update(problem, r, success & active, k, restart),
@@ -198,7 +210,7 @@ class _State(NamedTuple):
 
 
 def _margin_boundary(problem: Problem, r: Flat) -> tuple[PerExample, Flat]:
-    """Linearize the margin to the target class at x + r."""
+    """Return the margin to the target class at x + r and its gradient with respect to r."""
 
     def total(r: Flat) -> tuple[Array, PerExample]:
         value = problem.margin(problem.perturbed_logits(r))
@@ -209,7 +221,7 @@ def _margin_boundary(problem: Problem, r: Flat) -> tuple[PerExample, Flat]:
 
 
 def _class_boundary(problem: Problem, target: Array, r: Flat) -> tuple[PerExample, Flat]:
-    """Linearize the decision boundary between the label and one class at x + r."""
+    """Return the logit difference z_target - z_y at x + r and its gradient with respect to r."""
     g, gain = _deepfool.linearize(problem, r)[1](target)
     return -gain, g
 
@@ -217,9 +229,9 @@ def _class_boundary(problem: Problem, target: Array, r: Flat) -> tuple[PerExampl
 def _nearest_boundary(
     problem: Problem, norm: str, classes: _deepfool.Candidates, r: Flat
 ) -> tuple[PerExample, Flat]:
-    """Linearize the decision boundaries to several classes at x + r, and return the nearest.
+    """Return the logit difference z_j - z_y at x + r and its gradient, for the nearest class j.
 
-    The distance to a linearized boundary is |v| / ||g||_dual.
+    It is the one of `classes` whose linearized decision boundary is nearest to x + r.
     """
     linearization = _deepfool.linearize(problem, r)[1]
 
@@ -235,7 +247,7 @@ def _nearest_boundary(
 
 
 def _project_to_boundary(problem: Problem, norm: str, g: Flat, gain: PerExample, r: Flat) -> Flat:
-    """Compute the smallest step d from x + r, inside the box, to the hyperplane <g, d> = gain.
+    """Compute the smallest step d in the box from x + r to the hyperplane <g, d> = gain.
 
     Where the box ends before the hyperplane, d is the step that brings <g, d> closest to `gain`.
     """
@@ -245,7 +257,10 @@ def _project_to_boundary(problem: Problem, norm: str, g: Flat, gain: PerExample,
 
 
 def _deepfool_steps(problem: Problem, norm: str, state: _State) -> _State:
-    """Take a few targeted DeepFool steps and move the shortest success to the boundary."""
+    """Take a few targeted DeepFool steps and move the shortest success to the decision boundary.
+
+    Returns the state of the search that starts there.
+    """
     classes = _deepfool.likeliest_classes(problem, _DEEPFOOL_CANDIDATES)
 
     def step(k: Array, carry: tuple[Flat, _State]) -> tuple[Flat, _State]:
@@ -264,14 +279,20 @@ def _deepfool_steps(problem: Problem, norm: str, state: _State) -> _State:
 
 
 def _start(problem: Problem, shortest: Shortest, run: Array, restart: Array) -> Flat:
-    """Return r = 0 for the first restart, else a random r of at most half the shortest norm."""
+    """Return the r where a run starts: 0 in the first restart, else random.
+
+    The random r is at most half as long as the shortest success; `run` selects its PRNG keys.
+    """
     radius = jnp.minimum(shortest.distance, problem.epsilon) / 2
     radius = jnp.where(jnp.isfinite(radius), radius, problem.box_width) * (restart > 0)
     return problem.sample_ball(radius, run)
 
 
 def _project_to_ball(problem: Problem, state: _State) -> Search:
-    """Move perturbations outside the ε-ball to the decision boundary, then project them."""
+    """Move perturbations outside the ε-ball to the decision boundary, then project them.
+
+    Returns the result of the search; the step is -1 where the boundary lies outside the ball.
+    """
     shortest, active = state.shortest, state.is_active(problem)
     on_boundary, queries = bisect_to_boundary(problem, jnp.where(active[:, None], shortest.r, 0))
     r = problem.project(jnp.where(active[:, None], on_boundary, shortest.r))

@@ -2,19 +2,21 @@
 
     min ||d||   subject to   <g, d> >= gain,   low <= d <= high          (low <= 0 <= high)
 
-Every coordinate moves along sign(g_i), by at most the room b_i that the box leaves on that side:
+The half-space has the normal g. Every coordinate d_i has the sign of g_i, and its size is limited
+by the distance b_i to the bound on that side:
 
     linf    |d_i| = min(t, b_i)
     l2      |d_i| = min(t |g_i|, b_i)
     l1      |d_i| = b_i where |g_i| > τ,  a share of b_i where |g_i| = τ,  else 0
 
-The gain <g, d> is concave and piecewise linear in t. Newton's method from t = 0 therefore never
-overshoots, and ends after a few pieces. The threshold τ is found by bisection. Nothing is sorted.
+t and τ are such that <g, d> = gain. <g, d> is concave and piecewise linear in t. Newton's method
+from t = 0 therefore never overshoots, and ends after a few pieces. The threshold τ is found by
+bisection. Nothing is sorted.
 
-For the intersection of several half-spaces, every convex combination of them is a half-space that
-contains the intersection. The weights of the combination are found by multiplicative updates, which
-increase the weights of violated constraints; the average of the projections approaches the
-solution.
+For the projection onto the intersection of several half-spaces, note that every convex combination
+of the constraints is a half-space that contains the intersection. The weights of the combination
+are found by multiplicative updates, which increase the weights of violated constraints; the average
+of the projections onto the combined half-spaces approaches the solution.
 
 Source: F. Glover, "Surrogate constraint duality in mathematical programming", 1975; S. Arora,
 E. Hazan and S. Kale, "The multiplicative weights update method", 2012.
@@ -38,10 +40,13 @@ def project_to_halfspace(norm: str, g: Flat, gain: PerExample, low: Flat, high: 
 
     Args:
         norm: "linf", "l2" or "l1".
-        g: (batch, n), the normals.
-        gain: (batch,); where it is negative, d is 0.
+        g: (batch, n), the normals of the half-spaces.
+        gain: (batch,), lower bounds of <g, d>; where negative, d is 0.
         low: (batch, n), lower bounds of d, at most 0.
         high: (batch, n), upper bounds of d, at least 0.
+
+    Returns:
+        d: (batch, n).
     """
     size = jnp.abs(g)
     room = jnp.where(g > 0, high, -low)
@@ -59,8 +64,9 @@ def project_to_intersection(
     low: Flat,
     high: Flat,
 ) -> Flat:
-    """Approximate the smallest d in the box with <g_j, d> >= gain_j for all j.
+    """Return approximately the smallest d in the box with <g_j, d> >= gain_j for all j.
 
+    g has shape (halfspaces, batch, n), gains (halfspaces, batch); low <= d <= high is the box.
     Constraints are missed by about one part in a hundred. Where no d satisfies all of them, the
     result violates them by little on average.
     """
@@ -93,7 +99,11 @@ def project_to_intersection(
 
 
 def _all_coordinates_together(size: Flat, speed: Flat, room: Flat, gain: PerExample) -> Flat:
-    """Solve <size, d> = gain for d = min(t speed, room), by Newton's method for t; return d."""
+    """Return d = min(t speed, room), with t found by Newton's method such that <size, d> = gain.
+
+    It projects the origin onto the half-space in linf and l2: size = |g|, room is the largest |d_i|
+    in the box, and speed is 1 (linf) or |g| (l2).
+    """
 
     def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         k, t, _ = carry
@@ -110,9 +120,10 @@ def _all_coordinates_together(size: Flat, speed: Flat, room: Flat, gain: PerExam
 
 
 def _largest_slopes_first(size: Flat, room: Flat, gain: PerExample) -> Flat:
-    """Solve <size, d> = gain with d = room where size is largest, and d = 0 where it is smallest.
+    """Return the d with <size, d> = gain that is `room` where size > τ and 0 where size < τ.
 
-    In between, where size equals the threshold τ, d is the same share of the room.
+    It projects the origin onto the half-space in l1: size = |g|, and room is the largest |d_i| in
+    the box. Where size equals the threshold τ, d is a common share of the room.
     """
 
     def reached(selected: Array) -> PerExample:

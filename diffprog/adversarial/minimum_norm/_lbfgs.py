@@ -2,10 +2,11 @@
 
     v_{k+1} = P(v_k + t d),     d = -H g on the free coordinates,     P clips to the box
 
-with g the gradient of the objective at v_k. A coordinate is free unless it is at a bound and -g
-points out of the box. The two-loop recursion multiplies by H, the inverse Hessian estimated from
-the last steps and gradient changes on the free coordinates. t is halved from 1 until the objective
-has decreased enough (Armijo's condition). Examples for which no t decreases it keep v_k.
+with v_k the iterate, g the gradient of the objective at v_k and t the step size. A coordinate is
+free unless it is at a bound and -g points out of the box. The two-loop recursion multiplies by H,
+the inverse Hessian estimated from the last steps and gradient changes on the free coordinates. t is
+halved from 1 until the objective has decreased enough (Armijo's condition). Examples for which no t
+decreases it keep v_k.
 
 Source: D. Bertsekas, "Projected Newton methods for optimization problems with simple constraints",
 1982; J. Nocedal, "Updating quasi-Newton matrices with limited storage", 1980.
@@ -29,7 +30,7 @@ _INITIAL_STEP_LENGTH = 0.1  # in widths of the box
 
 
 class State(NamedTuple):
-    """State of the minimizations; the leading axis is the example unless stated.
+    """State of the L-BFGS minimizations of a batch of examples.
 
     Attributes:
         point: (batch, n), the iterates.
@@ -52,14 +53,21 @@ class State(NamedTuple):
 
 
 def init(objective: Objective, point: Flat, memory: int) -> State:
-    """Create the state of a minimization at its starting point, with an empty history."""
+    """Create the state of the minimizations at their starting points, with an empty history.
+
+    `objective` is a function point (batch, n) -> (values (batch,), any further output); `memory` is
+    the number of past steps to keep.
+    """
     value, aux, gradient = _value_and_gradient(objective, point)
     empty = jnp.zeros((memory, *point.shape), point.dtype)
     return State(point, value, aux, gradient, empty, empty, jnp.ones(len(point), int))
 
 
 def step(objective: Objective, low: Flat, high: Flat, state: State) -> State:
-    """Take one L-BFGS step per example, or none where the line search fails."""
+    """Take one L-BFGS step per example inside the bounds; return the new state.
+
+    Examples stay where they are if the line search finds no decrease of the objective.
+    """
     new, decreased = _line_search(objective, low, high, state, _direction(low, high, state))
     step, change = new.point - state.point, new.gradient - state.gradient
     # Pairs of no positive curvature would make H indefinite and are left out.
@@ -88,9 +96,10 @@ def _dot(a: Flat, b: Flat) -> PerExample:
 
 
 def _direction(low: Flat, high: Flat, state: State) -> Flat:
-    """Compute the direction d = -H g on the free coordinates, zero on the others.
+    """Compute the direction d = -H g, with g the gradient and H the inverse Hessian estimate.
 
-    Examples for which d is not a descent direction use a multiple of -g instead.
+    d is zero on coordinates at a bound where -g points out of the box. Examples for which d is not
+    a descent direction use a multiple of -g instead.
     """
     gradient = state.gradient
     free = jnp.where(gradient > 0, state.point > low, state.point < high)
@@ -109,9 +118,10 @@ def _direction(low: Flat, high: Flat, state: State) -> Flat:
 def _inverse_hessian_product(
     steps: History, changes: History, initial_scale: PerExample, v: Flat
 ) -> Flat:
-    """Multiply v by the inverse Hessian estimate H, by the two-loop recursion.
+    """Multiply v by the inverse Hessian estimate H, by the two-loop recursion of L-BFGS.
 
-    H is `initial_scale` times the identity while the history is empty.
+    H is estimated from the last steps and the changes of the gradient in them. Without any, it is
+    `initial_scale` times the identity.
     """
     curvature = _dot(steps, changes)
     rho = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1), 0)
@@ -137,7 +147,7 @@ def _inverse_hessian_product(
 def _line_search(
     objective: Objective, low: Flat, high: Flat, state: State, d: Flat
 ) -> tuple[State, Bool[Array, "batch"]]:
-    """Halve the step from the point along d until the objective decreases enough.
+    """Halve the step along the direction d until the objective decreases enough.
 
     Returns the new state, and for each example whether there was such a decrease.
     """

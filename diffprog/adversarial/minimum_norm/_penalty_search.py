@@ -1,22 +1,24 @@
-"""Search for the penalty weight of minimum-norm attacks that minimize length + c loss.
+"""Search for the penalty weight c of minimum-norm attacks that minimize length + c loss.
 
-    min over r   length(r) + c loss(f(x + r)),   x + r in the box,     smallest c that succeeds
+    min over r   length(r) + c loss(f(x + r)),   x + r in the box
 
-The penalty weight c is searched per example. It starts from a multiple of its value for a
-linearized f, grows tenfold until the first success, is halved once it has a success but no failure,
-and is then bisected on a logarithmic scale. The shortest success is kept and moved to the decision
+with r the perturbation of the example x and f the model. For each example, the smallest c is
+searched for which the minimization succeeds. c starts from a multiple of its value for a linearized
+f, grows tenfold until the first success, is halved while it has had successes but no failure, and
+is then bisected on a logarithmic scale. The shortest success is kept and moved to the decision
 boundary.
 
 The margin leads to the likeliest other class, which is not always the nearest; and in l1 the same
-class can be reached by changing different values. Each iteration of the search, one minimization
-for one c, therefore has a class to reach and a starting point:
+class can be reached by changing different values. Each iteration of the search is one minimization
+for one c, which therefore has a class to reach and a starting point:
 
-    first     one class after another, nearest linearized boundary first; from that boundary
+    first     one class after another, in the order of the distances of their linearized boundaries,
+              starting on that boundary
     second    the same classes from r = 0, each with its own c
-    then      any class, with the c of the class of the shortest success; from that class's boundary
+    then      any class, with the c of the class that gave the shortest success; from its boundary
               and from r = 0 in turn, in l1 from the shortest success with half of its values zeroed
 
-There are searches // 2 classes, at least one and at most five.
+The number of classes is half the number of iterations, at least one and at most five.
 """
 
 from collections.abc import Callable
@@ -44,7 +46,7 @@ _BOUNDARY_OVERSHOOT = 1 + 1e-3  # so that rounding does not leave a linear bound
 
 
 class _PenaltyWeight(NamedTuple):
-    """Penalty weights, and brackets of the smallest weights with which the minimization succeeds.
+    """Bisection for the smallest penalty weight with which a minimization succeeds, per example.
 
     Attributes:
         c: the weights to try next.
@@ -57,7 +59,10 @@ class _PenaltyWeight(NamedTuple):
     high: Float[Array, "*classes batch"]
 
     def update(self, success: Bool[Array, "batch"]) -> "_PenaltyWeight":
-        """Replace `high` by c where the minimization with c succeeded, else `low`; choose new c."""
+        """Narrow the bracket by the outcome of the minimization with c, and choose the next c.
+
+        `high` becomes c where the minimization succeeded, else `low` does.
+        """
         low = jnp.where(success, self.low, jnp.maximum(self.low, self.c))
         high = jnp.where(success, jnp.minimum(self.high, self.c), self.high)
         between = jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), high / 2)
@@ -75,10 +80,11 @@ def penalty_attack(
     examples: Any,
     l1_weight: Any = 0.0,
 ) -> Attack:
-    """Build the attack that calls `minimize` for a sequence of penalty weights c.
+    """Build an attack that calls `minimize` for `searches` penalty weights c, chosen by bisection.
 
-    The first c is `initial_factor` times the one that is right for a linear f. `l1_weight` is the
-    weight β of ||r||_1 in the objective.
+    minimize(problem, c, class, start, iteration) returns the shortest success and the number of
+    gradient evaluations. The first c is `initial_factor` times the value that is right for a linear
+    model. `l1_weight` is the weight of ||r||_1 in the objective.
     """
     num_searches = jnp.int32(_validation.integer("searches", searches, low=1))
     starts = _binary_search.validate_starting_examples(examples, bounds)
@@ -124,11 +130,11 @@ def penalty_attack(
 def _classes_and_boundaries(
     problem: Problem, norm: str
 ) -> tuple[_deepfool.Candidates, Float[Array, "candidates batch n"], int]:
-    """Compute the classes to reach, points on their linearized boundaries, and the cost of both.
+    """Return the classes to reach, points on their linearized boundaries, and the cost of both.
 
     The classes are sorted by the distance of their boundaries from x. For a targeted attack the
-    only entry is ANY_CLASS. The cost is the number of gradient evaluations, those of
-    `_first_order_weight` included.
+    only entry is ANY_CLASS. The cost is the number of gradient evaluations, including those of
+    `_first_order_weight`.
     """
     candidates = _deepfool.likeliest_classes(problem, _MAX_CANDIDATES)
     origin = jnp.zeros_like(problem.x)
@@ -145,7 +151,10 @@ def _classes_and_boundaries(
 
 
 def _first_order_weight(problem: Problem, target: Labels, r: Flat, l1_weight: Array) -> PerExample:
-    """Compute the weight c at which the objective has its minimum at r, for a linear f."""
+    """Compute the penalty weight c at which r minimizes the objective if the model is linear.
+
+    `target` is the class to reach, `l1_weight` the weight of ||r||_1 in the objective.
+    """
 
     def total(r: Flat) -> Array:
         return target_margin(problem, target, problem.perturbed_logits(r)).sum()
@@ -159,11 +168,11 @@ def _first_order_weight(problem: Problem, target: Labels, r: Flat, l1_weight: Ar
 
 
 def target_margin(problem: Problem, target: Labels, logits: Logits) -> PerExample:
-    """Compute z_target - z_y, or the margin where the target is ANY_CLASS."""
+    """Compute the logit difference z_target - z_y, or the margin where `target` is ANY_CLASS."""
     difference = logit_difference(logits, problem.y, target)
     return jnp.where(target == ANY_CLASS, problem.margin(logits), difference)
 
 
 def hinge_loss(problem: Problem, target: Labels, logits: Logits) -> PerExample:
-    """Compute the hinge loss max(-m, 0) of the margin m to the target class (f_6 of C&W, κ = 0)."""
+    """Compute max(-m, 0) with m the margin to the target class: the loss f_6 of C&W with κ = 0."""
     return jnp.maximum(-target_margin(problem, target, logits), 0)

@@ -1,8 +1,9 @@
 """Backward pass differentiable approximation: replace the gradient of a function, not its values.
 
-A function that rounds is piecewise constant: its gradient is zero almost everywhere, which says
-nothing about its robustness. `bpda` keeps the values and takes the gradient of the identity for
-every rounding operation, or that of a smooth approximation of the whole function.
+A function that rounds is piecewise constant: its gradient is zero almost everywhere, so
+gradient-based attacks fail although the function need not be robust. `bpda` keeps the values and
+takes the gradient of the identity for every rounding operation, or that of a smooth approximation
+of the whole function.
 """
 
 from collections.abc import Callable
@@ -31,13 +32,13 @@ def bpda(f: Callable[..., Any], through: Callable[..., Any] | None = None) -> Ca
         through: smooth approximation of f, called with the same arguments, such as `lambda x: x`.
 
     Returns:
-        A function with the values of f.
+        A function with the arguments and values of f and the replaced gradient.
 
     Raises:
         TypeError: f or `through` is not callable.
-        ValueError: at the call, if f has none of the four operations, or one inside a loop of
-            unknown length or a function with a custom derivative; or if `through` returns other
-            shapes or dtypes than f.
+        ValueError: when the returned function is called, if f has none of the four operations, or
+            one inside a loop of unknown length or a function with a custom derivative; or if
+            `through` returns other shapes or dtypes than f.
 
     Sources: A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of
     security", 2018; Y. Bengio, N. Léonard and A. Courville, "Estimating or propagating gradients
@@ -69,7 +70,7 @@ def bpda(f: Callable[..., Any], through: Callable[..., Any] | None = None) -> Ca
 
 @jax.custom_jvp
 def _replace_gradient(value: Array, approximation: Array) -> Array:
-    """Return `value`, but differentiate `approximation` in its place."""
+    """Return `value`, with the gradient of `approximation` instead of its own."""
     return value
 
 
@@ -85,7 +86,10 @@ def _call_straight_through(f: Program, args: tuple[Any, ...]) -> Any:
 
 
 def _rounding_paths(traced: ClosedJaxpr) -> list[tuple[int, ...]]:
-    """Find all rounding operations in a traced function; raise if one cannot be replaced."""
+    """Return the positions of all rounding operations in a traced function (jaxpr).
+
+    Raises ValueError if there are none or if one cannot be replaced.
+    """
     sites = find_equations(traced, lambda equation: equation.primitive.name in _ROUNDING)
     if not sites:
         raise ValueError(

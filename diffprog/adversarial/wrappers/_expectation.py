@@ -1,9 +1,10 @@
 """Expectation over transformation: attacks on a model f(x, key) that draws random numbers.
 
-    attack  log E_key softmax f(x, key)
+    attack the deterministic model   x -> log E_key softmax f(x, key)
 
-The expectation is the mean over a fixed number of keys derived from x. Every iterate of every
-example is evaluated with new draws, and yet the search sees a deterministic function.
+The expectation is the mean over a fixed number of keys derived from the values of x. Every iterate
+of every example is therefore evaluated with new random numbers, and yet the same x always gives the
+same logits.
 """
 
 import dataclasses
@@ -27,13 +28,17 @@ _EVALUATION_FACTOR = 4
 def expectation(attack: Attack, draws: int = 16) -> Attack:
     """Wrap an attack for random models f(x, key), by expectation over transformation.
 
-    The attack sees log E_key softmax f(x, key), estimated with `draws` keys. Success is evaluated
-    with four times as many other keys, so that a lucky draw is no success. Every example has its
-    own keys: f is called with one example at a time, under `jax.vmap`.
+    The attack runs on the model log E_key softmax f(x, key), estimated with `draws` keys. Success
+    is evaluated with four times as many other keys, so that a lucky draw is no success. Every
+    example has its own keys: f is called with one example of shape (1, ...) at a time, under
+    `jax.vmap`.
 
     Args:
-        attack: any attack. The wrapped attack is called with f of (x, key), x of shape (1, ...).
+        attack: any attack.
         draws: number of keys for each value and gradient, at least 1.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)` with f a function (x, key) -> logits.
 
     Raises:
         TypeError, ValueError: attack is not an `Attack`, or draws is below 1.
@@ -56,7 +61,10 @@ class _Expectation(Attack):
     draws: int = 1
 
     def mean_program(self, f: Callable[..., Any], key: jax.Array) -> Program:
-        """Return the deterministic function x -> logits that decides success, given the key."""
+        """Return the deterministic function x -> logits on which success is evaluated.
+
+        The logits are the log of the mean softmax of the random model f(x, key) over many keys.
+        """
         draws = _EVALUATION_FACTOR * self.draws
         return program(_log_mean_softmax(f, jax.random.split(key)[1], draws))
 
@@ -86,9 +94,9 @@ class _Expectation(Attack):
 
 
 def _log_mean_softmax(f: Callable[..., Any], key: jax.Array, draws: int) -> Callable[[Any], Logits]:
-    """Return the function x -> log of the mean probabilities of f(x, key) over several keys.
+    """Return the function x -> log of the mean of softmax f(x, key) over `draws` keys.
 
-    The keys depend on the values of x.
+    The keys are derived from `key` and the values of x.
     """
     f_program = program(f)
 

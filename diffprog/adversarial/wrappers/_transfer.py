@@ -14,14 +14,17 @@ from diffprog.program import Program, program
 
 
 def transfer(attack: Attack, source: Callable[..., Any]) -> Attack:
-    """Wrap an attack so that it searches on the model `source`; the result is evaluated on f.
+    """Wrap an attack so that it computes perturbations on another model, `source`.
 
-    The attacked model f is not differentiated. An example that `source` or f misclassifies is not
-    perturbed.
+    The wrapped attack on a model f runs on `source`, and then evaluates the perturbed examples on
+    f. f is not differentiated. Examples that `source` or f misclassifies are not perturbed.
 
     Args:
         attack: any attack but an expectation.
-        source: function from the same examples to logits of the same classes.
+        source: model that takes the same examples and returns logits of the same classes.
+
+    Returns:
+        An `Attack`, called as `attack(f, x, y, key=key)`.
 
     Raises:
         TypeError: attack is not an `Attack`, or source is not callable.

@@ -2,8 +2,9 @@
 
     argmax_r  mean_i min(L(clip(x_i + r)), β)   over  ||r|| <= ε
 
-by projected stochastic gradient ascent on minibatches. The loss is cut off at β, so that examples
-whose loss is already large do not dominate the gradient.
+by projected stochastic gradient ascent on minibatches, with x_i the examples and r the
+perturbation. The loss L is cut off at β, so that examples whose loss is already large do not
+dominate the gradient.
 """
 
 from collections.abc import Callable
@@ -24,12 +25,12 @@ from diffprog.program import program
 
 
 class Universal(NamedTuple):
-    """Result of `universal`.
+    """Result of `universal`: one perturbation, and its success on each example.
 
     Attributes:
-        perturbation: r with ||r|| <= ε, of the shape of one example.
-        found: `AttackResult` of the perturbed examples clip(x_i + r); its `step` is the number of
-            steps for all examples.
+        perturbation: the perturbation r, of the shape of one example.
+        found: `AttackResult` of the perturbed examples, r added to each and clipped to the bounds;
+            its `step` is the number of steps taken, for every example.
     """
 
     perturbation: Any
@@ -49,13 +50,14 @@ def universal(
 ) -> Callable[..., Universal]:
     """Universal adversarial perturbation by stochastic gradient ascent (Shafahi et al., 2020).
 
-    The step size falls linearly from 2 ε to 0.
+    It looks for one perturbation that maximizes the mean loss of all examples. The step size falls
+    linearly from twice the radius to 0.
 
     Args:
         norm: "linf", "l2" or "l1".
         epsilon: the radius, a number.
         steps: number of minibatches, at least 1.
-        batch_size: examples in each, at least 1; all, if there are fewer.
+        batch_size: examples per minibatch, at least 1; all, if there are fewer.
         loss: "cross_entropy", "margin", "dlr", or a function (logits, y, targeted) -> (batch,) to
             maximize.
         ceiling: the cut-off β of the loss.
@@ -63,8 +65,8 @@ def universal(
         targeted: whether y holds target classes.
 
     Returns:
-        A function (f, x, y, key=key, mesh=None) -> Universal. A mesh splits the minibatches if
-        their size is a multiple of the number of devices.
+        A function (f, x, y, key=key, mesh=None) -> Universal that attacks the model f. A mesh
+        splits the minibatches if their size is a multiple of the number of devices.
 
     Raises:
         TypeError, ValueError: an invalid argument.
@@ -144,7 +146,7 @@ def universal(
 
 @jax.custom_vjp
 def _drop_nonfinite_gradients(r: Flat) -> Flat:
-    """Return r unchanged; its gradient is set to zero in rows where it is not finite."""
+    """Return r unchanged; in the backward pass, set non-finite rows of its gradient to zero."""
     return r
 
 
@@ -155,7 +157,10 @@ _drop_nonfinite_gradients.defvjp(
 
 
 def _minibatches(key: jax.Array, examples: int, size: int, steps: int) -> Array:
-    """Draw the example indices (steps, size) of all minibatches, shuffled anew in each epoch."""
+    """Return the example indices (steps, size) of all minibatches, shuffled anew in each epoch.
+
+    `examples` is the number of examples.
+    """
     per_epoch = examples // size
     keys = jax.random.split(key, -(-steps // per_epoch))
     orders = jax.vmap(lambda key: jax.random.permutation(key, examples)[: per_epoch * size])(keys)
