@@ -52,7 +52,8 @@ def overdots(gradients: Gradients) -> dict[str, Any]:
 def numerator_layout(gradients: Any) -> Any:
     """Convert gradients to numerator layout: an (m, n) matrix to (n, m), an (n,) vector to (1, n).
 
-    An update in this layout takes the transpose, W + η (dJ/dW)ᵀ with η < 0, as in lecture 000.
+    A gradient step in this layout takes the transpose, W + η (dJ/dW)ᵀ with step size η < 0, as in
+    lecture 000.
 
     Args:
         gradients: pytree of arrays of rank at most 2, such as `dparams`; scalars are unchanged.

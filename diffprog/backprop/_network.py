@@ -220,7 +220,7 @@ def run_backward(net: Layer, params: ByName, residuals: ByName, dy: Any) -> tupl
 
 
 def _add_adjoints(a: Any, b: Any) -> Any:
-    """Add two adjoints, entry by entry for tuples; None means no derivative."""
+    """Add two adjoints, entry by entry for tuples; None (no derivative) counts as zero."""
     if a is None or b is None:
         return b if a is None else a
     return tuple(map(_add_adjoints, a, b)) if isinstance(a, tuple) else a + b

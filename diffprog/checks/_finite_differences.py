@@ -105,7 +105,7 @@ def value_and_gradient(
 
 
 def random_direction(variables: Variables, path: str, rng: np.random.Generator) -> np.ndarray:
-    """Sample a normal array of the shape and about the magnitude of the variable at `path`."""
+    """Sample a direction for the variable at `path`: a normal array of about its magnitude."""
     leaf = variables[path]
     return rng.normal(size=leaf.shape) * _round_to_power_of_two(magnitude(leaf))
 
@@ -120,8 +120,8 @@ def coordinate_direction(
 ) -> tuple[Variables, float]:
     """Return a direction along one element of the variable at `path`, and its length.
 
-    The direction is zero but for this element, which is the length: a power of two of about the
-    magnitude of the variable.
+    The direction, a dict like `variables`, is zero but for this element. Its value is the length, a
+    power of two of about the magnitude of the variable.
     """
     leaf = variables[path]
     length = _round_to_power_of_two(max(abs(float(leaf[index])), magnitude(leaf)))

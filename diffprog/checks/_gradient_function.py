@@ -1,9 +1,9 @@
-"""The common form in which gradients are checked: a function and its vector-Jacobian product.
+"""`GradientUnderTest`: the common form to which whatever is checked is brought.
 
-Whatever is checked, a layer's backward pass, a network's or a gradient function, is brought to the
-form of a function y = f(v) and the function under test, which maps a cotangent dy to dy df/dv. The
-variables v are a dict of the float arrays among the arguments, keyed by the path that reports
-print, such as "params['weight']". Integers, PRNG keys and objects other than arrays are held fixed.
+The backward pass of a layer or network and a gradient function all become a function y = f(v) and
+the vector-Jacobian product under test, which maps v and a cotangent dy to dy df/dv. The variables v
+are a dict of the float arrays among the arguments, keyed by the path that reports print, such as
+"params['weight']". Integers, PRNG keys and objects other than arrays are held fixed.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class GradientUnderTest(NamedTuple):
 
     Attributes:
         function: `function(variables) -> y`, where y is any pytree of float arrays.
-        gradient: `gradient(variables, dy) -> {path: gradient under test}`.
+        gradient: `gradient(variables, dy) -> {path: gradient under test}`, dy the cotangent of y.
         function_with_rule: `function`, but differentiated by `jax.grad` with the hand-written rule;
             None if that rule cannot be differentiated again.
         variables: float arrays by path, in the dtypes that the user passed.
@@ -156,7 +156,7 @@ def cast(variables: Variables, dtype: Any) -> Variables:
 
 
 def cast_constants(test: GradientUnderTest, dtype: Any) -> GradientUnderTest:
-    """Cast the float arrays that are held fixed: other arguments and arrays in closures."""
+    """Cast the float arrays that a check holds fixed: other arguments and arrays in closures."""
 
     def cast_leaf(leaf: Any) -> Any:
         return np.asarray(leaf).astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

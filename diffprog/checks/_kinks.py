@@ -1,8 +1,8 @@
-"""Find the kinks and jumps of a function: operations such as `max` or `floor` near a switch.
+"""Find the kinks and jumps of a function, where operations such as `max` or `floor` change branch.
 
 Gradients are not unique at a kink, and finite differences across one are wrong. A piecewise
 operation has for each output element a branch (which operand of a `max` is larger, which index of
-an `argmax`) and a margin, the distance of its operands to the switch to another branch:
+an `argmax`) and a margin, the distance of its operands from values where the branch changes:
 
     max, min, comparisons    |a - b|
     abs, sign                |a|         (sqrt, rsqrt, cbrt, log, pow: singular derivative at 0)

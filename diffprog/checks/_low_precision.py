@@ -1,9 +1,9 @@
 """Rounding error of a gradient in float32, bfloat16 and float16, compared with a bound.
 
 The variables are rounded to the dtype. At the rounded values the gradient is computed in that dtype
-and in float64; the error is the root mean square of the difference. The bound is the error that no
-formula avoids, as the function is sensitive to rounding: the spread of gradients that are computed
-with random perturbations of relative size eps (`_rounding_error`).
+and in float64; the error is the root mean square of the difference. The bound is the error that
+rounding makes unavoidable: the spread of gradients that are computed in float64 with random
+perturbations as large as the rounding errors of the dtype (`_rounding_error`).
 """
 
 from typing import Any

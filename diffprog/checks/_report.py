@@ -70,7 +70,7 @@ class Finding(NamedTuple):
         point: "given" if the result is for the arguments that the user passed, "generic" if it is
             for random ones.
         order: 1 for the gradient, 2 for the derivative of the hand-written backward pass.
-        interval: at a kink, the one-sided derivatives in ascending order.
+        interval: at a kink, the one-sided derivatives in ascending order; None otherwise.
     """
 
     path: str

@@ -80,8 +80,8 @@ def rounding_spread(
 def innermost_equations(program: _jaxpr.ClosedJaxpr) -> list[_jaxpr.EquationSite]:
     """List the innermost equations of a jaxpr whose evaluation `interpret` can replace.
 
-    Equations that contain listed equations (such as a loop with its body) are left out. So are
-    those inside a custom derivative or a primitive that `interpret` cannot enter.
+    An equation that contains others of the list, such as a loop, is left out. So are those inside a
+    custom derivative or a primitive that `interpret` cannot enter.
     """
     sites = [
         site

@@ -197,7 +197,10 @@ def _kink_finding(
 
 
 def _confirm(leaf: _Leaf, rng: np.random.Generator) -> Finding:
-    """Check a gradient that agrees with autodiff against finite differences; return the finding."""
+    """Compare a gradient with finite differences too, after it agreed with autodiff.
+
+    Returns the finding.
+    """
     if not leaf.point.at_kink:
         finding = _confirm_along_random_direction(leaf, rng)
         if finding is not None:
@@ -227,7 +230,10 @@ def _elements_to_confirm(leaf: _Leaf) -> list[tuple[int, ...]]:
 
 
 def _confirm_element(leaf: _Leaf, index: tuple[int, ...]) -> Finding:
-    """Check an element that agrees with autodiff against finite differences; return the finding."""
+    """Compare one element with finite differences too, after it agreed with autodiff.
+
+    Returns the finding.
+    """
     derivatives = leaf.partial_derivatives(index)
     if derivatives.is_kink:
         return _kink_finding(leaf, index, derivatives)
