@@ -66,26 +66,30 @@ class Problem(NamedTuple):
     clean_logits: Logits
 
     def perturbed_logits(self, r: Flat) -> Logits:
-        """Compute the logits of x + r, with x + r rounded as in the result of the attack."""
+        """Compute the model's logits at the perturbed examples x + r, (batch, classes).
+
+        The sum is rounded as in the result of the attack.
+        """
         return self.logits(add_rounded_toward_x(self.x, r))
 
     def is_adversarial(self, logits: Logits) -> Bool[Array, "batch"]:
-        """Check per example whether the logits predict a class other than y, or the target y.
+        """Return for which examples the logits are a success of the attack, (batch,).
 
+        The attack succeeds if the logits predict a class other than the label y, or the target y.
         Logits with a NaN count as no success.
         """
         return is_adversarial(logits, self.y, self.targeted)
 
     def margin(self, logits: Logits) -> PerExample:
-        """Compute the margin of the logits, which is positive where the attack has succeeded."""
+        """Compute the margin of the logits per example, positive where the attack has succeeded."""
         return margin(logits, self.y, self.targeted)
 
     def project(self, r: Flat) -> Flat:
-        """Project r onto the intersection of the epsilon-ball and the box."""
+        """Project perturbations r onto the intersection of the epsilon-ball and the box."""
         return self.norm.project_in_box(r, self.x, self.epsilon, self.bounds)
 
     def clip_to_box(self, r: Flat) -> Flat:
-        """Clip r such that x + r lies within the bounds exactly, in floating point too."""
+        """Clip perturbations r such that x + r lies exactly within the bounds in floating point."""
         return norms.linf.project_in_box(r, self.x, float(jnp.finfo(r.dtype).max), self.bounds)
 
     @property
@@ -457,7 +461,7 @@ def _call(f: Program, x: Any) -> Any:
 
 
 def add_rounded_toward_x(x: Flat, r: Flat) -> Flat:
-    """Compute x + r, rounded such that |(x + r) - x| <= |r| holds in floating point."""
+    """Add perturbations r to x, rounded such that |(x + r) - x| <= |r| holds in floating point."""
     rounded = x + r
     value = jax.lax.stop_gradient(rounded)
     # Where rounding went outward, go back by one unit in the last place; that difference is exact.

@@ -144,8 +144,8 @@ def _search(
 def _initialize(decide: Decision, problem: Problem, examples: Flat | None) -> _State:
     """Create the state at which the search starts, with an adversarial perturbation per example.
 
-    It leads to the nearest adversarial one of `examples`, or else to adversarial noise. decide(r)
-    is whether x + r is adversarial.
+    x + r is the nearest adversarial one of `examples`, or else adversarial noise. decide(r) is
+    whether x + r is adversarial.
     """
     none = jnp.zeros(len(problem.x), int)
     state = _State(jnp.zeros_like(problem.x), none > 0, none)
@@ -202,10 +202,10 @@ def _estimate_direction(
 
 
 def _step_along(decide: Decision, problem: Problem, state: _State, v: Flat, k: Array) -> _State:
-    """Step from r along the direction v, halving the step until x + r is adversarial.
+    """Step from the perturbation r along v, halving the step until x + r is adversarial.
 
-    decide(r) is whether x + r is adversarial. The first length tried in step k is ||r|| / sqrt(k +
-    1). Returns the state; r is unchanged where no length succeeds.
+    decide(r) is whether x + r is adversarial. The first step tried in iteration k has the length of
+    r divided by sqrt(k + 1). Returns the state; r is unchanged where no step succeeds.
     """
 
     def halve(
@@ -223,10 +223,10 @@ def _step_along(decide: Decision, problem: Problem, state: _State, v: Flat, k: A
 
 
 def _bisect(decide: Decision, problem: Problem, state: _State, tolerance: float) -> _State:
-    """Shorten r by bisection until x + r is adversarial and next to the decision boundary.
+    """Shorten the perturbation r by bisection until x + r is next to the decision boundary.
 
     decide(r) is whether x + r is adversarial; `tolerance` is the relative width at which the
-    bisection ends. Returns the state with the queries counted.
+    bisection ends. Returns the state with the shorter r and the queries counted.
     """
 
     dtype = state.r.dtype

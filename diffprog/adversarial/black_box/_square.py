@@ -20,8 +20,7 @@ all sides share one compiled function.
 Early stopping in linf: each square of the smallest side is sampled with probability at least 1 / N,
 N = positions × 2^channels, or N = positions for one channel. After N (ln N + 5) rejections in a row
 all squares have been tried with probability 1 - e^-5. Then r is a local optimum and the restart
-ends.
-On 8 × 8 pixels this takes about 1500 of 5000 queries; on 32 × 32 all are used.
+ends. On 8 × 8 pixels this takes about 1500 of 5000 queries; on 32 × 32 all are used.
 
 Sources: M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square attack: a query-efficient
 black-box adversarial attack via random search", 2020; the l1 ball, F. Croce and M. Hein, "Mind the
@@ -237,7 +236,7 @@ def _side(shape: ImageShape, share: Array, minimum: int) -> Array:
 
 
 def _draws_to_cover(shape: ImageShape, side: Array) -> Array:
-    """Compute after how many random squares each possible one has been drawn, but for chance e^-5.
+    """Return after how many random squares all have been drawn with probability 1 - e^-5.
 
     The number is N (ln N + 5). N counts the positions of a square of this side, times the sign
     patterns over channels. With one channel N counts positions only: a proposal that would change
@@ -295,8 +294,8 @@ def _window(
 def _linf_proposal(problem: Problem, keys: jax.Array, r: Flat, share: Array) -> Flat:
     """Return r with a random square of each example set to +ε or -ε, one random sign per channel.
 
-    The square covers this share of the image. Where r has these values already, the signs are
-    flipped.
+    `share` is the share of the image that the square covers. Where r has these values already, the
+    signs are flipped.
     """
     shape = _image_shape(problem)
     side = _side(shape, share, 1)

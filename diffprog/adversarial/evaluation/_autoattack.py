@@ -132,7 +132,7 @@ def auto_attack(
 
 
 def cascade(attacks: Sequence[Attack]) -> Attack:
-    """Combine attacks into one that runs them in turn, each where those before it failed.
+    """Combine attacks into one; each runs on the examples on which those before it failed.
 
     Args:
         attacks: at least one attack with a radius; all with the same norm, radius, bounds and

@@ -183,7 +183,7 @@ def _map_batches(function: Callable[[np.ndarray], Any], count: int, batch_size: 
 
 
 def _smallest_perturbations(results: list[AttackResult], right: Bool[np.ndarray, "batch"]) -> Worst:
-    """Find the smallest successful perturbation of each example over the results of all attacks.
+    """Find the smallest successful perturbation of each example over all attacks; return a `Worst`.
 
     `right` (batch,) is whether an example is correctly classified; the distance of others is 0.
     """
@@ -212,8 +212,9 @@ def _measure_some(
 ) -> Measurements | None:
     """Measure signs of gradient masking on up to 64 correctly classified examples.
 
-    The radius is the largest of those of the attacks (`outcomes`), or else the median distance of
-    the smallest perturbations (`worst`). Returns None if no example is correctly classified.
+    The norm and the bounds are those of `attack`. The radius is the largest of those in `outcomes`,
+    or else the median distance in `worst`. Returns `Measurements`, or None if no example is
+    correctly classified.
     """
     if not right.any():
         return None

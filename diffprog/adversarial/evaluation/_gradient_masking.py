@@ -302,7 +302,7 @@ def _black_box_flags(
 
 
 def _stages_use_gradients(outcome: Outcome) -> tuple[bool, ...]:
-    """Return a tuple of whether each stage of an attack uses gradients of the model.
+    """Return one bool per stage of an attack: whether it uses gradients of the model.
 
     A cascade has one stage per attack in it; any other attack is one stage.
     """
@@ -311,7 +311,7 @@ def _stages_use_gradients(outcome: Outcome) -> tuple[bool, ...]:
 
 
 def _stage_success(outcome: Outcome, *, uses_gradients: bool) -> Bool[np.ndarray, "batch"]:
-    """Return for each example whether a stage that uses gradients, or one that does not, succeeded.
+    """Return on which examples stages with (or without) use of gradients succeeded, (batch,).
 
     A cascade has one stage per attack in it; any other attack is one stage.
     """

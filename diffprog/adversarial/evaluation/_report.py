@@ -170,7 +170,8 @@ class Report(NamedTuple):
             epsilon: radius >= 0, a number or one per example (batch,).
 
         Returns:
-            A `Share`: the share of examples that no attack in this ball made misclassified.
+            A `Share`: the share of examples that are correctly classified and for which no attack
+            found an adversarial perturbation of at most this norm.
 
         Raises:
             TypeError: epsilon is not a number or array.

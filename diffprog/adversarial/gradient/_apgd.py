@@ -69,8 +69,8 @@ def apgd(
             later ones do, rather than at x.
         loss: "cross_entropy", "margin", "dlr", or a function (logits, y, targeted) -> (batch,) to
             maximize. With `targets`, the loss of a targeted attack on the class t of the run; dlr
-            is then (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), or z_t - z_y if there are fewer
-            than four classes.
+            is then (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), with y the label and z_1st, z_3rd,
+            z_4th the sorted logits, or z_t - z_y if there are fewer than four classes.
         targets: number of classes to try, at least 1, at most all others; None for an untargeted
             loss.
         bounds: (low, high) of every value of x.

@@ -259,7 +259,7 @@ def run_restarts(
     steps: Array,
     restarts: Array,
 ) -> Search:
-    """Repeat `run` until the attack has succeeded on every example, at most `restarts` times.
+    """Repeat runs of an attack until it has succeeded on every example, at most `restarts` times.
 
     Args:
         problem: examples and model.
@@ -325,6 +325,7 @@ def _ascent_attack(
     """Build an attack that ascends the loss by optax updates, with a projection after each step.
 
     `update` is a function from the `Problem` to an optax transformation of the gradient of -loss.
+    The other arguments are those of `pgd`.
     """
     _base.per_example_epsilon(epsilon, None, jnp.float32)  # `make_attack` allows None
     value = resolve_loss(loss)

@@ -107,9 +107,10 @@ def refine(
 
 
 def bisect_to_boundary(problem: Problem, r: Flat) -> tuple[Flat, Integer[Array, "batch"]]:
-    """Shorten each adversarial r to the decision boundary; return (r, number of queries).
+    """Shorten each adversarial perturbation r until x + r is at the decision boundary.
 
-    An r that is not adversarial is returned unchanged.
+    Returns the new r, and the number of model evaluations per example. An r that is not adversarial
+    is returned unchanged.
     """
     scaled = lambda t: problem.clip_to_box((t[:, None] * r).astype(r.dtype))
 
@@ -179,7 +180,10 @@ def _nearest_example(problem: Problem, examples: Flat) -> Shortest:
 
 
 def _random_ascent(problem: Problem) -> Shortest:
-    """Find the shortest adversarial perturbation on paths of gradient ascent from random points."""
+    """Find the shortest adversarial perturbation on paths of gradient ascent from random points.
+
+    The ascent maximizes the log-odds of success.
+    """
     low, width = problem.bounds[0], problem.box_width
 
     def ascend(start: Array, shortest: Shortest) -> Shortest:

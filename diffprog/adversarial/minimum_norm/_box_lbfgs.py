@@ -88,7 +88,7 @@ def box_lbfgs(
 
 
 def _negative_log_probability(problem: Problem, target: Labels, logits: Logits) -> PerExample:
-    """Compute -log p, with p the probability of the class `target`.
+    """Compute -log p, with p the softmax probability of the class `target`.
 
     Where `target` is ANY_CLASS, p is the total probability of all classes that count as a success.
     """

@@ -49,7 +49,7 @@ _BOUNDARY_OVERSHOOT = 1e-3
 
 
 class _Iterate(NamedTuple):
-    """One iterate of a restart, and quantities evaluated at it.
+    """One iterate of DDN or FMN, and the quantities evaluated at it.
 
     Attributes:
         r: (batch, n), the perturbation.

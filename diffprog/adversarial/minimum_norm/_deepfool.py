@@ -147,7 +147,10 @@ def nearest_classes(problem: Problem, norm: str, count: int) -> Candidates:
 def linearized_boundaries(
     problem: Problem, norm: str, classes: Candidates, r: Flat
 ) -> LinearizedBoundaries:
-    """Compute the shortest steps from x + r to the linearized boundaries of the classes."""
+    """Compute the logits at x + r and the shortest steps to the boundaries of several classes.
+
+    These are the linearized decision boundaries between each of `classes` and the label y.
+    """
     logits, linearization = linearize(problem, r)
     low, high = (bound - problem.x - r for bound in problem.bounds)
 

@@ -110,7 +110,7 @@ def fab(
     def step(
         problem: Problem, boundary: Boundary, r: Flat
     ) -> tuple[Flat, Bool[Array, "batch"], Flat]:
-        """Return the step r' from r, whether x + r' is adversarial, and the next iterate.
+        """Take one FAB step from r: return r', whether x + r' is adversarial, and the next iterate.
 
         boundary(r) returns the logit difference v and its gradient g at x + r.
         """
@@ -174,8 +174,8 @@ class _State(NamedTuple):
 
     Attributes:
         shortest: the shortest success so far.
-        gradients: (batch,), the number of gradient evaluations so far.
-        queries: (batch,), the number of further forward passes so far.
+        gradients: (batch,), the number of forward-and-backward passes so far.
+        queries: (batch,), the number of forward-only passes so far.
     """
 
     shortest: Shortest
@@ -210,7 +210,7 @@ class _State(NamedTuple):
 
 
 def _margin_boundary(problem: Problem, r: Flat) -> tuple[PerExample, Flat]:
-    """Return the margin to the target class at x + r and its gradient with respect to r."""
+    """Return the margin at x + r, positive where the target is predicted, and its gradient in r."""
 
     def total(r: Flat) -> tuple[Array, PerExample]:
         value = problem.margin(problem.perturbed_logits(r))
@@ -259,7 +259,7 @@ def _project_to_boundary(problem: Problem, norm: str, g: Flat, gain: PerExample,
 def _deepfool_steps(problem: Problem, norm: str, state: _State) -> _State:
     """Take a few targeted DeepFool steps and move the shortest success to the decision boundary.
 
-    Returns the state of the search that starts there.
+    Returns the search state with this success and the cost.
     """
     classes = _deepfool.likeliest_classes(problem, _DEEPFOOL_CANDIDATES)
 

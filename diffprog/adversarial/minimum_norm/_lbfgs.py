@@ -64,7 +64,7 @@ def init(objective: Objective, point: Flat, memory: int) -> State:
 
 
 def step(objective: Objective, low: Flat, high: Flat, state: State) -> State:
-    """Take one L-BFGS step per example inside the bounds; return the new state.
+    """Take one L-BFGS step per example inside the bounds low .. high; return the new state.
 
     Examples stay where they are if the line search finds no decrease of the objective.
     """

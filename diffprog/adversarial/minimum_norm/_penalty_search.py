@@ -59,9 +59,9 @@ class _PenaltyWeight(NamedTuple):
     high: Float[Array, "*classes batch"]
 
     def update(self, success: Bool[Array, "batch"]) -> "_PenaltyWeight":
-        """Narrow the bracket by the outcome of the minimization with c, and choose the next c.
+        """Return the bracket narrowed by whether the minimization with c succeeded, and the next c.
 
-        `high` becomes c where the minimization succeeded, else `low` does.
+        `high` becomes c where it succeeded, else `low` does.
         """
         low = jnp.where(success, self.low, jnp.maximum(self.low, self.c))
         high = jnp.where(success, jnp.minimum(self.high, self.c), self.high)
@@ -168,11 +168,17 @@ def _first_order_weight(problem: Problem, target: Labels, r: Flat, l1_weight: Ar
 
 
 def target_margin(problem: Problem, target: Labels, logits: Logits) -> PerExample:
-    """Compute the logit difference z_target - z_y, or the margin where `target` is ANY_CLASS."""
+    """Compute the logit difference z_target - z_y, with y the label.
+
+    Where `target` is ANY_CLASS, it is the margin: positive if the attack has succeeded.
+    """
     difference = logit_difference(logits, problem.y, target)
     return jnp.where(target == ANY_CLASS, problem.margin(logits), difference)
 
 
 def hinge_loss(problem: Problem, target: Labels, logits: Logits) -> PerExample:
-    """Compute max(-m, 0) with m the margin to the target class: the loss f_6 of C&W with κ = 0."""
+    """Compute max(-m, 0), with m the margin to the class `target` (see `target_margin`).
+
+    It is the loss f_6 of Carlini and Wagner with κ = 0.
+    """
     return jnp.maximum(-target_margin(problem, target, logits), 0)
