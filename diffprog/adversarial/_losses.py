@@ -25,9 +25,10 @@ Loss = Callable[[Logits, Labels, bool], Float[Array, "batch"]]
 
 
 def is_adversarial(logits: Logits, y: Labels, targeted: bool) -> Bool[Array, "batch"]:
-    """Check per example whether the logits predict a class other than y, or the target y.
+    """Return for which examples the logits are a success of an attack, (batch,).
 
-    Logits with a NaN count as False.
+    The attack succeeds if the logits predict a class other than the label y, or the target y.
+    Logits with a NaN count as no success.
 
     >>> logits, y = jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), jnp.array([0, 0])
     >>> print(is_adversarial(logits, y, targeted=False))
@@ -82,7 +83,11 @@ def dlr(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
 
 
 def logit_difference(logits: Logits, y: Labels, target: Labels) -> Float[Array, "batch"]:
-    """Compute the difference z_target - z_y of two logits of each example."""
+    """Compute the difference z_target - z_y of two logits of each example.
+
+    >>> logit_difference(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([0]), jnp.array([2]))
+    Array([1.], dtype=float32)
+    """
     return pick_label(logits, target) - pick_label(logits, y)
 
 
