@@ -159,7 +159,7 @@ def find_equations(
 
 
 def evaluate_equation(equation: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
-    """Evaluate one equation on `inputs`, one for each of its operands; return all its outputs.
+    """Evaluate one jaxpr equation, given one input per operand, and return its outputs as a list.
 
     Where an operand is a literal, its input is ignored. If two operands are the same variable, the
     input of the last one is used.

@@ -79,7 +79,10 @@ class StepInputs:
         return batches, len(batches)
 
     def ends_at(self, step: int) -> bool:
-        """Check whether the inputs end after `step` steps, all of which `take` has returned."""
+        """Check whether there are no inputs after the first `step` steps.
+
+        `take` must have returned the inputs of these steps before.
+        """
         if self.length is not None:
             return step == self.length
         self._read_ahead = self._read_ahead or list(itertools.islice(self._xs, 1))

@@ -233,7 +233,7 @@ def _hessian(f: Program, x: Array) -> Array:
 
 
 def hvp(f: Function) -> Function:
-    """Hessian-vector product H v of a scalar J = f(x) of any pytree.
+    """Build the function (x, v) -> H v, with H the Hessian of a scalar function f at x.
 
     It costs about two gradients and does not form H.
 

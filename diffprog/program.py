@@ -104,16 +104,18 @@ def program(
 ) -> Program:
     """Turn a function or module into a `Program`, a callable whose arrays are pytree leaves.
 
-    The program computes x -> apply(params, x), or without `params` x -> apply(x).
+    Jitted functions that take a program compile once for all programs of the same structure, and
+    not for each set of weights.
 
     Args:
-        apply: a plain function, with `params`; or any callable without: an equinox or flax nnx
-            module, a `jax.tree_util.Partial`, a closure. A callable object that is not a pytree
-            becomes a constant: its arrays are not leaves, and setting one of its attributes makes
-            it another program.
-        params: first argument of `apply`, any pytree; its arrays become leaves, the rest structure.
-        fast_gradients: whether convolutions and max-pooling get the gradients that are fast on the
-            CPU, equal up to rounding (see `fast_gradients.faster`). Part of the structure.
+        apply: if `params` is given, a function apply(params, x). Otherwise any callable of x, such
+            as an equinox or flax nnx module, a `jax.tree_util.Partial` or a closure. An object that
+            is callable but no pytree is a constant: its arrays are not leaves, and functions
+            recompile after one of its attributes was set.
+        params: first argument of `apply`, a pytree. Its arrays become leaves; everything else in it
+            is part of the structure.
+        fast_gradients: whether convolutions and max-pooling get gradients that are fast on the CPU
+            and equal up to rounding (see `fast_gradients.faster`).
 
     Returns:
         A `Program`. A `Program` without `params` is returned unchanged.
@@ -236,17 +238,18 @@ def _decompose_callable(leaf: Any, within: frozenset[int], memo: dict[int, Any])
 
 
 class _CodeEffects(NamedTuple):
-    """What a function's code, with its nested functions, reads and changes outside of itself.
+    """Names outside a function that its code, with nested functions, reads or modifies.
 
-    It determines which values a rebuilt function gets, and which it shares with the original.
+    `program` splits a function into arrays and code, and rebuilds it around other arrays. These
+    effects decide which outer values the rebuilt function gets as copies, and which it shares.
 
     Attributes:
         globals: names that it reads from its module; empty for an installed package.
-        written: names of closure variables that it assigns; the original and the rebuilt function
-            share those that are numbers, such as counters.
+        written: names of closure variables that it assigns; those that hold numbers, such as
+            counters, are shared.
         records: whether it mutates containers; the lists, dicts and sets that it reads are then
-            shared with the original.
-        assigns_globals: whether it assigns a global; it is then not decomposed.
+            shared.
+        assigns_globals: whether it assigns a global; the function is then kept whole.
         installed: whether it belongs to an installed package, the standard library, or diffprog.
     """
 

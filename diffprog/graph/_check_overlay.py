@@ -95,7 +95,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _structures(paths: Iterable[str]) -> dict[str, set[str]]:
-    """Return for each argument the set of paths in it, {"params": {"['weight']", "['bias']"}}."""
+    """Group paths by argument: "params['weight']" gives {"params": {"['weight']"}}."""
     structures: dict[str, set[str]] = defaultdict(set)
     for root, suffix in map(_split, paths):
         structures[root].add(suffix)

@@ -137,5 +137,5 @@ def unit_rows(output: Any) -> np.ndarray:
 
 
 def ones(array: Any) -> np.ndarray:
-    """Return NumPy ones of the shape and dtype of `array`; JAX would compile for each shape."""
+    """Return ones like `array`, in NumPy because JAX would compile for each shape."""
     return np.ones(array.shape, array.dtype)

@@ -120,7 +120,7 @@ def is_code(leaf: Any) -> bool:
 
 
 def _same_array(a: Any, b: Any) -> bool:
-    """Check whether two arrays are equal, NaN included; random keys are not compared."""
+    """Check whether two arrays are equal; NaN equals NaN, and PRNG keys always count as equal."""
     if a is b or jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return True
     return np.array_equal(a, b, equal_nan=bool(jnp.issubdtype(a.dtype, jnp.inexact)))

@@ -170,7 +170,7 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 
 def _find_files(folder: Path) -> list[Path]:
-    """Return the paths of a folder's safetensors files: a single one, or those of its index."""
+    """Return the paths of a folder's safetensors files: one, or the shards that an index lists."""
     if (folder / _SINGLE_FILE).is_file():
         return [folder / _SINGLE_FILE]
     if (folder / _INDEX).is_file():

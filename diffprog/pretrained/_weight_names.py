@@ -1,8 +1,8 @@
-"""Sizes and tensor names of transformers in checkpoints of the `transformers` library.
+"""Read model sizes from a `transformers` config, and map our parameters to its tensor names.
 
-Matrices are stored as (outputs, inputs), like those of `backprop.affine`. The kernel of the patch
-embedding is stored as (width, channels, rows, columns); `models.vit` takes it as a matrix whose
-rows are the pixels of a patch row by row, channels last.
+Checkpoints store matrices as (outputs, inputs), like `backprop.affine`. They store the kernel of
+the patch embedding as (width, channels, rows, columns), which is reshaped for `models.vit` to
+(width, rows * columns * channels).
 """
 
 from collections.abc import Mapping

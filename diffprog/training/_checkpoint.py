@@ -165,9 +165,10 @@ def checksum(tree: Any) -> int:
 
 @jax.jit
 def _bit_sum(leaf: Any) -> jax.Array:
-    """Return a 32-bit checksum of an array: the sum of the bits of its entries with odd weights.
+    """Return a 32-bit checksum of an array, which a change of a single entry always changes.
 
-    A change of a single entry changes the sum.
+    The bit pattern of each entry is read as an integer and multiplied by an odd number that depends
+    on its index; the checksum is the sum modulo 2^32.
     """
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)

@@ -68,9 +68,9 @@ class DataSource(NamedTuple):
 
     Attributes:
         steps: number of steps of the run; None if it is not known in advance.
-        segments: `segments(position)` iterates over the segments after a position in the data.
-        get_batch: `get_batch(step_input)` returns the batch of a step, and the weights of its
-            examples or None.
+        segments: `segments(position)` yields each `Segment` that follows a `DataPosition`.
+        get_batch: `get_batch(step_input)` returns (batch, weights) for one `StepInput` of a
+            segment; weights (batch,) are those of the examples, or None.
         fingerprint: `fingerprint()` returns values that identify the data, as a JSON dict.
     """
 

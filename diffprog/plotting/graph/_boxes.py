@@ -141,7 +141,7 @@ def _group_label(group: NodeGroup) -> str:
 
 
 def _footprint(box: LabeledBox, downward: bool) -> Coordinates:
-    """Return the size of a box with its wire and texts, (along, across) the edges.
+    """Return the space for a box with wire and texts: (size along the edges, size across them).
 
     `downward` is True if the edges run down, False if they run to the right.
     """

@@ -36,8 +36,8 @@ class NodeGroup(NamedTuple):
 def collapse(graph: Graph, most: int) -> list[NodeGroup]:
     """Partition the nodes of a graph into at most `most` groups, in order of computation.
 
-    An argument or constant that several groups use forms a group of its own or, if that makes too
-    many groups, one with others of the same argument of the traced function, or with all others.
+    An array of the arguments, or a constant, that several groups use gets a group of its own. If
+    that makes too many groups, such arrays are merged per function argument, or else all of them.
     """
     if len(graph.nodes) <= most:
         return _singletons(graph.nodes)

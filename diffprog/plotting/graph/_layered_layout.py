@@ -103,10 +103,10 @@ def _assign_layers(nodes: Mapping[Key, Any], edges: Sequence[tuple[Key, Key]]) -
 def _bends(
     layer: Mapping[Key, int], edges: Sequence[tuple[Key, Key]]
 ) -> dict[Key, list[tuple[Key, int]]]:
-    """Return the bends of each source node, as a list of keys (source, layer).
+    """Return a dict from each source node to the layers between it and its farthest target.
 
-    A bend is the point at which edges of a source cross a layer. `layer` is the layer of each
-    node.
+    The edges of a node bend there, all at one point per layer, whose key is (source, layer).
+    `layer` is the layer of each node.
     """
     last = dict[Key, int]()
     for source, target in edges:
@@ -224,9 +224,9 @@ def _positions(
 
 
 def _separate(targets: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the positions p nearest to `targets` that are as far apart as `offsets`, or more.
+    """Move positions as little as possible so that neighbours are as far apart as in `offsets`.
 
-    They minimize Σ weights (p - targets)² under p[i+1] - p[i] >= offsets[i+1] - offsets[i]. This
+    Minimizes Σ weights (p - targets)² under p[i+1] - p[i] >= offsets[i+1] - offsets[i]. This
     is isotonic regression of targets - offsets, by the pool-adjacent-violators algorithm.
     """
     pools: list[list[float]] = []
