@@ -67,10 +67,10 @@ def cross_entropy(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "ba
 
 
 def dlr(logits: Logits, y: Labels, targeted: bool) -> Float[Array, "batch"]:
-    """Compute the difference of logits ratio: the margin divided by z_1st - z_3rd.
+    """Compute the difference of logits ratio (Croce and Hein, 2020).
 
-    z_1st and z_3rd are the largest and third largest logit (Croce and Hein, 2020). With two classes
-    it is the margin itself.
+    It is the margin divided by the difference of the largest and the third largest logit; with two
+    classes, the margin itself.
 
     >>> dlr(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([0]), targeted=False)
     Array([1.], dtype=float32)

@@ -16,7 +16,7 @@ from diffprog.checks._gradient_function import GradientUnderTest, Variables, Wit
 
 
 class TraceProperties(NamedTuple):
-    """Low-precision dtypes in a function and in its gradient function, and whether they are random.
+    """Precision in which a function and its gradient compute, and whether they are deterministic.
 
     Attributes:
         function_dtypes: float dtypes below float64 in which the function computes, for float64

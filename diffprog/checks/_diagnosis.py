@@ -136,7 +136,11 @@ def _transformations(
 
 
 def _explain_factor(factor: float, sizes: set[int]) -> str:
-    """Explain a factor n or 1/n as a sum or mean over an axis, for n in `sizes`; "" otherwise."""
+    """Return a hint if `factor`, a wrong gradient over the correct one, is the length of an axis.
+
+    A factor n or 1/n, for n in `sizes`, suggests a sum in place of a mean or the reverse. For any
+    other factor the hint is empty.
+    """
     for size in sizes - {1}:
         if math.isclose(factor * size, 1, rel_tol=1e-6):
             return f" = 1/{size}: a mean instead of a sum"
@@ -209,7 +213,7 @@ def _edges(program: ClosedJaxpr) -> list[_Edge]:
 def _scaled_gradient(
     function: WithConstants, variables: Variables, dy: Any, scales: Array
 ) -> Variables:
-    """Compute the gradient of a function with the cotangent of each operand scaled.
+    """Compute a gradient with the cotangent along each edge of the graph scaled by a factor.
 
     `scales` has one factor for each edge, in the order of `_edges`; a factor 0 detaches the edge.
     Returns the gradient with respect to each array of `variables`, for the output cotangent `dy`.
@@ -249,10 +253,10 @@ def _evaluate_scaled(
 def _diagonal_gradient(
     function: WithConstants, variables: Variables, dy: Any, path: str
 ) -> np.ndarray | None:
-    """Compute dy times the diagonal of the Jacobian of the output by the array at `path`.
+    """Compute the wrong gradient that results if the function is taken to be elementwise.
 
-    This is the wrong gradient that results if the function is taken to be elementwise. Returns None
-    if output and array differ in shape or have many elements.
+    It is dy times the diagonal of the Jacobian with respect to the array at `path`. Returns None if
+    output and array differ in shape or are too large for a Jacobian.
     """
     outputs, leaf = jax.tree.leaves(dy), variables[path]
     if len(outputs) != 1 or outputs[0].shape != leaf.shape or outputs[0].size > _MAX_JACOBIAN:

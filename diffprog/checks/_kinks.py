@@ -79,9 +79,9 @@ def find_branches(function: WithConstants, variables: Variables) -> dict[str, Br
 
 
 def first_branch_change(before: dict[str, Branches], after: dict[str, Branches]) -> Kink | None:
-    """Return the first element whose branch differs between two results of `find_branches`.
+    """Return the first array element that is on another side of a kink in the second evaluation.
 
-    Returns None if no element's branch differs.
+    `before` and `after` are results of `find_branches` at two points. None if there is none.
     """
     for name, branches in before.items():
         changed = np.argwhere(branches.branch != after[name].branch)

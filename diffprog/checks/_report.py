@@ -165,7 +165,10 @@ def _ratio(error: float, tolerance: float) -> float:
 
 
 def _precision_lines(precision: tuple[Precision, ...]) -> list[str]:
-    """Return a line of text per dtype on the array with the largest error relative to its bound."""
+    """Return the report's lines on low precision, one per dtype.
+
+    Each names the array whose gradient error is largest relative to its rounding error bound.
+    """
     lines = []
     for dtype in dict.fromkeys(entry.dtype for entry in precision):
         entries = [entry for entry in precision if entry.dtype == dtype]

@@ -1,4 +1,4 @@
-"""Points (values of all variables) at which gradients are compared, and the tolerance there.
+"""Choose the points at which gradients are compared, and the tolerance of the comparison.
 
 The given point, the arguments that the user passed, may hide a mistake: at zeros, ones or symmetric
 weights a wrong formula can give the correct value. So there is a second, generic point: random

@@ -72,7 +72,7 @@ class _Leaf(NamedTuple):
         )
 
     def partial_derivatives(self, index: tuple[int, ...]) -> DirectionalDerivatives:
-        """Estimate central and one-sided derivatives with respect to the element at `index`."""
+        """Estimate central and one-sided derivatives of dy f with respect to one array element."""
         direction, length = coordinate_direction(self.point.variables, self.path, index)
         along = self.derivatives_along(direction)
         # Division by the length is exact: it is a power of two.

@@ -28,7 +28,7 @@ Axes = tuple[int, int]
 
 
 def axes_of(f: Program, images: Any, sites: Mapping[str, EquationSite]) -> dict[str, Axes]:
-    """Find the axes of each node's value that index the images and the units.
+    """Find, for each node, which axis of its value is the batch axis and which the unit axis.
 
     Args:
         f: the model.

@@ -21,7 +21,7 @@ from diffprog.visualization._axes import axes_of, units_last
 
 
 class Request(NamedTuple):
-    """What `read_units` reads: a node of the model, and all its units or one for each image.
+    """Request for the values of a node in `read_units`: all its units, or one for each image.
 
     Attributes:
         node: name of an intermediate value as in `nodes.read` (a name given with `tap`, or an

@@ -147,9 +147,9 @@ def nearest_classes(problem: Problem, norm: str, count: int) -> Candidates:
 def linearized_boundaries(
     problem: Problem, norm: str, classes: Candidates, r: Flat
 ) -> LinearizedBoundaries:
-    """Compute the logits at x + r and the shortest steps to the boundaries of several classes.
+    """Compute the logits at x + r and the shortest steps to several linearized boundaries.
 
-    These are the linearized decision boundaries between each of `classes` and the label y.
+    There is one decision boundary between the label y and each of `classes`.
     """
     logits, linearization = linearize(problem, r)
     low, high = (bound - problem.x - r for bound in problem.bounds)

@@ -279,9 +279,10 @@ def _deepfool_steps(problem: Problem, norm: str, state: _State) -> _State:
 
 
 def _start(problem: Problem, shortest: Shortest, run: Array, restart: Array) -> Flat:
-    """Return the r where a run starts: 0 in the first restart, else random.
+    """Return the perturbation from which a restart begins: 0 for restart 0, otherwise random.
 
-    The random r is at most half as long as the shortest success; `run` selects its PRNG keys.
+    A random one is at most half as long as the smallest adversarial perturbation so far. `run`
+    counts the pairs of restart and target class, and selects the PRNG keys.
     """
     radius = jnp.minimum(shortest.distance, problem.epsilon) / 2
     radius = jnp.where(jnp.isfinite(radius), radius, problem.box_width) * (restart > 0)

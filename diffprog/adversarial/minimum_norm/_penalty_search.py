@@ -82,9 +82,10 @@ def penalty_attack(
 ) -> Attack:
     """Build an attack that calls `minimize` for `searches` penalty weights c, chosen by bisection.
 
-    minimize(problem, c, class, start, iteration) returns the shortest success and the number of
-    gradient evaluations. The first c is `initial_factor` times the value that is right for a linear
-    model. `l1_weight` is the weight of ||r||_1 in the objective.
+    minimize(problem, c, class, start, iteration) minimizes ||r|| + c loss from the perturbation
+    `start` in bisection step `iteration`, and returns the smallest adversarial perturbation and the
+    number of gradient evaluations. The first c is `initial_factor` times the smallest one that
+    suffices for a linear model. `l1_weight` is the weight of ||r||_1 in the objective.
     """
     num_searches = jnp.int32(_validation.integer("searches", searches, low=1))
     starts = _binary_search.validate_starting_examples(examples, bounds)
