@@ -64,7 +64,7 @@ class SlopeReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Check if the Taylor remainder of every array has order > 1.5: 2 if correct, 1 if wrong."""
+        """Check if the Taylor remainder of each array has order > 1.5 (2 is correct, 1 wrong)."""
         return bool((self.orders > 1.5).all())
 
     def __str__(self) -> str:
