@@ -1,4 +1,5 @@
-# Every command makes the environment it needs and then does its job. .venv/.EXTRA says that the extra EXTRA of pyproject.toml is installed.
+# Every command makes the environment it needs and then does its job. .venv/.EXTRA says that the
+# extra EXTRA of pyproject.toml is installed.
 PYTHON ?= python3
 WORKERS ?= 2
 RUN := .venv/bin/python -m

@@ -5,10 +5,10 @@
 The network classifies small images: convolution, relu, max pooling, affine layers with tanh and
 sigmoid, softmax. First the correct network is checked, layer by layer. Then each bug in `BUGS` is
 planted in one of its layers, and the findings that are not ok are printed, together with the cosine
-between the wrong gradient and the right one. Most wrong gradients still point downhill: training
+between the wrong gradient and the correct one. Most wrong gradients still point downhill: training
 would be worse, but not fail, so a check is needed to notice them.
 
-The last part is a Taylor test of a right gradient and of one that is 1 % off: slopes 2 and 1.
+The last part is a Taylor test of a correct gradient and of one that is 1 % off: slopes 2 and 1.
 
 Writes results/gradient_check/: bugs.json (bug, layer, leaf, verdict, hint, cosine), slopes.png.
 
@@ -44,7 +44,7 @@ class Bug(NamedTuple):
 
 
 def change_backward(change: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Layer], Layer]:
-    """Apply `change` to the right (dparams, dx)."""
+    """Apply `change` to the correct (dparams, dx)."""
     return lambda layer: layer._replace(
         backward=lambda params, residuals, dy: change(*layer.backward(params, residuals, dy))
     )
@@ -63,7 +63,7 @@ def unflipped_kernel(layer: Layer) -> Layer:
     """Compute dx of a convolution without rotating the kernel by 180 degrees."""
 
     def backward(params: Any, residuals: Any, dy: Array) -> tuple[Any, Any]:
-        # Rotating it once more undoes the rotation of the right backward pass.
+        # Rotating it once more undoes the rotation of the correct backward pass.
         rotated = {**params, "weight": params["weight"][::-1, ::-1]}
         dparams, _ = layer.backward(params, residuals, dy)
         return dparams, layer.backward(rotated, residuals, dy)[1]
@@ -188,8 +188,8 @@ def check_bug(bug: Bug, names: Iterable[str], params: Any, x: Array, key: Array)
     angle = cosine(make_network(names), net, params, x)
     print(f"\nplanted in {bug.layer}: {bug.description}")
     print(
-        f"cosine to the right gradient {angle:.4f}; "
-        f"{len(report.findings) - len(wrong)} other gradients right"
+        f"cosine to the correct gradient {angle:.4f}; "
+        f"{len(report.findings) - len(wrong)} other gradients correct"
     )
     print("\n".join(str(checks.Report(tuple(wrong))).splitlines()[1:]) if wrong else "NOT CAUGHT")
     return {

@@ -1,4 +1,4 @@
-"""Detect three defenses that only mask gradients, and break each with an adaptive attack.
+"""Detect three defenses that only mask gradients, and attack each adaptively.
 
     python -m experiments.gradient_masking [--fast]
 
@@ -168,7 +168,7 @@ def write(
         folder / "index.html",
         "Gradient masking",
         sections,
-        summary="Three defenses that only look robust, and adaptive attacks that break them.",
+        summary="Three defenses that only look robust, and adaptive attacks that succeed on them.",
     )
     print(f"robust accuracy without a defense: {numbers['undefended']:.1%} at ε = {EPSILON}")
     for name, (naive, adaptive) in reports.items():

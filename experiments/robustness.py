@@ -80,7 +80,7 @@ def main(folder: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
 def draw_examples(network: dp.Program, x: jax.Array, y: jax.Array, report: adv.Report) -> Any:
     """Draw the smallest perturbations of the first correctly classified examples."""
     # After the few steps of a fast run, there may be no correctly classified example.
-    some = np.flatnonzero(report.right)[:SHOWN] if report.right.any() else np.arange(1)
+    some = np.flatnonzero(report.correct)[:SHOWN] if report.correct.any() else np.arange(1)
     perturbed = jnp.asarray(report.outcomes[-1].found.adversarial[some])
     before, after = jax.nn.softmax(network(x[some])), jax.nn.softmax(network(perturbed))
     return dp.plotting.draw_adversarial(x[some], perturbed, y[some], before, after)

@@ -1,6 +1,6 @@
 """The README's Python blocks, run from top to bottom in one namespace, one test a block.
 
-A comment behind a `print` must be what the run prints; decimal numbers may differ by 5 %.
+A comment behind a `print` must be what the run prints; decimal numbers may differ by 2 %.
 """
 
 import inspect
@@ -28,12 +28,12 @@ BLOCKS = find_blocks(TEXT)
 
 
 def agree(promised: str, printed: str) -> bool:
-    """Check whether two texts have the same words and integers, and decimals within 5 %."""
+    """Check whether two texts have the same words and integers, and decimals within 2 %."""
     if NUMBER.sub("#", promised) != NUMBER.sub("#", printed):
         return False
     pairs = zip(NUMBER.findall(promised), NUMBER.findall(printed), strict=True)
     return all(
-        a == b if "." not in a else float(b) == pytest.approx(float(a), rel=0.05) for a, b in pairs
+        a == b if "." not in a else float(b) == pytest.approx(float(a), rel=0.02) for a, b in pairs
     )
 
 

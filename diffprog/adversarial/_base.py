@@ -254,9 +254,10 @@ def make_attack(
 ) -> Attack:
     """Build an attack from a search function.
 
-    The search gets examples that are checked and flattened to rows, and is traced by `jax.jit`. The
-    perturbations that it returns should lie in the ball and in the box, as those of
-    `Problem.project` do. Perturbations of initially misclassified examples are ignored. Success,
+    The search gets examples that are checked and flattened to rows, and is traced by `jax.jit`. A
+    perturbation that is not finite, or leaves the ball or the box (see `Problem.project`), is
+    discarded, and the example counts as not attacked. Perturbations of initially misclassified
+    examples are ignored. Success,
     distance and loss are computed afterwards. Arrays that the search closes over are traced;
     numbers are compiled in.
 
@@ -294,6 +295,9 @@ def make_attack(
     >>> print(attack(lambda x: x, x, y, key=jax.random.key(0)).success)
     [ True False]
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {type(name).__name__}")
+    _validation.function("search", search)
     norms.named(norm)
     for flag, value in (("targeted", targeted), ("uses_gradients", uses_gradients)):
         if not isinstance(value, bool):
@@ -523,8 +527,27 @@ def _run_search(
         **arrays,
     )
     result = search(problem)
+    if not isinstance(result, Search):
+        raise TypeError(f"search must return a Search, got {type(result).__name__}")
+    batch = rows.shape[:1]
+    for field, value in result._asdict().items():
+        if jnp.shape(value) not in ((rows.shape,) if field == "r" else ((), batch)):
+            expected, got = rows.shape if field == "r" else batch, jnp.shape(value)
+            raise ValueError(f"search must return {field} of shape {expected}, got {got}")
     # Of one dtype for all attacks, so that a cascade can merge them; with x64, some are int64.
-    return Search(result.r, *(jnp.asarray(count, jnp.int32) for count in result[1:]))
+    counts = (jnp.broadcast_to(jnp.asarray(count, jnp.int32), batch) for count in result[1:])
+    return Search(_discard_invalid(problem, result.r), *counts)
+
+
+def _discard_invalid(problem: Problem, r: Flat) -> Flat:
+    """Set perturbations that are not finite, or leave ball or box by more than rounding, to 0."""
+    slack = 64 * float(jnp.finfo(r.dtype).eps)
+    (low, high), perturbed = problem.bounds, add_rounded_toward_x(problem.x, r)
+    margin = slack * max(abs(low), abs(high))
+    in_box = ((perturbed >= low - margin) & (perturbed <= high + margin)).all(1)
+    in_ball = problem.norm.length(r) <= problem.epsilon * (1 + slack)
+    is_valid = jnp.isfinite(r).all(1) & in_box & in_ball
+    return jnp.where(is_valid[:, None], r, 0)
 
 
 @functools.partial(jax.jit, static_argnames=("norm",))

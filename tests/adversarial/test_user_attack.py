@@ -66,3 +66,46 @@ def test_a_search_returns_flat_perturbations_of_any_shape_of_example(key):
     result = attack(f, x, jnp.zeros(2, int), key=key)
     np.testing.assert_allclose(result.adversarial["image"], 0.75)
     np.testing.assert_allclose(result.adversarial["label"], 1.0)
+
+
+@pytest.mark.parametrize(
+    "r",
+    [5.0, -5.0, 0.41, np.nan, np.inf],
+    ids=["above the box", "below the box", "outside the ball", "nan", "infinite"],
+)
+def test_invalid_perturbations_of_a_search_are_no_success(r, key):
+    def search(problem):
+        return adversarial.Search(jnp.full_like(problem.x, r).at[:, 0].set(0.0), 3, 0, 0, 0)
+
+    attack = adversarial.make_attack("invalid", search, norm="linf", epsilon=0.4)
+    x = jnp.full((2, 3), 0.5)
+    result = attack(lambda x: jnp.stack([x[:, 0], x[:, 1] - 0.1], 1), x, jnp.zeros(2, int), key=key)
+    np.testing.assert_array_equal(result.adversarial, x)
+    assert not result.success.any()
+    assert result.step.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("search", "error", "match"),
+    [
+        (5, TypeError, "search must be callable, got int"),
+        (lambda problem: problem.x, TypeError, "search must return a Search, got"),
+        (
+            lambda problem: adversarial.Search(problem.x[:, :1], 0, 0, 0, 0),
+            ValueError,
+            r"search must return r of shape \(2, 3\), got \(2, 1\)",
+        ),
+        (
+            lambda problem: adversarial.Search(0 * problem.x, jnp.zeros(7), 0, 0, 0),
+            ValueError,
+            r"search must return step of shape \(2,\), got \(7,\)",
+        ),
+    ],
+)
+def test_a_search_that_returns_something_else_is_refused(search, error, match, key):
+    def attack(x):
+        made = adversarial.make_attack("mine", search, norm="linf", epsilon=0.4)
+        return made(lambda x: x, x, jnp.zeros(2, int), key=key)
+
+    with pytest.raises(error, match=match):
+        attack(jnp.full((2, 3), 0.5))

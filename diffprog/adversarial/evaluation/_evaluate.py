@@ -112,20 +112,22 @@ def evaluate(
         lambda indices: _compute_logits(model, _take(x, indices)), len(y), batch_size
     )
     has_nan = np.isnan(logits).any(1)
-    right = (logits.argmax(1) == np.asarray(y)) & ~has_nan
+    correct = (logits.argmax(1) == np.asarray(y)) & ~has_nan
     share = lambda which: share_with_interval(int(which.sum()), len(y), confidence)
-    robust = [share(right & ~result.success) for result in results]
+    robust = [share(correct & ~result.success) for result in results]
     outcomes = tuple(
         Outcome(name, attack.name, attack.epsilon, accuracy, result, attack.uses_gradients)
         for (name, attack), accuracy, result in zip(named_attacks, robust, results, strict=True)
     )
-    worst = _smallest_perturbations(results, right)
+    worst = _smallest_perturbations(results, correct)
     raised_flags: tuple[Any, ...] = ()
     if flags:
-        measurements = _measure_some(f, x, y, first, outcomes, worst, right, key)
-        raised_flags = masking_flags(measurements, outcomes, right, has_nan)
-    clean = share(right)
-    return Report(first.norm, first.bounds, confidence, clean, right, outcomes, worst, raised_flags)
+        measurements = _measure_some(f, x, y, first, outcomes, worst, correct, key)
+        raised_flags = masking_flags(measurements, outcomes, correct, has_nan)
+    clean = share(correct)
+    return Report(
+        first.norm, first.bounds, confidence, clean, correct, outcomes, worst, raised_flags
+    )
 
 
 def _validate_attacks(attacks: Any) -> list[tuple[str, Attack]]:
@@ -182,16 +184,18 @@ def _map_batches(function: Callable[[np.ndarray], Any], count: int, batch_size: 
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *results)
 
 
-def _smallest_perturbations(results: list[AttackResult], right: Bool[np.ndarray, "batch"]) -> Worst:
+def _smallest_perturbations(
+    results: list[AttackResult], correct: Bool[np.ndarray, "batch"]
+) -> Worst:
     """Find the smallest successful perturbation of each example over all attacks; return a `Worst`.
 
-    `right` (batch,) is whether an example is correctly classified; the distance of others is 0.
+    `correct` (batch,) is whether an example is correctly classified; the distance of others is 0.
     """
     distances = np.stack(
         [np.where(result.success, result.distance.astype(np.float64), np.inf) for result in results]
     )
-    smallest = np.where(right, distances.min(0), 0)
-    success = right & np.isfinite(smallest)
+    smallest = np.where(correct, distances.min(0), 0)
+    success = correct & np.isfinite(smallest)
     # Distances that differ by rounding alone count as equal.
     attack = np.where(success, (distances <= smallest * (1 + TOLERANCE)).argmax(0), -1)
     index = np.maximum(attack, 0)
@@ -207,7 +211,7 @@ def _measure_some(
     attack: Attack,
     outcomes: tuple[Outcome, ...],
     worst: Worst,
-    right: Bool[np.ndarray, "batch"],
+    correct: Bool[np.ndarray, "batch"],
     key: jax.Array,
 ) -> Measurements | None:
     """Measure signs of gradient masking on up to 64 correctly classified examples.
@@ -216,10 +220,10 @@ def _measure_some(
     or else the median distance in `worst`. Returns `Measurements`, or None if no example is
     correctly classified.
     """
-    if not right.any():
+    if not correct.any():
         return None
     # Repeated to a fixed size, so that another number of examples compiles nothing new.
-    indices = np.resize(np.flatnonzero(right), min(len(y), _MASKING_EXAMPLES))
+    indices = np.resize(np.flatnonzero(correct), min(len(y), _MASKING_EXAMPLES))
     radii = [np.median(outcome.epsilon) for outcome in outcomes if outcome.epsilon is not None]
     epsilon = float(max(radii, default=0.0))
     if epsilon == 0:

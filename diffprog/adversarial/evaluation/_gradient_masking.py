@@ -147,7 +147,7 @@ def _repeated_logits(f: Callable[..., Any], x: Any, logits: Logits) -> Logits:
 def masking_flags(
     measurements: Measurements | None,
     outcomes: tuple[Outcome, ...],
-    right: Bool[np.ndarray, "batch"],
+    correct: Bool[np.ndarray, "batch"],
     has_nan: Bool[np.ndarray, "batch"] | None = None,
 ) -> tuple[Flag, ...]:
     """Return a tuple with a `Flag` for each sign of gradient masking in measurements and results.
@@ -155,7 +155,7 @@ def masking_flags(
     Args:
         measurements: result of `measure`; None if no example is correctly classified.
         outcomes: results of the evaluated attacks.
-        right: (batch,), whether each example is correctly classified.
+        correct: (batch,), whether each example is correctly classified.
         has_nan: (batch,), whether a logit of each example is NaN; default none.
     """
     flags: list[Flag] = []
@@ -172,7 +172,7 @@ def masking_flags(
         flags += _logit_flags(measurements)
         flags += _gradient_flags(measurements)
         flags += _pgd_flags(measurements)
-    flags += _black_box_flags(outcomes, right)
+    flags += _black_box_flags(outcomes, correct)
     return tuple(flags)
 
 
@@ -271,12 +271,12 @@ def _pgd_flags(measurements: Measurements) -> Iterator[Flag]:
 
 
 def _black_box_flags(
-    outcomes: tuple[Outcome, ...], right: Bool[np.ndarray, "batch"]
+    outcomes: tuple[Outcome, ...], correct: Bool[np.ndarray, "batch"]
 ) -> Iterator[Flag]:
     for outcome in outcomes:
-        success = right & _stage_success(outcome, uses_gradients=False)
+        success = correct & _stage_success(outcome, uses_gradients=False)
         radius = 1.05 * outcome.found.distance if outcome.epsilon is None else outcome.epsilon
-        radius = np.broadcast_to(radius, right.shape)
+        radius = np.broadcast_to(radius, correct.shape)
         # Compare only with gradient-based attacks that were allowed at least this radius.
         white_box_success = [
             _stage_success(other, uses_gradients=True)
@@ -291,10 +291,10 @@ def _black_box_flags(
         if not white_box_success:
             continue
         only_black_box = (success & ~np.any(white_box_success, axis=0)).sum()
-        if only_black_box > max(1, _MAX_ONLY_BLACK_BOX * right.sum()):
+        if only_black_box > max(1, _MAX_ONLY_BLACK_BOX * correct.sum()):
             yield Flag(
                 "black box beats white box",
-                f"{outcome.name} succeeds on {only_black_box} of {right.sum()} examples "
+                f"{outcome.name} succeeds on {only_black_box} of {correct.sum()} examples "
                 "on which no gradient-based attack succeeds.",
                 "Gradients are masked, or the gradient-based attacks are too weak.",
                 "Add auto_attack and restarts; inspect the gradients.",

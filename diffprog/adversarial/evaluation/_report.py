@@ -147,7 +147,7 @@ class Report(NamedTuple):
         bounds: (low, high) of the input values.
         confidence: confidence level of the intervals.
         clean: accuracy on the unperturbed examples.
-        right: (batch,), whether x itself is correctly classified.
+        correct: (batch,), whether x itself is correctly classified.
         outcomes: the result of each attack, in the order given to `evaluate`.
         worst: smallest perturbation of all attacks, per example.
         flags: warnings of gradient masking; empty if there are none or `evaluate` was called with
@@ -158,7 +158,7 @@ class Report(NamedTuple):
     bounds: Bounds
     confidence: float
     clean: Share
-    right: Bool[np.ndarray, "batch"]
+    correct: Bool[np.ndarray, "batch"]
     outcomes: tuple[Outcome, ...]
     worst: Worst
     flags: tuple[Flag, ...]
@@ -178,7 +178,7 @@ class Report(NamedTuple):
             ValueError: epsilon is negative or has another shape.
         """
         radius = np.asarray(_validation.array("epsilon", epsilon), np.float64)
-        batch = len(self.right)
+        batch = len(self.correct)
         _validation.within("epsilon", radius, 0, np.inf)
         if radius.shape not in ((), (batch,)):
             raise ValueError(
@@ -219,7 +219,7 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         low, high = self.bounds
         header = (
-            f"{len(self.right)} examples, norm {self.norm}, bounds {low:g} .. {high:g}; "
+            f"{len(self.correct)} examples, norm {self.norm}, bounds {low:g} .. {high:g}; "
             f"{self.confidence:.0%} confidence intervals; gradients and queries per example"
         )
         rows: list[tuple[str, ...]] = [
@@ -227,7 +227,7 @@ class Report(NamedTuple):
             ("none (clean accuracy)", "", str(self.clean), "", "", "", ""),
         ]
         for outcome in self.outcomes:
-            rows += _table_rows(outcome, self.right)
+            rows += _table_rows(outcome, self.correct)
         if len(self.outcomes) > 1:
             name, rest = "all (robust accuracy)", [""] * 4
             rows += [
@@ -242,13 +242,13 @@ class Report(NamedTuple):
         return "\n".join([header, *lines, *map(str, self.flags)])
 
 
-def _table_rows(outcome: Outcome, right: Bool[np.ndarray, "batch"]) -> list[tuple[str, ...]]:
+def _table_rows(outcome: Outcome, correct: Bool[np.ndarray, "batch"]) -> list[tuple[str, ...]]:
     """Format the result of an attack as rows of the printed table, as tuples of strings.
 
-    The first row is the attack; if it is a cascade, a row for each of its attacks follows. `right`
-    is whether each example is correctly classified.
+    The first row is the attack; if it is a cascade, a row for each of its attacks follows.
+    `correct` tells which examples are correctly classified.
     """
-    found, success = outcome.found, right & outcome.found.success
+    found, success = outcome.found, correct & outcome.found.success
     row = (
         outcome.name,
         _format_radius(outcome.epsilon),

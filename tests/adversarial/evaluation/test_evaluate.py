@@ -64,7 +64,7 @@ def test_worst_is_the_smallest_perturbation_of_all_attacks(report):
         ]
     )
     np.testing.assert_array_equal(
-        report.worst.distance, np.where(report.right, distances.min(0), 0)
+        report.worst.distance, np.where(report.correct, distances.min(0), 0)
     )
     assert (report.worst.attack[:4] == -1).all()
     for i in range(4, 30):
@@ -143,7 +143,7 @@ def test_nan_logits_count_as_misclassified():
     f, x, y, _ = make_problem()
     f_with_nan = lambda x: f(x) * jnp.where(jnp.arange(len(x)) % 2, jnp.nan, 1)[:, None]
     result = adv.evaluate(f_with_nan, x, y, ATTACKS[:1], key=jax.random.key(0), flags=False)
-    assert not result.right[1::2].any()
+    assert not result.correct[1::2].any()
     assert result.clean.count == 13
 
 

@@ -233,6 +233,6 @@ def test_black_box_flag_depends_on_uses_gradients_and_not_on_names():
     }
     y = net(WEIGHTS, X).argmax(1)
     report = adv.evaluate(masked, X, y, attacks, key=jax.random.key(0), flags=False)
-    flags = masking_flags(None, report.outcomes, report.right)
+    flags = masking_flags(None, report.outcomes, report.correct)
     assert [flag.name for flag in flags] == 2 * ["black box beats white box"]
     assert [flag.measured.split(" succeeds")[0] for flag in flags] == ["black box", "transferred"]
