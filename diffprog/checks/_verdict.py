@@ -30,14 +30,14 @@ _MIN_DISAGREEMENT = 1e-6  # relative, for finite differences to refute both othe
 
 
 class _Leaf(NamedTuple):
-    """Gradients to compare with respect to one array (a leaf of the arguments) at one point.
+    """The tested and the reference gradient with respect to one array of the arguments.
 
     Attributes:
-        point: the function, the values of its variables, and the gradients there.
+        point: record of the evaluation: function, values of the variables, all gradients.
         path: path of the array, such as "params['weight']".
         got: gradient under test.
         want: reference gradient, by autodiff.
-        tolerance: largest difference of each element that rounding explains.
+        tolerance: per element, the largest |got - want| that rounding errors can explain.
     """
 
     point: TestPoint

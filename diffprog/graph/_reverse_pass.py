@@ -77,10 +77,10 @@ def reverse_pass(
 def _differentiate(
     operation: RecordedOperation, outputs: list[Any], adjoints: list[Any]
 ) -> list[LocalDerivative]:
-    """Return the derivative of each output of an operation with respect to each of its inputs.
+    """Return a `LocalDerivative` for each pair of an input and an output of an operation.
 
-    `outputs` are the values of the outputs, `adjoints` their adjoints, None for zero. Inputs and
-    outputs that are integers or random keys are left out.
+    `adjoints` holds the adjoint of each output, None for zero; a local derivative also records what
+    it sends back to the input. Integers and random keys are left out.
     """
     slots = [
         slot

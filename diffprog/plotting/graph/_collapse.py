@@ -24,8 +24,9 @@ class NodeGroup(NamedTuple):
     """Nodes of a graph that are drawn as one box.
 
     Attributes:
-        name: name of the node if there is only one; else what the nodes share, their name scope or
-            argument of the traced function, or the name (`tap`) of the last node; else "".
+        name: label of the box. For a single node its name; for several, the name scope or the
+            function argument that they share, or the name that `tap` gave the last of them; "" if
+            there is none of these.
         nodes: at least one node, in order of computation.
     """
 

@@ -23,14 +23,16 @@ Key: TypeAlias = Hashable
 
 
 class Layout(NamedTuple):
-    """Positions in a layered layout, as coordinates (along, across) the direction of the edges.
+    """Positions of the nodes and edges of a graph that is drawn in layers.
+
+    Coordinates are pairs (along, across): along the direction of the edges, and across it.
 
     Attributes:
-        places: for each node, where its box starts along the edges and its middle across them.
-        trunks: for each source node, the points at which its longest edge enters and leaves each
-            layer that it crosses. Its shorter edges follow the same points.
-        trunk_counts: for each edge, how many points of the trunk of its source it follows.
-        extent: size of the whole layout, (along, across).
+        places: for each node, where its box begins (along), and its middle (across).
+        trunks: for each source node, the line that its edges share: the points at which the longest
+            of them enters and leaves each layer that it crosses.
+        trunk_counts: for each edge, the number of points of that line it passes before its target.
+        extent: size of the whole layout.
     """
 
     places: dict[Key, Coordinates]
