@@ -148,9 +148,10 @@ def primitive_name(equation: JaxprEqn) -> str:
 
 
 def _fast_function(equation: JaxprEqn) -> Callable[..., Array] | None:
-    """Return a function that evaluates an equation and has a fast derivative, or None.
+    """Return a replacement with a fast derivative for a convolution or max-pooling, or None.
 
-    None is returned for other primitives, and for options or dtypes that are not supported.
+    None means that the equation is of another primitive, or that its options or dtypes are not
+    supported.
     """
     make = _FAST_FUNCTIONS.get(equation.primitive.name)
     if make is None:

@@ -510,10 +510,10 @@ def _example_keys(key: jax.Array, x: Any) -> jax.Array:
 def _run_search(
     search: Program, f: Program, x: Any, settings: tuple[str, Bounds, bool], **arrays: Array
 ) -> Search:
-    """Flatten the examples x, run the search of an attack on them, and return its result.
+    """Run an attack's search function on the examples x, flattened to rows; return its result.
 
-    `settings` are (norm, bounds, targeted). Further arrays are the fields y, epsilon, keys and
-    clean_logits of the `Problem`.
+    `settings` are (norm, bounds, targeted). The keyword arguments `arrays` are y, epsilon, keys and
+    clean_logits, which become fields of the `Problem` that `search` gets.
     """
     rows, unflatten = flatten_examples(x)
     norm, bounds, targeted = settings

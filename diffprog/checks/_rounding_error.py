@@ -78,10 +78,10 @@ def rounding_spread(
 
 
 def innermost_equations(program: _jaxpr.ClosedJaxpr) -> list[_jaxpr.EquationSite]:
-    """List the innermost equations of a jaxpr whose evaluation `interpret` can replace.
+    """List the equations of a jaxpr, nested ones included, that `interpret` can evaluate otherwise.
 
-    An equation that contains others of the list, such as a loop, is left out. So are those inside a
-    custom derivative or a primitive that `interpret` cannot enter.
+    A loop is left out in favour of the equations in its body. Equations inside custom derivatives,
+    or inside primitives that `interpret` cannot enter, are left out too.
     """
     sites = [
         site

@@ -280,9 +280,10 @@ def _is_refuted(value: float, estimate: Estimate, size: float) -> bool:
 
 
 def _refuted_finding(leaf: _Leaf, index: tuple[int, ...], estimate: Estimate) -> Finding | None:
-    """Return a finding with verdict "wrong" if finite differences contradict an element, else None.
+    """Return a "wrong" finding if a gradient element disagrees with finite differences, else None.
 
-    The element agrees with autodiff; `estimate` is its derivative by finite differences.
+    The element is known to agree with autodiff, whose value is then wrong too. `estimate` is the
+    derivative by finite differences.
     """
     if not _is_refuted(leaf.got[index], estimate, abs(leaf.got[index])):
         return None

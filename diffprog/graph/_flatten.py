@@ -65,13 +65,13 @@ class Recorder:
 
     Attributes:
         values: all recorded values, constants and arguments first.
-        taps: (name, number of earlier values of that name) of each value that is named with `tap`,
-            by index in `values`.
+        taps: dict from the index of a value that was named with `tap` to (name, number of earlier
+            values with the same name).
         tap_counts: for each name given with `tap`, the number of values with that name so far.
         operations: recorded operations, in the order they were run.
         computed: indices of the values that are outputs of operations.
-        boxes: names of the functions recorded as a single operation (a box), and of those that are
-            not only because they are in `expanded`.
+        boxes: names of the functions that are recorded as one operation (a box), or would be if
+            they were not in `expanded`.
         expanded: names of functions whose bodies are recorded instead of a box.
         max_scan: length of the longest scan to unroll.
     """

@@ -31,11 +31,11 @@ def train(
     until: float | None,
     progress: bool | None,
 ) -> tuple[TrainingState, Ending]:
-    """Train from `state` to the end of the run; return the last state and why it ended.
+    """Run the training loop from `state`; return the final state and the reason it ended.
 
     `engine` computes the steps, `source` gives their inputs, and `evaluator` evaluates metrics and
     decides on early stopping. Without `checkpoints` nothing is saved. `until` and `progress` are
-    as of `fit`; the reason for the end is as in `Fit.ending`.
+    those of `fit`; the reason for the end is as in `Fit.ending`.
     """
     unsaved: TrainingState | None = None
     previous: tuple[TrainingState, Segment] | None = None

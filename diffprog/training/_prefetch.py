@@ -96,7 +96,7 @@ def from_iterable(
 ) -> DataSource:
     """Build a data source from an iterable of batches or a function epoch -> iterable, for `fit`.
 
-    `weights` and `batch_size` must be None; the other arguments are as of `fit`.
+    `weights` and `batch_size` must be None; the other arguments are those of `fit`.
     """
     if isinstance(data, list) and data and all(hasattr(part, "shape") for part in data):
         raise TypeError(

@@ -102,11 +102,12 @@ def from_arrays(
     *,
     split_at_epochs: bool,
 ) -> DataSource:
-    """Build a data source of minibatches of arrays, which are kept on the devices, for `fit`.
+    """Build a data source for `fit` that draws minibatches from arrays kept on the devices.
 
-    `data`, `weights`, `batch_size`, `epochs` and `steps` are as of `fit`. `key` is the key of the
-    permutations. `options` give the mesh, and `accumulate`, which must divide the batch size. With
-    `split_at_epochs` each segment of steps ends with an epoch.
+    `data`, `weights`, `batch_size`, `epochs` and `steps` are those of `fit`. `key` shuffles the
+    data. `options` holds the mesh, and `accumulate`, which must divide the batch size. If
+    `split_at_epochs`, no `Segment` (consecutive steps that run in one go) crosses the end of an
+    epoch.
     """
     data, mesh = validate_arrays("data", data), options.mesh
     count = len(jax.tree.leaves(data)[0])

@@ -243,17 +243,21 @@ class _SparseSchedule(NamedTuple):
 
 
 class _RunState(NamedTuple):
-    """State of one run, the ascent from one starting point; the leading axis is the example.
+    """Loop state of one APGD run from one starting point; the leading axis is the example.
+
+    A run maximizes its own loss, such as that towards one target class. Runs are compared by the
+    loss of the attack.
 
     Attributes:
         r: the current perturbation.
         previous: the perturbation before it.
-        value: the loss of the run at `previous`.
-        best_point: the `_Point` of this run at which the loss of the run is largest.
+        value: the run's own loss at `previous`.
+        best_point: the `_Point` of this run at which its own loss is largest.
         schedule: the step size, a `_HalvingSchedule` or `_SparseSchedule`.
         checkpoint: the step of the next checkpoint.
         period: the number of steps between the last checkpoint and the next.
-        best: the best iterate of all runs, by success and the loss of the attack.
+        best: the best iterate of this and all earlier runs: a successful one if there is one, then
+            the one with the largest loss of the attack.
     """
 
     r: Flat

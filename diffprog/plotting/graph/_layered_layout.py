@@ -29,9 +29,10 @@ class Layout(NamedTuple):
 
     Attributes:
         places: for each node, where its box begins (along), and its middle (across).
-        trunks: for each source node, the line that its edges share: the points at which the longest
-            of them enters and leaves each layer that it crosses.
-        trunk_counts: for each edge, the number of points of that line it passes before its target.
+        trunks: for each source node, the points of the line (trunk) that its edges share: two per
+            layer that the longest of them crosses, at its entry and exit.
+        trunk_counts: for each edge, the number of points of its source's trunk that it follows
+            before it turns to its target.
         extent: size of the whole layout.
     """
 
