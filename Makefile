@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 RUN := .venv/bin/python -m
 
-.PHONY: help tour docs test test-slow lint benchmarks clean FORCE
+.PHONY: help tour docs test test-slow mutants lint benchmarks clean FORCE
 .NOTPARALLEL:
 
 help:  ## list these commands
@@ -14,9 +14,11 @@ tour: .venv/.experiments  ## train, visualize, attack, check gradients; writes r
 docs: .venv/.docs  ## build the documentation into results/docs/index.html
 	$(RUN) experiments.site
 test: .venv/.test  ## the tests that take seconds
-	$(RUN) pytest -q -n $(WORKERS)
+	$(RUN) pytest -q -n $(WORKERS) --dist loadfile
 test-slow: .venv/.test  ## the tests that take longer
-	$(RUN) pytest -q -m slow -n $(WORKERS)
+	$(RUN) pytest -q -m slow -n $(WORKERS) --dist loadfile
+mutants: .venv/.test  ## plant errors in the library one by one and show which tests find them
+	.venv/bin/python tests/mutants/run.py --workers $(WORKERS)
 lint: .venv/.dev  ## style, layout and types
 	$(RUN) ruff check
 	$(RUN) ruff format --check
