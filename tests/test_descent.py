@@ -60,15 +60,23 @@ def test_ascent_on_the_input_equals_the_lecture(loop):
     np.testing.assert_allclose(result.variable, example["true"]["fixed_point"], rtol=1e-9)
 
 
+@every_loop
+def test_a_cost_that_changes_by_exactly_until_ends_the_run(loop):
+    line = descent(lambda v, k: v, optax.sgd(0.5))  # each step lowers the cost by 1/2
+    assert run(line, 8.0, 9, until=0.5, loop=loop).ending == "until"
+    assert run(line, 8.0, 9, until=0.49, loop=loop).ending == "steps"
+
+
 @pytest.mark.parametrize("steps", [1, 31, 32, 33, 300])
 def test_both_loops_give_the_same_result(steps):
-    batches = jax.random.normal(jax.random.key(0), (steps, 4, 3))
+    batches = np.random.default_rng(0).normal(size=(steps, 4, 3))
     engine = descent(
         lambda v, x: (jnp.tanh(x @ v) ** 2).mean() + 0.1 * quadratic(v, x), optax.adam(0.05)
     )
-    device, host = (run(engine, jnp.ones(3), batches, loop=loop) for loop in ("device", "host"))
-    np.testing.assert_allclose(device.costs, host.costs, rtol=1e-5)
-    np.testing.assert_allclose(device.variable, host.variable, rtol=1e-5)
+    with jax.enable_x64(True):
+        device, host = (run(engine, np.ones(3), batches, loop=loop) for loop in ("device", "host"))
+    np.testing.assert_allclose(device.costs, host.costs, rtol=1e-11)
+    np.testing.assert_allclose(device.variable, host.variable, rtol=1e-11)
     assert len(device.costs) == device.steps == host.steps == steps
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from diffprog import distributed
 
@@ -30,6 +30,10 @@ def test_sharding_keeps_the_values_of_arrays():
 def test_a_validated_mesh_has_auto_axes():
     explicit = Mesh(np.array(jax.devices()[:1]), ("batch",), axis_types=(AxisType.Explicit,))
     assert distributed.validate_mesh(explicit).axis_types == (AxisType.Auto,)
+
+
+def test_a_batch_is_divided_over_the_first_axis_alone():
+    assert distributed.batch_axis_size(AbstractMesh((2, 3), ("batch", "model"))) == 2
 
 
 def test_a_partition_rule_gets_the_path_of_every_array():

@@ -50,6 +50,13 @@ def test_numerical_has_eight_digits_in_float64():
         )
 
 
+def test_numerical_has_ten_digits_at_large_inputs_of_either_sign():
+    with jax.enable_x64(True):
+        cube = gradients.numerical(lambda x: x**3)
+        for x in (1e3, -1e3, -1e6):
+            np.testing.assert_allclose(cube(jnp.float64(x)), 3 * x**2, rtol=1e-10)
+
+
 def test_wrt_nodes_gives_the_adjoints():
     adjoints = gradients.wrt_nodes(cost)(PARAMS, X, Y)
     assert list(adjoints) == ["affine1", "hidden1", "logits"]

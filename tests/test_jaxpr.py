@@ -178,6 +178,15 @@ def test_side_outputs_of_nested_scans_are_stacked_outermost_first():
     np.testing.assert_allclose(sines, expected, rtol=1e-5)
 
 
+def test_equations_in_nested_scans_list_the_outer_length_first():
+    def outer(x):
+        inner = lambda carry: jax.lax.scan(lambda c, _: (jnp.sin(c), None), carry, length=3)[0]
+        return jax.lax.scan(lambda carry, _: (inner(carry), None), x, length=2)[0]
+
+    (sine,) = find_equations(jax.make_jaxpr(outer)(X), is_sine)
+    assert sine.scan_lengths == (2, 3)
+
+
 def test_a_reversed_scan_gives_each_iteration_its_own_side_input():
     program = jax.make_jaxpr(scanned)(X)
     (site,) = find_equations(program, is_sine)

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from diffprog import _loops, backprop, models
 from diffprog.descent import descent, run
+from diffprog.program import program
 
 IMAGES = jnp.ones((2, 8, 8, 1))
 KERNEL = jnp.ones((3, 3, 1, 2))
@@ -91,3 +93,11 @@ def test_step_inputs_take_at_most_what_is_left():
         ([5, 6], 2),
         ([], 0),
     ]
+
+
+def test_a_python_loop_continues_with_the_inputs_of_its_own_steps():
+    step = program(lambda state, x: (state + x, state))
+    xs = jnp.array([1.0, 10.0, 100.0, 1000.0])
+    first = _loops.python_loop(step, _loops.Chunk(0, 2, jnp.zeros(()), xs), capacity=2)
+    second = _loops.python_loop(step, _loops.Chunk(2, 4, first[0], xs), capacity=2)
+    np.testing.assert_array_equal([*first[1], *second[1], second[0]], [0, 1, 11, 111, 1111])

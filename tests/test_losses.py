@@ -203,6 +203,12 @@ def test_labels_out_of_range_raise(labels):
         losses.softmax_cross_entropy(LOGITS, labels)
 
 
+def test_traced_labels_out_of_range_give_nan():
+    labels = jnp.array([-1, 2, 3])
+    loss = jax.jit(losses.softmax_cross_entropy)(jnp.zeros((3, 3)), labels)
+    np.testing.assert_allclose(loss, [np.nan, np.log(3), np.nan], rtol=1e-6)
+
+
 def test_one_hot_or_float_labels_raise():
     for labels in (ONE_HOT, BINARY, LABELS[:, None]):
         with pytest.raises(TypeError, match="labels must be integer labels of shape"):

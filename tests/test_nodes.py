@@ -429,6 +429,19 @@ def test_an_unknown_name_raises_and_lists_the_known_ones():
         nodes.read(jnp.sin, ["h"])(X)
 
 
+def test_a_module_path_is_found_by_its_last_whole_names():
+    def f(x):
+        with jax.named_scope("Block_1"), jax.named_scope("MyConv_0"):
+            return x @ x
+
+    square = jnp.eye(2)
+    for name in ("MyConv_0", "Block_1/MyConv_0"):
+        assert list(nodes.read(f, [name])(square)[1]) == [name]
+    for name in ("Conv_0", "1/MyConv_0", "Block_1"):
+        with pytest.raises(ValueError, match=f"node '{name}' is unknown"):
+            nodes.read(f, [name])(square)
+
+
 def test_nodes_in_a_loop_of_unknown_length_raise():
     assert list(nodes.names(with_while, X)) == list(nodes.read(with_while)(X)[1]) == ["outside"]
     for call in (nodes.read(with_while, ["inside"]), nodes.perturb(with_while, {"inside": X})):

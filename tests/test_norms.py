@@ -282,7 +282,6 @@ def test_a_pixel_at_its_bound_does_not_leave_the_box(name):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l2", "l1"])
 def test_derivatives_of_projections_match_finite_differences(name):
     norm = norms.named(name)

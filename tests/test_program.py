@@ -168,6 +168,13 @@ def test_only_pytrees_among_bound_objects_are_decomposed():
     np.testing.assert_allclose(program(plain)(X), plain(X))
 
 
+def test_partials_keep_the_names_of_their_arguments():
+    power = lambda x, base=1.0, exponent=1.0: (base * x) ** exponent
+    two = jnp.float32(2)
+    assert call(program(functools.partial(power, base=two)), 3.0) == 6
+    assert call(program(functools.partial(power, exponent=two)), 3.0) == 9
+
+
 def test_a_program_is_returned_unchanged():
     made = program(affine, params(0))
     assert program(made) is made

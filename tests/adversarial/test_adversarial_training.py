@@ -170,3 +170,11 @@ def test_bad_examples_raise_at_the_call():
         adv.adversarial_training(lambda w, x: x * w, attack)(
             jnp.ones(3), x, jnp.array([0, 1, 2]), jax.random.key(0)
         )
+
+
+def test_an_example_on_the_decision_boundary_is_perturbed_whatever_its_label(key):
+    """With equal logits the first class is predicted; both losses are log(1 + exp(2 ε))."""
+    cost = adv.adversarial_training(lambda w, x: w * x, adv.fgsm(epsilon=EPSILON))
+    for label in (0, 1):
+        loss = cost(jnp.ones(()), jnp.array([[0.5, 0.5]]), jnp.array([label]), key)
+        np.testing.assert_allclose(loss, np.log1p(np.exp(2 * EPSILON)), rtol=1e-6)

@@ -112,6 +112,44 @@ def test_a_zero_perturbation_is_x_bit_for_bit(data, shift):
     assert (error <= 2.0**-22 * (np.abs(x) + np.abs(r)) + 1e-37).all()
 
 
+def test_rounding_never_carries_a_result_beyond_its_radius(key):
+    """Many sums x + r round outward; |adversarial - x| <= epsilon must hold without tolerance."""
+    x = np.random.default_rng(2).uniform(0.5, 1, (200, 2, 3)).astype(np.float32)
+    epsilon = np.float32(0.1)
+    y = np.asarray(F(x).argmax(1))
+    result = make(lambda problem: result_at(jnp.full_like(problem.x, epsilon)), epsilon=epsilon)(
+        F, x, y, key=key
+    )
+    assert (x + epsilon - x > epsilon).any()
+    assert (np.asarray(result.adversarial) - x <= epsilon).all()
+
+
+def test_a_search_evaluates_the_points_that_it_returns(key):
+    """Also in the last bit: here the logits are the perturbed inputs themselves."""
+    x = np.random.default_rng(3).uniform(0.5, 1, (200, 3)).astype(np.float32)
+    identity, y = dp.program(lambda x: x), x.argmax(1)
+    seen = []
+
+    def search(problem):
+        r = jnp.full_like(problem.x, 0.1) * (1 - jax.nn.one_hot(problem.y, 3))
+        jax.debug.callback(seen.append, problem.perturbed_logits(r))
+        return result_at(r)
+
+    result = make(search, bounds=(0.0, 2.0))(identity, x, y, key=key)
+    jax.effects_barrier()
+    assert (x + np.float32(0.1) - x > np.float32(0.1)).any()
+    np.testing.assert_array_equal(seen[0], result.adversarial)
+
+
+def test_a_perturbation_with_one_value_outside_the_box_is_no_success(key):
+    x = np.array([[0.8, 0.5, 0.5], [0.5, 0.5, 0.5]], np.float32)
+    second = dp.program(lambda x: jnp.stack([0 * x[:, 0], x[:, 1] - 0.6], 1))
+    attack = make(lambda problem: result_at(jnp.full_like(problem.x, 0.3)), epsilon=0.4)
+    result = attack(second, x, np.zeros(2, int), key=key)
+    np.testing.assert_array_equal(result.success, [False, True])
+    np.testing.assert_array_equal(result.adversarial[0], x[0])
+
+
 def test_keys_depend_on_the_example_and_not_on_its_position(key):
     rows = jnp.asarray(X).reshape(6, -1)
     keys = jax.random.key_data(per_example_keys(key, rows))

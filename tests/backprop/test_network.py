@@ -118,6 +118,14 @@ def diamond():
     return bp.dag(nodes, output="y")
 
 
+def test_layers_of_equal_shape_start_with_different_weights():
+    first, second = bp.chain([bp.affine(3, 3), bp.affine(3, 3)]).init(jax.random.key(0))
+    assert (first["weight"] != second["weight"]).all()
+    nodes = {"a": (bp.affine(3, 3), "x"), "b": (bp.affine(3, 3), "a")}
+    params = bp.dag(nodes, output="b").init(jax.random.key(0))
+    assert (params["a"]["weight"] != params["b"]["weight"]).all()
+
+
 def test_networks_nest():
     inner = diamond()
     net = bp.dag(

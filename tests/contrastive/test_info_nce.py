@@ -113,7 +113,6 @@ def test_the_diagonal_is_always_positive():
     )
 
 
-@pytest.mark.slow
 def test_the_scale_is_clipped_at_100_and_can_decrease_again():
     random = lambda log_scale: info_nce(IMAGES, TEXTS, log_scale).mean()
     np.testing.assert_array_equal(random(jnp.float32(9.0)), random(jnp.float32(math.log(100))))

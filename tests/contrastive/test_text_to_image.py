@@ -65,6 +65,20 @@ def test_similarities_and_scores_agree_with_the_image():
     assert str(result).startswith("red:1 | blue:-0.5: red 0.89")
 
 
+def test_similarities_are_those_of_the_image_without_its_random_transforms():
+    result = generate(["red", "blue:2 | green"], transforms=[vis.noise(1.0)])
+    red, other = np.asarray(result.images).reshape(2, 3)
+    assert result.similarities[0] == pytest.approx({"red": unit(red)[0]}, abs=1e-5)
+    expected = {"blue": unit(other)[2], "green": unit(other)[1]}
+    assert result.similarities[1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_texts_of_negative_weight_alone_are_avoided():
+    result = generate("red:-1 | blue:-2")
+    np.testing.assert_allclose(result.images.ravel(), unit([-1, 0, -2]), atol=5e-3)
+    np.testing.assert_allclose(result.seen.scores, np.sqrt(5), rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_prompts_generated_together_agree_with_one_alone():
     prompts = ["red", {"green": 2}, "blue:1 | red:-0.5"]
@@ -182,12 +196,18 @@ def test_other_texts_weights_and_encoders_do_not_recompile(caplog):
             ValueError,
             "text must not cancel",
         ),
-        (
-            {"text": "red:1e-9"},
-            ValueError,
-            "text must have a largest weight of size 1e-06 .. 1e\\+06, got 'red:1e-9'",
+        *(
+            (
+                {"text": text},
+                ValueError,
+                f"text must have a largest weight of size 1e-06 .. 1e\\+06, got {got}",
+            )
+            for text, got in (
+                ("red:1e-9", "'red:1e-9'"),
+                ({"red": 1e20, "blue": 1}, "{'red': "),
+                ({"red": -1e20, "blue": 1}, "{'red': "),
+            )
         ),
-        ({"text": {"red": 1e20, "blue": 1}}, ValueError, "text must have a largest weight of size"),
         ({"towers": None}, TypeError, "towers must be Towers"),
         ({"image": SHAPE}, TypeError, "image must be an Image"),
         (

@@ -150,7 +150,9 @@ def test_a_corrupt_gzip_file_is_named(tmp_path, content):
         data.idx_images(tmp_path)
 
 
-def test_training_and_test_images_of_different_sizes_are_refused(tmp_path):
-    other = idx(np.zeros((3, 4, 4), np.uint8))
-    with pytest.raises(ValueError, match=r"must have the same size, got \(4, 5\) and \(4, 4\)"):
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 5)])
+def test_training_and_test_images_of_different_sizes_are_refused(tmp_path, height, width):
+    other = idx(np.zeros((3, height, width), np.uint8))
+    message = rf"must have the same size, got \(4, 5\) and \({height}, {width}\)"
+    with pytest.raises(ValueError, match=message):
         data.idx_images(write(tmp_path, **{"t10k-images-idx3-ubyte": other}))

@@ -24,7 +24,8 @@ def test_it_writes_a_page_figures_and_numbers(experiment, figures, tmp_path):
     assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
 
 
-def test_adversarial_training_raises_robust_accuracy(tmp_path):
+def test_adversarial_training_raises_robust_accuracy(tmp_path, monkeypatch):
+    monkeypatch.setattr(robustness, "EXAMPLES", 150)
     numbers = robustness.main(tmp_path)
     standard, adversarial = numbers["standard training"], numbers["adversarial training"]
     assert standard["clean accuracy"] >= 0.98

@@ -1,7 +1,5 @@
 import pytest
 
-pytest.importorskip("pdoc")
-
 from experiments.site import __main__ as site
 from experiments.site._formulas import is_formula, typeset
 

@@ -73,6 +73,11 @@ def many_outputs(x):
     return a @ b + top.sum() + x[index[0]] + jnp.where(x > 0, x, 2 * x).max()
 
 
+def sorted_by_integers(x):
+    _, values = lax.sort((jnp.array([2, 0, 1]), x), num_keys=1)
+    return (values * jnp.array([1.0, 10.0, 100.0])).sum()
+
+
 def random_weights(x, key, weight):
     return (x * jax.random.normal(key, x.shape)).sum() * weight
 
@@ -110,6 +115,7 @@ PROGRAMS = {
         (jit_and_remat, X),
         (custom_rules, X),
         (many_outputs, X),
+        (sorted_by_integers, X),
         (random_weights, X, jax.random.key(3), 2),
         (derivative_of_softmax, X),
         (empty_arrays, X, np.zeros((2, 0))),

@@ -46,6 +46,12 @@ def test_paths_between_arrays_add_up_to_the_jacobian():
     )
 
 
+def test_the_derivative_of_a_path_has_the_axes_of_its_end_first():
+    W = np.arange(6.0).reshape(2, 3)
+    (path,) = trace(lambda x: tap(jnp.sin(W @ x), "y").sum(), X).paths("x", "y")
+    np.testing.assert_allclose(path.derivative, np.cos(W @ X)[:, None] * W, rtol=1e-12)
+
+
 def test_paths_pass_large_derivatives():
     graph = trace(lambda W, x: jnp.tanh(W @ x).sum(), np.ones((40, 50)) / 50, np.ones(50))
     (path,) = graph.paths("W")

@@ -8,10 +8,8 @@ import pytest
 from diffprog.graph import Summary, trace
 from tests.graph.programs import PROGRAMS
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("float64"),
-]  # `make test` stays under four minutes
+pytestmark = pytest.mark.usefixtures("float64")
+FAST = {"product", "recurrent", "reverse_scan", "conditional", "sorted_by_integers"}
 
 
 def pulled_back(graph, edge):
@@ -23,7 +21,10 @@ def pulled_back(graph, edge):
     )
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in PROGRAMS],
+)
 def test_adjoints_of_arguments_equal_jax_grad(name):
     f, args = PROGRAMS[name]
     graph = trace(f, *args)
@@ -37,6 +38,7 @@ def test_adjoints_of_arguments_equal_jax_grad(name):
             np.testing.assert_allclose(node.adjoint, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_flows_add_up_to_adjoints(name):
     f, args = PROGRAMS[name]
@@ -58,6 +60,7 @@ def test_flows_add_up_to_adjoints(name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["squared_norm", "convolution", "activations"])
 def test_norms_equal_those_of_the_jacobian(name, monkeypatch):
     f, args = PROGRAMS[name]
@@ -75,6 +78,7 @@ def test_norms_equal_those_of_the_jacobian(name, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_estimated_norms_are_close(monkeypatch):
     x = np.linspace(-1, 1, 24).reshape(2, 12)
     exact = np.linalg.norm(trace(lambda x: jax.nn.softmax(x).sum(), x).edges[0].local.ravel())

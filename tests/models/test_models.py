@@ -259,3 +259,11 @@ def test_the_parameters_of_another_model_are_refused(params):
         ValueError, match=r"params must be a dict with entries \['affine1', 'logits'\], got"
     ):
         models.mlp((6, 7, 3)).apply(params, X)
+
+
+def test_layers_of_equal_shape_start_with_different_weights():
+    params = models.mlp((3, 3, 3, 3)).init(jax.random.key(0))
+    weights = [entry["weight"] for entry in params.values()]
+    assert len(weights) == 3
+    assert (weights[0] != weights[1]).all()
+    assert (weights[1] != weights[2]).all()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffprog import models, nodes, program
+from diffprog.models._vit import _split_into_patches
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (2, 5, 8))
@@ -337,3 +338,13 @@ def test_bad_images_are_refused(x, error, message):
     model = models.vit((4, 6, 2), width=8, depth=1, heads=2)
     with pytest.raises(error, match=message):
         model.apply(random_params(model), x)
+
+
+def test_patches_are_split_row_by_row():
+    images = np.arange(2 * 4 * 6 * 2).reshape(2, 4, 6, 2)
+    patches = np.asarray(_split_into_patches(jnp.asarray(images), 2))
+    assert patches.shape == (2, 2, 3, 8)
+    for row in range(2):
+        for column in range(3):
+            part = images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            np.testing.assert_array_equal(patches[:, row, column], part.reshape(2, 8))

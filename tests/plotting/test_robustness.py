@@ -43,7 +43,6 @@ def points(axes):
     }
 
 
-@pytest.mark.slow
 def test_attacks_with_a_radius_are_points_with_error_bars(report):
     axes = draw_robustness(report).axes[0]
     assert points(axes) == {

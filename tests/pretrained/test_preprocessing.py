@@ -1,11 +1,14 @@
 """Normalization of pixels and names of classes, as the files of a folder state them."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 import diffprog as dp
 from diffprog.pretrained import load_resnet, load_vit
+from diffprog.pretrained._preprocessing import read_class_names
 from tests.pretrained import folders
 
 TENSORS = folders.random(folders.vit_shapes())
@@ -109,3 +112,9 @@ def test_a_checkpoint_without_classes_returns_features(tmp_path, load, config, s
         jax.jit(headless.program)(images),
         dp.nodes.read(classifier.program, ["pooled"])(images)[1]["pooled"],
     )
+
+
+def test_class_names_are_in_the_order_of_the_logits():
+    names = {str(k): f"class {k}" for k in range(12)}
+    alphabetical = dict(sorted(names.items()))  # "0", "1", "10", "11", "2", ...
+    assert read_class_names(Path(), {"id2label": alphabetical}) == tuple(names.values())

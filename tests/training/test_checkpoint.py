@@ -26,6 +26,7 @@ KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (12, 3))
 Y = X @ jnp.array([1.0, -2.0, 3.0])
 START = {"w": jnp.zeros(3)}
+KILLS = 8
 
 
 def squares(params, x, y, key):
@@ -127,7 +128,8 @@ def test_a_damaged_file_is_refused_or_harmless(tmp_path):
             errors[path] = str(error)
         else:
             assert_equal(fitted, train(None))
-    gc.collect()  # so that the warnings about what orbax leaves open belong to this test
+    for _ in range(5):  # a finalizer may leave more to collect
+        gc.collect()  # so that the warnings about what orbax leaves open belong to this test
     assert {path.parts[1] for path in errors} >= {"arrays", "metadata"}
     assert all("damaged" in message for message in errors.values())
 
@@ -173,7 +175,7 @@ def test_a_file_and_a_missing_orbax_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_like_an_uninterrupted_one(tmp_path):
+def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(tmp_path):
     def start_run(out, *folder):
         return subprocess.Popen(
             [sys.executable, Path(__file__).with_name("long_run.py"), out, *folder],
@@ -187,11 +189,11 @@ def test_a_run_killed_twenty_times_ends_like_an_uninterrupted_one(tmp_path):
     seconds = time.perf_counter() - start_time
     assert run.returncode == 0
     kills, runs, generator = 0, 0, random.Random(0)
-    while kills < 20 or not (tmp_path / f"{runs}.npz").exists():
+    while kills < KILLS or not (tmp_path / f"{runs}.npz").exists():
         runs += (tmp_path / f"{runs}.npz").exists()
         with start_run(tmp_path / f"{runs}.npz", tmp_path / f"checkpoints{runs}") as run:
             run.stdout.readline()
-            if kills < 20:
+            if kills < KILLS:
                 time.sleep(generator.uniform(0, seconds))
                 kills += run.poll() is None
                 run.kill()

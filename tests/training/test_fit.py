@@ -71,8 +71,27 @@ def test_patience_returns_the_best_parameters():
         optimizer=optax.sgd(1.5),
         key=KEY,
     )
+    losses = fitted.history["loss"]
     assert fitted.ending == "patience"
-    assert fitted.best == 1 + int(np.argmin(fitted.history["loss"]))
+    assert fitted.best == 1 + int(np.argmin(losses))
+    assert len(losses) == fitted.best + 3
+    assert diverging(fitted.params, X, Y) == losses.min() < losses[-1]
+
+
+def test_a_loss_that_only_ties_with_the_best_exhausts_the_patience():
+    constant = lambda w, x, y: 0 * w.sum() + 0 * y
+    options = {"epochs": 50, "held_out": (X, Y), "patience": 2, "key": KEY}
+    fitted = fit(constant, START, (X, Y), optimizer=optax.sgd(0.1), **options)
+    assert (fitted.ending, fitted.best, len(fitted.history["loss"])) == ("patience", 1, 3)
+
+
+def test_accumulated_parts_of_a_batch_draw_their_own_random_numbers():
+    noise = lambda w, x, y, key: 0 * w.sum() + jax.random.uniform(key)
+    costs = [
+        float(fit(noise, START, (X, Y), steps=1, accumulate=parts, key=KEY).history["cost"][0])
+        for parts in (1, 2, 3)
+    ]
+    assert len(set(costs)) == 3
 
 
 @pytest.mark.parametrize(

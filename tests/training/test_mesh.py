@@ -133,27 +133,39 @@ def test_each_process_gives_its_part_of_a_batch(tmp_path):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_dead_process_stops_the_others_and_any_number_can_resume(tmp_path, victim):
-    folder = tmp_path / "checkpoints"
-    saved_steps = lambda: [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+def saved_steps(folder):
+    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+
+
+def run_until_one_dies(folder, victim):
+    """Kill one of two processes after their first checkpoint; return the errors of the other."""
     runs = start_processes(
-        tmp_path / "never.npz", processes=2, epochs=100_000, checkpoint=str(folder)
+        folder.with_name("never.npz"), processes=2, epochs=100_000, checkpoint=str(folder)
     )
     deadline = time.monotonic() + 300
     try:
-        while not saved_steps() and time.monotonic() < deadline:
+        while not saved_steps(folder) and time.monotonic() < deadline:
             time.sleep(0.2)
         runs[victim].kill()
         errors = runs[1 - victim].communicate(timeout=60)[1]
         assert runs[1 - victim].returncode != 0
-        assert "another task died" in errors
+        return errors
     finally:
         for run in runs:
             run.kill()
             run.communicate()
-    epochs = max(saved_steps()) // 10 + 3
+
+
+@pytest.mark.slow
+def test_a_dead_first_process_stops_the_other(tmp_path):
+    assert "another task died" in run_until_one_dies(tmp_path / "checkpoints", victim=0)
+
+
+@pytest.mark.slow
+def test_a_dead_process_stops_the_first_and_any_number_can_resume(tmp_path):
+    folder = tmp_path / "checkpoints"
+    assert "another task died" in run_until_one_dies(folder, victim=1)
+    epochs = max(saved_steps(folder)) // 10 + 3
     expected = run_to_end(tmp_path / "whole.npz", epochs=epochs)
     assert_close(
         run_to_end(tmp_path / "four.npz", processes=4, epochs=epochs - 1, checkpoint=str(folder)),

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from diffprog.training import fit
-from diffprog.training._prefetch import _read_ahead
+from diffprog.training._data_source import DataPosition
+from diffprog.training._prefetch import BatchStream, _read_ahead
 
 KEY = jax.random.key(0)
 X = np.asarray(jax.random.normal(jax.random.key(1), (24, 3)))
@@ -65,6 +66,18 @@ def test_an_iterator_serves_one_epoch():
     assert train(iter(batches(8)), epochs=1).steps == 3
     with pytest.raises(ValueError, match="data must be an iterable that can be iterated again"):
         train(iter(batches(8)), epochs=2)
+
+
+def test_a_run_resumed_within_an_epoch_takes_the_steps_that_are_left():
+    stream = BatchStream(lambda epoch: batches(8), epochs=None, steps=6, mesh=None)
+    whole = list(stream.segments(DataPosition()))
+    resumed = list(stream.segments(DataPosition(steps=4, epoch=1, batch=1)))
+    taken = [step for segment in resumed for step in segment.xs]
+    for step, (x, y) in zip(taken, batches(8)[1:], strict=True):
+        np.testing.assert_array_equal(step.batch[0], x)
+        np.testing.assert_array_equal(step.batch[1], y)
+    assert [int(step.step) for step in taken] == [4, 5]
+    assert resumed[-1].end == whole[-1].end
 
 
 def test_the_number_of_waiting_items_is_bounded():

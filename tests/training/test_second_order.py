@@ -7,6 +7,7 @@ import optax
 
 from diffprog.descent import descent, run
 from diffprog.training import antithetic, newton_cg, spsa
+from diffprog.training._second_order import _conjugate_gradients
 
 
 def test_newton_cg_with_a_line_search_minimizes_the_rosenbrock_function():
@@ -25,3 +26,14 @@ def test_estimates_average_to_the_gradient_of_a_linear_cost():
         )
         # The standard deviation is at most |gradient| sqrt(2) = 3.2, that of the mean 0.05.
         np.testing.assert_allclose(estimate, gradient, atol=0.2)
+
+
+def test_conjugate_gradients_stop_at_nonpositive_curvature():
+    """H = diag(1, -1): the first direction, -g, has positive curvature and the second has not."""
+    g = jnp.array([-1.0, -0.1])
+    solve = _conjugate_gradients(damping=0.0, iterations=10, tolerance=1e-6)
+    step = solve(lambda v: v * jnp.array([1.0, -1.0]), g)
+    np.testing.assert_allclose(step, -g * 1.01 / 0.99, rtol=1e-6)
+    np.testing.assert_array_equal(solve(lambda v: -v, g), -g)
+    definite = solve(lambda v: v * jnp.array([2.0, 5.0]), g)
+    np.testing.assert_allclose(definite, [0.5, 0.02], rtol=1e-5)

@@ -55,11 +55,11 @@ def test_a_step_changes_pixels_by_the_rate_on_average():
     assert 0.8e-3 < np.abs(np.asarray(result.image - PHOTOGRAPH))[inside].mean() < 1.2e-3
 
 
-@pytest.mark.slow
 def test_the_history_is_the_mean_over_tiles():
+    # Four tiles, in batches of three.
     whole = jax.random.uniform(jax.random.key(3), (12, 16, 3))
-    mean = lambda x: x.mean((1, 2))
-    result = vis.dream(mean, vis.logit(1), whole, key=KEY, tile=(6, 8), octaves=1, steps=1)
+    mean, options = lambda x: x.mean((1, 2)), {"tile": (6, 8), "octaves": 1, "steps": 1}
+    result = vis.dream(mean, vis.logit(1), whole, key=KEY, tiles_at_once=3, **options)
     np.testing.assert_allclose(result.history[0, 0], whole[..., 1].mean(), rtol=1e-5)
 
 

@@ -184,6 +184,15 @@ def test_a_cosine_makes_the_direction_matter_more_than_the_length():
     assert of(long, 2) < of(aligned, 2)
 
 
+def test_a_power_of_the_cosine_multiplies_the_products_whose_cosine_is_positive():
+    h, vector = 2 * np.asarray(X), np.array([1.0, -3.0], np.float32)
+    product = h @ vector
+    cosine = product / np.linalg.norm(h, axis=-1) / np.linalg.norm(vector)
+    expected = np.where(cosine > 0, product * np.abs(cosine) ** 1.5, product).mean((1, 2))
+    objective = vis.direction("h", np.tile(vector, (3, 1)), cosine=1.5)
+    np.testing.assert_allclose(score(objective), expected, rtol=1e-4)
+
+
 def test_deep_dream_is_a_mean_square():
     np.testing.assert_allclose(
         score(vis.deep_dream("h").take([0] * 3)), 4 * np.square(X).mean((1, 2, 3)), rtol=1e-6
@@ -201,6 +210,7 @@ def test_caricature_grows_with_the_activation_along_the_target():
     norms = np.sqrt(np.square(target).sum((1, 2, 3)))
     np.testing.assert_allclose(score(vis.caricature("h", target)), norms, rtol=1e-5)
     np.testing.assert_allclose(score(vis.caricature("h", target), 3 * X), 3 * norms, rtol=1e-5)
+    np.testing.assert_allclose(score(vis.caricature("h", target), -X), -norms, rtol=1e-5)
 
 
 def test_diversity_is_least_for_equal_images():

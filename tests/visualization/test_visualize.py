@@ -177,6 +177,14 @@ def test_percentiles_are_ranks_among_the_data():
     assert "% of the data" in str(result)
 
 
+def test_data_of_the_same_score_are_not_below_an_image():
+    scores_alike = lambda x: jnp.zeros((len(x), 3))
+    result = vis.visualize(
+        scores_alike, vis.logit([0, 1]), unbounded(), key=KEY, steps=1, data=jnp.ones((3, *SHAPE))
+    )
+    np.testing.assert_array_equal(result.percentiles, [0, 0])
+
+
 @pytest.mark.slow
 def test_starts_from_the_given_images():
     start = jax.random.uniform(jax.random.key(4), SHAPE)
@@ -202,6 +210,20 @@ def test_stops_on_a_plateau():
     assert result.endings == ("plateau",)
     assert len(result.history) < 200
     np.testing.assert_array_equal(result.images.ravel(), np.asarray(W[0] > 0, np.float32))
+
+
+def test_a_plateau_window_does_not_change_the_random_transforms_of_later_steps():
+    options = {"steps": 6, "optimizer": optax.sgd(0.01), "transforms": [vis.noise(0.005)]}
+    windows, whole = (
+        vis.visualize(
+            linear, vis.logit([0, 1]), vis.pixels(SHAPE), key=KEY, plateau=plateau, **options
+        )
+        for plateau in (2, None)
+    )
+    assert windows.endings == ("steps", "steps")
+    np.testing.assert_allclose(windows.history, whole.history, rtol=1e-6)
+    # Without noise, the score of a linear unit rises by 0.01 |w|² in every step.
+    assert (np.diff(whole.history, axis=0).std(0) > 1e-3).all()
 
 
 def test_reports_a_nonfinite_objective():

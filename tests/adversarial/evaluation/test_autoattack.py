@@ -207,3 +207,20 @@ def test_invalid_cascades_raise(attacks, error, message):
 def test_invalid_arguments_raise(keywords, error, message):
     with pytest.raises(error, match=message):
         auto_attack(**keywords)
+
+
+def test_a_success_replaces_an_earlier_failure_of_larger_loss(key):
+    """The logits are the inputs: three nearly equal ones have a larger cross-entropy than two."""
+    x, y = jnp.array([[0.9, 0.2, 0.0]]), jnp.array([0])
+
+    def move_to(name, point):
+        search = lambda problem: dp.adversarial.Search(jnp.asarray(point) - problem.x, 0, 0, 0, 1)
+        return dp.adversarial.make_attack(name, search, norm="linf", epsilon=1.0)
+
+    failure, success = move_to("failure", [0.51, 0.5, 0.5]), move_to("success", [0.6, 0.61, 0.0])
+    assert failure(dp.program(lambda x: x), x, y, key=key).loss > 1.09 > 0.95
+    result = cascade([failure, success])(dp.program(lambda x: x), x, y, key=key)
+    assert result.success.all()
+    assert result.loss < 0.95
+    np.testing.assert_array_equal(result.stage, 1)
+    np.testing.assert_allclose(result.adversarial, [[0.6, 0.61, 0.0]], rtol=1e-6)

@@ -219,3 +219,12 @@ def test_nan_logits_raise_a_flag():
     for result in (report, random_report):
         assert (result.clean.count, result.robust(0.01).count) == (2, 2)
         assert result.flags[0].name == "NaN logits"
+
+
+def test_examples_with_nan_logits_count_as_misclassified_under_every_attack():
+    f = lambda x: jnp.where(x[:, :1] < 0.3, jnp.nan, 1) * jnp.stack([x[:, 0], 1 - x[:, 0]], 1)
+    x = jnp.array([[0.1], [0.7], [0.9], [0.6]])
+    report = adv.evaluate(
+        f, x, jnp.zeros(4, int), [adv.fgsm(epsilon=0.0)], key=jax.random.key(0), flags=False
+    )
+    assert report.clean.count == report.outcomes[0].accuracy.count == report.robust(0.0).count == 3

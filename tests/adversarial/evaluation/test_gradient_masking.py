@@ -54,7 +54,6 @@ def first(count, value, other):
     return jnp.where(mask.reshape(-1, *[1] * (jnp.ndim(other) - 1)), value, other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("threshold", "change", "name"),
     [

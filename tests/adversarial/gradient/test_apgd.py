@@ -32,8 +32,6 @@ from tests.adversarial.boxes import (
     max_gain,
 )
 
-pytestmark = pytest.mark.slow
-
 
 def exact_distance(norm, f, x, y, target):
     """Compute the length of the shortest r in the box with which a linear f predicts the target."""
@@ -50,6 +48,7 @@ def exact_distance(norm, f, x, y, target):
 # --- exact distances -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_norm
 def test_targets_find_the_nearest_of_several_linear_boundaries(key, norm):
     """Each run maximizes one logit difference, which is linear."""
@@ -68,6 +67,7 @@ def test_targets_find_the_nearest_of_several_linear_boundaries(key, norm):
             assert_in_ball_and_box(norm, result, x, epsilon)
 
 
+@pytest.mark.slow
 @every_norm
 def test_a_target_is_reached_exactly_beyond_its_distance(key, norm):
     for seed, faces in ((2, 0.0), (3, 0.4)):
@@ -81,6 +81,7 @@ def test_a_target_is_reached_exactly_beyond_its_distance(key, norm):
             assert_in_ball_and_box(norm, result, x, epsilon)
 
 
+@pytest.mark.slow
 def test_the_first_target_is_the_likeliest_other_class(key):
     f, x, y = linear_case(4, classes=3)
     order = np.argsort(-np.asarray(f(x)), 1)
@@ -93,6 +94,7 @@ def test_the_first_target_is_the_likeliest_other_class(key):
     np.testing.assert_array_equal(result.gradients, 100)
 
 
+@pytest.mark.slow
 def test_saturated_logits_of_a_target_are_no_defence(key):
     f, x, y = linear_case(10, classes=2)
     distance = np.array([exact_distance("linf", f, x[k], y[k], 1 - y[k]) for k in range(BATCH)])
@@ -103,6 +105,7 @@ def test_saturated_logits_of_a_target_are_no_defence(key):
         np.testing.assert_array_equal(result.success, expected)
 
 
+@pytest.mark.slow
 def test_nan_gradients_affect_no_other_example(key):
     @jax.custom_jvp
     def nan_gradient(x):
@@ -130,6 +133,7 @@ def test_nan_gradients_affect_no_other_example(key):
 signs_of_largest = jax.jit(_signs_of_largest)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_signs_of_largest_agree_with_sorting(seed):
@@ -193,6 +197,7 @@ def test_target_losses_are_their_formulas():
     )
 
 
+@pytest.mark.slow
 def test_targets_of_a_targeted_attack_raise():
     with pytest.raises(ValueError, match="targets must be None for a targeted attack"):
         apgd(targets=2, targeted=True)

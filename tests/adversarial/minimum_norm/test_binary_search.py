@@ -10,6 +10,7 @@ from diffprog.adversarial import ddn, deep_fool
 from diffprog.adversarial._base import Problem
 from diffprog.adversarial.minimum_norm._binary_search import (
     Shortest,
+    _random_ascent,
     bisect_to_boundary,
     refine,
     validate_starting_examples,
@@ -25,11 +26,11 @@ def stairs(x):
     return jnp.stack([jnp.zeros_like(logit), logit], axis=1).astype(x.dtype)
 
 
-def make_problem(f, x, y, targeted=False, seed=0):
+def make_problem(f, x, y, targeted=False, seed=0, bounds=BOUNDS):
     keys = jax.random.split(jax.random.key(seed), len(x))
     infinite = jnp.full(len(x), jnp.inf, x.dtype)
     return Problem(
-        f, x, jnp.asarray(y), infinite, keys, norms.l2, BOUNDS, targeted, x.shape[1:], f(x)
+        f, x, jnp.asarray(y), infinite, keys, norms.l2, bounds, targeted, x.shape[1:], f(x)
     )
 
 
@@ -163,3 +164,15 @@ def test_examples_of_any_structure_become_rows():
     tree = {"a": jnp.zeros((2, 2, 3)), "b": jnp.ones((2, 4))}
     np.testing.assert_array_equal(validate_starting_examples(tree, BOUNDS), [[0] * 6 + [1] * 4] * 2)
     assert validate_starting_examples(None, BOUNDS) is None
+
+
+def test_the_random_fallback_scales_with_the_box():
+    x = jnp.array([[0.5, 0.25], [0.25, 0.75]])
+
+    def fallback(width):
+        f = lambda x: jnp.stack([0 * x[:, 0], (x / width) @ jnp.array([1.0, 0.3]) - 1], axis=1)
+        return _random_ascent(make_problem(f, width * x, [0, 0], bounds=(0.0, width)))
+
+    unit, wide = fallback(1.0), fallback(64.0)
+    assert unit.found.all()
+    np.testing.assert_allclose(wide.r, 64 * unit.r, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,3 +31,15 @@ def test_restarts_find_nearest_classes_that_the_first_run_misses(key, attack):
 def test_a_bad_argument_is_named_in_the_error(make, argument, value):
     with pytest.raises(ValueError, match=argument):
         make(**{argument: value})
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_fmn_crosses_a_linear_boundary_in_its_first_step(key, norm):
+    """Its first radius is the margin over the dual norm of the gradient."""
+    g = jnp.array([0.2, 3.0, -0.1, 0.1])
+    f = lambda x: jnp.stack([0.3 + 0 * x[:, 0], (x - 0.5) @ g], 1)
+    x, y = jnp.full((2, 4), 0.5), jnp.zeros(2, int)
+    result = fmn(norm=norm, steps=2, restarts=1)(f, x, y, key=key)
+    np.testing.assert_array_equal(result.step, 1)
+    dual = {"l2": 2, "l1": np.inf}[norm]
+    np.testing.assert_allclose(result.distance, 0.3 / np.linalg.norm(g, dual), rtol=2e-3)

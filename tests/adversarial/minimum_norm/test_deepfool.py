@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffprog import norms
 from diffprog.adversarial import deep_fool
+from diffprog.adversarial._base import Problem
+from diffprog.adversarial.minimum_norm._deepfool import linearized_boundaries
 from tests.adversarial.minimum_norm.linear_programs import (
     ball_case,
     distances_to_sphere,
@@ -62,3 +65,16 @@ def test_sixteen_bits_succeed_and_are_kept(targeted, logits):
 def test_a_negative_overshoot_is_refused():
     with pytest.raises(ValueError, match="overshoot"):
         deep_fool(overshoot=-0.1)
+
+
+@every_norm
+def test_a_boundary_outside_the_box_is_infinitely_far(norm):
+    """From x = 0.5 the box allows a gain of 1 in the class 1, whose gap is 1.25, 1 and 0.5."""
+    x = jnp.full((3, 4), 0.5)
+    gap = jnp.array([1.25, 1.0, 0.5])
+    f = lambda x: jnp.stack([gap, 0.5 * (x - 0.5).sum(1)], 1)
+    y = jnp.zeros(3, int)
+    problem = Problem(f, x, y, None, None, norms.named(norm), (0.0, 1.0), False, (4,), f(x))
+    lengths = linearized_boundaries(problem, norm, jnp.ones((1, 3), int), 0 * x).lengths[0]
+    np.testing.assert_array_equal(jnp.isfinite(lengths), [False, True, True])
+    np.testing.assert_allclose(lengths[2], {"linf": 0.25, "l2": 0.5, "l1": 1.0}[norm], rtol=1e-4)

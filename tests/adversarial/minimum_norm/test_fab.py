@@ -54,7 +54,6 @@ def test_success_within_a_radius_is_decided_by_the_distance(key, norm):
         np.testing.assert_array_equal(result.gradients[~result.success], 200)
 
 
-@pytest.mark.slow
 def test_a_walk_ends_where_the_perturbation_is_normal_to_the_boundary(key):
     f, x, y = curved_case(0)
 

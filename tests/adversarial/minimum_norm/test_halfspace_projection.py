@@ -122,7 +122,6 @@ def intersection_case(seed, halfspaces, size):
     return g, (g * common).sum(2) - slack, -x, 1 - x
 
 
-@pytest.mark.slow
 @every_norm
 @pytest.mark.parametrize(("halfspaces", "size"), [(2, 20), (9, 20)])
 def test_the_projection_to_an_intersection_is_near_that_of_scipy(norm, halfspaces, size):

@@ -78,7 +78,6 @@ def test_minima_equal_those_of_scipy(reach, curvature):
     assert on_faces.all() if reach > 1 else not on_faces.all()
 
 
-@pytest.mark.slow
 def test_a_quadratic_takes_few_gradients():
     """Steepest descent takes hundreds at this condition number."""
     problem = case(1, reach=0.3)

@@ -27,7 +27,6 @@ from tests.adversarial.minimum_norm.linear_programs import (
     linear_case,
 )
 
-pytestmark = pytest.mark.slow
 NORMS = ("linf", "l2", "l1")
 ATTACKS = {
     "ddn": ddn,
@@ -47,12 +46,23 @@ every_attack = pytest.mark.parametrize("name", ATTACKS)
 
 
 @every_attack
-@pytest.mark.parametrize("inner", [False, True], ids=["faces", "inner"])
 @pytest.mark.parametrize(
-    ("classes", "targeted"),
-    [(2, False), (2, True), (3, False), (3, True), (10, False), (10, True)],
+    ("classes", "targeted", "inner"),
+    [
+        pytest.param(
+            classes,
+            targeted,
+            inner,
+            id=f"{classes} classes, {'targeted' if targeted else 'untargeted'}, "
+            f"{'inside the box' if inner else 'on its faces'}",
+            marks=() if (classes, targeted, inner) == (3, False, False) else pytest.mark.slow,
+        )
+        for classes in (2, 3, 10)
+        for targeted in (False, True)
+        for inner in (False, True)
+    ],
 )
-def test_distances_to_linear_boundaries_are_exact(key, name, inner, classes, targeted):
+def test_distances_to_linear_boundaries_are_exact(key, name, classes, targeted, inner):
     f, x, y = linear_case(classes, classes, inner=inner)
     attack = ATTACKS[name](targeted=targeted)
     labels = (y + 1) % classes if targeted else y
@@ -68,6 +78,7 @@ def test_distances_to_linear_boundaries_are_exact(key, name, inner, classes, tar
     assert ((result.adversarial >= 0) & (result.adversarial <= 1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOR_CURVED_BOUNDARIES)
 def test_distances_to_a_sphere_are_exact(key, name):
     f, x, y = ball_case(1)
@@ -81,6 +92,7 @@ def test_distances_to_a_sphere_are_exact(key, name):
         assert np.median(result.distance / exact) <= 1.005
 
 
+@pytest.mark.slow
 @every_attack
 def test_nan_gradients_do_not_end_the_search(key, name):
     f, x, _ = linear_case(4, fault=NAN_GRADIENTS)
@@ -91,6 +103,7 @@ def test_nan_gradients_do_not_end_the_search(key, name):
     assert (result.step >= 0).all()
 
 
+@pytest.mark.slow
 @every_attack
 def test_without_gradients_the_fallback_finds_the_boundary(key, name):
     f, x, y = linear_case(4, fault=ZERO_GRADIENTS)
@@ -100,6 +113,7 @@ def test_without_gradients_the_fallback_finds_the_boundary(key, name):
     assert_on_the_boundary(result, f, x, y)
 
 
+@pytest.mark.slow
 @every_attack
 def test_float64_distances_are_exact_in_float64(key, name):
     with jax.enable_x64(True):
@@ -110,6 +124,7 @@ def test_float64_distances_are_exact_in_float64(key, name):
         assert_near(result, exact_distances(attack.norm, f, x, y), np.float64)
 
 
+@pytest.mark.slow
 @every_attack
 def test_an_example_alone_has_the_distance_it_has_in_a_batch(key, name):
     """To a part in 10^4: products of other sizes are summed in another order."""

@@ -7,6 +7,7 @@ import pytest
 
 import diffprog as dp
 from diffprog.adversarial import cascade, expectation, fgsm, pgd, transfer
+from diffprog.adversarial.wrappers._expectation import _log_mean_softmax
 from tests.adversarial.boxes import BATCH, SIZE, inner_case, linear
 
 
@@ -124,3 +125,15 @@ def test_an_expectation_can_be_neither_transferred_nor_cascaded():
 def test_bad_arguments_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         expectation(*arguments)
+
+
+def test_the_evaluation_draws_other_keys_than_the_search(key):
+    """Four times as many; that the first of them are those of the search would favor the attack."""
+    noise = lambda x, key: x + jax.random.normal(key, x.shape)
+    x = jnp.array([[0.5, 0.5], [0.2, 0.8]])
+    attack = expectation(fgsm(epsilon=0.1), draws=2)
+    evaluated = attack.mean_program(noise, key)(x)
+    np.testing.assert_array_equal(attack.mean_program(noise, key)(x), evaluated)
+    for k in range(2):
+        drawn = _log_mean_softmax(noise, jax.random.split(key)[k], 8)(x)
+        assert (np.abs(drawn - evaluated) > 1e-4).all() == (k == 0)

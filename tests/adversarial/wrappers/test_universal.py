@@ -45,7 +45,6 @@ def test_one_perturbation_misclassifies_all_examples_of_a_class(key, norm):
         np.testing.assert_allclose(result.found.adversarial, x + result.perturbation, rtol=2e-7)
 
 
-@pytest.mark.slow
 def test_results_stay_in_the_box_and_misclassified_examples_are_not_perturbed(key):
     f, x, _, _ = one_class_case(5)
     rng = np.random.default_rng(0)
@@ -111,13 +110,13 @@ def test_float64_is_kept(key):
         np.testing.assert_allclose(np.linalg.norm(result.perturbation), 0.1, rtol=0, atol=1e-10)
 
 
-@pytest.mark.slow
-def test_minibatches_are_drawn_without_replacement(key):
-    batches = np.asarray(_minibatches(key, 10, 3, 7))
-    assert batches.shape == (7, 3)
-    for epoch in (batches[:3], batches[3:6]):
-        assert len(set(epoch.ravel().tolist())) == 9
+def test_minibatches_are_drawn_without_replacement_from_all_examples(key):
+    batches = np.asarray(_minibatches(key, 10, 3, 31))
+    assert batches.shape == (31, 3)
+    for first in range(0, 30, 3):
+        assert len(set(batches[first : first + 3].ravel().tolist())) == 9
     assert (batches[:3] != batches[3:6]).any()
+    assert set(batches.ravel().tolist()) == set(range(10))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from diffprog import tap
 from diffprog.graph import trace
+from diffprog.plotting.graph._boxes import arrange, link_groups
 from diffprog.plotting.graph._collapse import collapse
-from diffprog.plotting.graph._layered_layout import layered_layout
+from diffprog.plotting.graph._layered_layout import _separate, layered_layout
+from diffprog.plotting.graph._primitives import EDGE_SIZE, text_extent
 from diffprog.plotting.graph._scene import build_scene
 
 EDGES = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, max_size=40)
@@ -69,6 +71,20 @@ def test_a_chain_is_straight():
     assert layout.places == {"a": (0.0, 1.0), "b": (2.0, 1.0), "c": (4.0, 1.0)}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_positions_of_a_layer_are_the_weighted_isotonic_regression(seed):
+    rng, count = np.random.default_rng(seed), 7
+    targets, weights = rng.normal(size=count), rng.choice([1.0, 4.0], count)
+    offsets = np.cumsum(rng.uniform(0, 0.5, count))
+    # The formula of Robertson, Wright and Dykstra: a maximum over first members of a pool of the
+    # minimum over last members of its weighted mean.
+    mean = lambda i, j: np.average((targets - offsets)[i : j + 1], weights=weights[i : j + 1])
+    expected = [
+        max(min(mean(i, j) for j in range(k, count)) for i in range(k + 1)) for k in range(count)
+    ]
+    np.testing.assert_allclose(_separate(targets, offsets, weights), expected + offsets, atol=1e-12)
+
+
 def deep_network(scoped, tapped):
     def f(weights, x):
         for k, weight in enumerate(weights):
@@ -121,6 +137,39 @@ def test_texts_of_sixty_nodes_do_not_overlap():
         left >= 0 and right <= scene.width and upper >= 0 and lower <= scene.height
         for left, upper, right, lower in corners
     )
+
+
+@pytest.mark.parametrize(("width", "across"), [(740.0, 1), (1.0, 0)], ids=["right", "down"])
+def test_edges_into_one_box_do_not_cross(width, across):
+    graph = trace(lambda a, b, c: jnp.where(c > 0, b, c) - (b - a) * c, 1.0, 2.0, 3.0)
+    scene = build_scene(graph, 60, max_width=width)
+    for box in scene.boxes:
+        arriving = [
+            (spline.points[-4][across], spline.points[-1][across])
+            for spline in scene.splines
+            if spline.kind != "wire"
+            and box.x - 1e-6 <= spline.points[-1][0] <= box.x + box.width
+            and box.y - 1e-6 <= spline.points[-1][1] <= box.y + box.height
+        ]
+        ends = [end for _, end in sorted(arriving)]
+        assert ends == sorted(ends)
+
+
+@pytest.mark.parametrize(("width", "axis"), [(740.0, 0), (1.0, 1)], ids=["right", "down"])
+def test_every_edge_label_has_the_same_margin_along_the_edges(width, axis):
+    graph = trace(lambda x: jnp.exp(1234.0 * jnp.sin(x)), 0.001)
+    groups = collapse(graph, 60)
+    links = link_groups(graph, groups)
+    boxes, labels, layout, downward = arrange(graph, groups, links, width)
+    assert downward == bool(axis)
+    margins = []
+    for (source, target, _), (label, *_) in zip(links, labels, strict=True):
+        begin = layout.places[source][0] + boxes[source].size[axis] + boxes[source].wire
+        gap = layout.places[target][0] - begin
+        margins.append(gap - text_extent(label, EDGE_SIZE)[axis])
+    assert len({label for label, *_ in labels}) == len(margins) == 3
+    np.testing.assert_allclose(margins, margins[0], atol=1e-9)
+    assert 20 < margins[0] < 40
 
 
 def argument_used_at_every_depth(depth):

@@ -65,7 +65,12 @@ def test_the_plain_rule_gives_the_plain_gradient():
 
 @pytest.mark.parametrize(
     "bounded",
-    [lambda x: jnp.clip(x, 0, 1), jax.nn.relu6, lambda x: jnp.sqrt(jnp.maximum(x, 0) + 1e-6)],
+    [
+        lambda x: jnp.clip(x, 0, 1),
+        jax.nn.relu6,
+        lambda x: jnp.sqrt(jnp.maximum(x, 0) + 1e-6),
+        lambda x: lax.rsqrt(jnp.maximum(x, 0) + 1e-6),
+    ],
 )
 def test_bounds_and_guards_are_not_relus(bounded):
     both = lambda x: bounded(x) + jax.nn.relu(x)

@@ -136,7 +136,7 @@ def test_black_and_white_are_painted_to_half_a_grey_level():
     np.testing.assert_allclose(image.paint(image.invert(given)), given, atol=1 / 512 + 1e-6)
 
 
-@pytest.mark.parametrize("name", slow_except(FROM_SHAPE, "fourier"))
+@pytest.mark.parametrize("name", slow_except(FROM_SHAPE, "pixels", "fourier"))
 def test_initial_images_have_the_expected_mean_and_contrast(name, key):
     image = MAKERS[name]((16, 16, 3), (-1.0, 3.0))
     painted = jax.jit(lambda key: image.paint(image.init(key)))(key)
