@@ -54,7 +54,8 @@ def _argument_names(f: Callable[..., Any], args: tuple[Any, ...]) -> list[str]:
 
 
 def _require_array(name: str, leaf: Any) -> None:
-    if isinstance(leaf, int) and abs(leaf) >= 2 ** (63 if is_x64_enabled() else 31):
+    limit = 2 ** (63 if is_x64_enabled() else 31)
+    if isinstance(leaf, int) and not -limit <= leaf < limit:
         raise ValueError(f"{name} must fit into an integer of JAX, got {leaf}: give it as a float")
     if isinstance(leaf, (bool, int, float, complex)):
         _validation.finite(name, leaf)

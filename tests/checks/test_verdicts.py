@@ -117,6 +117,37 @@ def test_a_bug_hidden_by_zero_weights_is_found_at_the_generic_point():
     assert (findings["x"].verdict, findings["x"].point) == ("wrong", "generic")
 
 
+def test_a_logarithm_has_a_generic_point_at_positive_numbers():
+    report = check_grad(lambda x: jnp.log(x).sum(), lambda x: 1 / x, jnp.arange(1.0, 13.0))
+    assert report.ok
+    assert "generic point" not in str(report)
+
+
+def test_a_gradient_that_is_nan_at_other_points_is_nonfinite_at_the_generic_point():
+    square = lambda x: (x**2).sum()
+    gradient = lambda x: jnp.where(x < 0, jnp.nan, 2 * x)
+    finding = only_finding(check_grad(square, gradient, jnp.arange(1.0, 13.0)))
+    assert (finding.verdict, finding.point) == ("nonfinite", "generic")
+
+
+def test_a_backward_pass_that_detaches_its_cotangent_has_a_wrong_second_derivative():
+    detached = bp.tanh()._replace(
+        backward=lambda p, y, dy: ((), jax.lax.stop_gradient(dy) * (1 - y**2))
+    )
+    findings = checks.check_layer(detached, (), jnp.array([[0.3, -0.7]]), key=KEY).findings
+    assert [(finding.verdict, finding.order) for finding in findings if not finding.ok] == [
+        ("wrong", 2)
+    ]
+
+
+def test_a_finite_gradient_where_the_derivative_is_infinite_is_nonfinite():
+    root = lambda x: jnp.sqrt(x).sum()
+    finite = lambda x: jnp.where(x > 0, 0.5 / jnp.sqrt(x), 0.0)
+    finding = only_finding(check_grad(root, finite, jnp.array([0.0, 1.0])))
+    assert not finding.ok
+    assert finding.index == (0,)
+
+
 def test_an_unused_parameter_is_unused():
     f = lambda p: (p["a"] ** 2).sum()
     report = check_grad(f, jax.grad(f), {"a": jnp.ones(3), "b": jnp.ones(2)})
