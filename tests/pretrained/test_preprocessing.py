@@ -108,9 +108,11 @@ def test_a_checkpoint_without_classes_returns_features(tmp_path, load, config, s
     headless = load(folders.write(tmp_path / "headless", config, tensors))
     images = np.random.default_rng(1).uniform(size=(2, 6, 6, 3)).astype(np.float32)
     assert headless.classes == ()
-    np.testing.assert_array_equal(
+    np.testing.assert_allclose(  # two compiled programs may round differently
         jax.jit(headless.program)(images),
         dp.nodes.read(classifier.program, ["pooled"])(images)[1]["pooled"],
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
