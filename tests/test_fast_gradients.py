@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -120,6 +120,10 @@ random_axes = st.builds(
 )
 @settings(max_examples=60, deadline=None)
 def test_random_convolutions_equal_jax(axes, groups, order):
+    # Where a window lies in the padding alone, JAX's own gradient of two axes sometimes holds
+    # uninitialized memory (seen with jaxlib 0.10.2 on the CPU).
+    extent = lambda axis: (axis.window - 1) * axis.window_dilation + 1
+    assume(all(max(axis.low, axis.high) < extent(axis) for axis in axes))
     test_convolutions_equal_jax(axes, groups, order)
 
 
