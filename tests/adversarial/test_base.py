@@ -117,11 +117,11 @@ def test_rounding_never_carries_a_result_beyond_its_radius(key):
     x = np.random.default_rng(2).uniform(0.5, 1, (200, 2, 3)).astype(np.float32)
     epsilon = np.float32(0.1)
     y = np.asarray(F(x).argmax(1))
-    result = make(lambda problem: result_at(jnp.full_like(problem.x, epsilon)), epsilon=epsilon)(
-        F, x, y, key=key
-    )
+    search = lambda problem: result_at(jnp.full_like(problem.x, epsilon))
+    result = make(search, epsilon=epsilon, bounds=(0.0, 2.0))(F, x, y, key=key)
     assert (x + epsilon - x > epsilon).any()
-    assert (np.asarray(result.adversarial) - x <= epsilon).all()
+    assert (np.abs(np.asarray(result.adversarial) - x) <= epsilon).all()
+    assert (result.adversarial > x).all()
 
 
 def test_a_search_evaluates_the_points_that_it_returns(key):

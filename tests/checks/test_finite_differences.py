@@ -17,6 +17,10 @@ def test_the_interval_of_a_kink_starts_at_the_smaller_derivative(left, right):
 
 
 def test_one_sided_derivatives_that_agree_within_their_errors_are_no_kink():
-    assert not derivatives(1.0, 1.0 + 3e-8).is_kink
-    assert derivatives(1.0, 1.0 + 3e-8, error=1e-10).is_kink is False  # a millionth of its size
-    assert derivatives(1.0, 1.0 + 3e-6, error=1e-10).is_kink
+    assert not derivatives(1.0, 1.003, error=1e-3).is_kink
+    assert derivatives(1.0, 1.003, error=1e-4).is_kink
+
+
+def test_one_sided_derivatives_that_differ_by_less_than_a_millionth_are_no_kink():
+    assert not derivatives(1.0, 1.0 + 5e-7, error=0.0).is_kink
+    assert derivatives(1.0, 1.0 + 3e-6, error=0.0).is_kink

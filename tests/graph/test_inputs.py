@@ -1,6 +1,7 @@
 """Arguments of a traced function."""
 
 import jax
+import numpy as np
 import pytest
 
 from diffprog.graph import trace
@@ -18,4 +19,4 @@ def test_integers_that_jax_cannot_hold_are_refused(number):
 def test_the_largest_integers_are_accepted():
     with jax.enable_x64(False):
         for number in (2**31 - 1, -(2**31)):
-            assert abs(trace(lambda x, n: x * n, 2.0, number)["x"].adjoint) == 2.0**31
+            assert trace(lambda x, n: x * n, 2.0, number)["x"].adjoint == np.float32(number)
