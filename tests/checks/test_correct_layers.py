@@ -167,7 +167,8 @@ def test_fewer_false_alarms_than_jax_test_util(capsys):
             ours.append((name, dtype))
         if is_rejected_by_check_grads(*make_problem(name, 0, dtype)[:3]):
             theirs.append((name, dtype))
-        jax.clear_caches()  # all layers together are gigabytes of compiled programs
+        if dtype == "bfloat16":
+            jax.clear_caches()  # all layers together are gigabytes of compiled programs
     with capsys.disabled():
         print(
             f"\n{len(cases)} correct layers: diffprog.checks rejects {len(ours)}, "
