@@ -216,10 +216,17 @@ def test_invalid_metrics_are_refused_before_any_step(options, error, message):
 
 
 @pytest.mark.parametrize(
-    ("length", "evaluations"),
-    [({"epochs": 5}, 5), ({"steps": 4}, 2), ({"steps": 3}, 1), ({"epochs": 0.5}, 1)],
+    ("length", "steps", "evaluations"),
+    [
+        ({"epochs": 5}, 12, 5),
+        ({"epochs": 1}, 3, 1),
+        ({"epochs": 0.5}, 2, 1),
+        ({"steps": 4}, 4, 2),
+        ({"steps": 3}, 3, 1),
+    ],
 )
-def test_metrics_are_evaluated_after_each_epoch_and_the_run(length, evaluations):
+def test_epochs_use_every_example_and_metrics_follow_each_and_the_run(length, steps, evaluations):
     # Twelve examples in batches of five: epochs end after 3, 5, 8, 10 and 12 steps.
     fitted = fit(squares, START, (X, Y), batch_size=5, held_out=(X, Y), key=KEY, **length)
+    assert fitted.steps == steps
     assert len(fitted.history["loss"]) == evaluations
